@@ -1,0 +1,101 @@
+"""Convolutional blocks: VQGAN is built from them (and later unCLIP's U-Net).
+
+Residual block, single-head attention over the pixels of a feature map, halving and doubling of
+the resolution, as in the VQGAN paper's table of layers (Esser et al. 2021, appendix A, after Ho
+et al. 2020). Pictures and feature maps are (B, C, H, W). Read `transformer.attend` before.
+"""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minimodal.blocks.transformer import attend
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with up to 32 groups, as many as divide the channels."""
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g > 1)
+    # eps as in the original implementation: its checkpoints were trained with it.
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution where widths differ."""
+
+    def __init__(self, channels: int, out_channels: int, *, kernel: int = 3) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel, padding=kernel // 2)
+        same = channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One residual block.
+
+        x: (B, C, H, W) features
+        returns: (B, C', H, W)
+        """
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, C', H, W)
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class PixelAttention(nn.Module):
+    """Every position of a feature map attends to every other (one head, residual)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix information over the whole picture.
+
+        x: (B, C, H, W) features
+        returns: (B, C, H, W)
+        """
+        B, C, H, W = x.shape
+        h = self.norm(x)
+        q, k, v = (
+            rearrange(conv(h), "B C H W -> B 1 (H W) C") for conv in (self.q, self.k, self.v)
+        )
+        y = rearrange(attend(q, k, v, None), "B 1 (H W) C -> B C H W", H=H)
+        return x + self.proj(y)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve height and width.
+
+        x: (B, C, H, W) features
+        returns: (B, C, H/2, W/2)
+        """
+        # Padded on the right and below only, as the original does.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3x3 convolution (no checkerboard)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Double height and width.
+
+        x: (B, C, H, W) features
+        returns: (B, C, 2*H, 2*W)
+        """
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,230 @@
+"""The codebook: a vector becomes the nearest of K learned codes (van den Oord et al. 2017).
+
+z (B, C, h, w) in; out the codes' vectors of the same shape, their numbers (B, h, w), and the
+commitment loss. The codes themselves are no parameters: they follow the encoder as exponential
+moving averages (the paper's appendix A.1), start from k-means on real latents, and a code that
+nothing uses is moved to where the error is largest.
+
+A latent may be split into groups with a codebook each (product quantisation, Jégou et al. 2011).
+The numbers of a position are then combined into one, so that callers see one code a position.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class Codes(NamedTuple):
+    """What quantising gives.
+
+    z: (B, C, h, w) the codes' vectors; gradients pass straight through to the encoder
+    indices: (B, h, w) int64, 0 to K - 1 (K: the product over the groups)
+    loss: () commitment loss, moves the encoder only
+    latents: (B, C, h, w) what the encoder said before it was rounded
+    """
+
+    z: Tensor
+    indices: Tensor
+    loss: Tensor
+    latents: Tensor
+
+
+class Usage(NamedTuple):
+    """How well a codebook is used.
+
+    share: of the codes that occur at all, between 0 and 1
+    perplexity: exp of the codes' entropy: as many equally likely codes would be as uncertain
+    """
+
+    share: float
+    perplexity: float
+
+
+def usage(indices: Tensor, size: int) -> Usage:
+    """Count how a codebook of `size` codes is used.
+
+    indices: (N,) int64
+    """
+    counts = torch.bincount(indices.flatten(), minlength=size).double()
+    p = counts / counts.sum().clamp(min=1)
+    entropy = -(p * p.clamp(min=1e-12).log()).sum()
+    return Usage(float((counts > 0).double().mean()), math.exp(float(entropy)))
+
+
+def nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest code of each vector and the squared distance to it.
+
+    z: (N, D) vectors
+    codebook: (K, D) codes
+    returns: (N,) indices and (N,) squared distances
+    """
+    # |z - e|² = |z|² - 2 z·e + |e|²; |z|² is the same for every code and is added at the end.
+    scores = torch.addmm(codebook.square().sum(1), z, codebook.T, alpha=-2)  # (N, K)
+    best, indices = scores.min(dim=1)
+    return indices, (best + z.square().sum(1)).clamp(min=0)
+
+
+def draw_far(distances: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n positions, each drawn with a chance in proportion to its squared distance.
+
+    distances: (N,) squared distances, >= 0
+    returns: (n,) int64
+    """
+    cumulative = (distances.double() + 1e-12).cumsum(0)
+    u = torch.rand(n, generator=generator, dtype=torch.float64).to(distances.device)
+    return torch.searchsorted(cumulative, u * cumulative[-1]).clamp(max=len(distances) - 1)
+
+
+class Codebook(nn.Module):
+    """K codes of width D that follow the encoder by exponential moving averages."""
+
+    def __init__(self, size: int, width: int, *, decay: float) -> None:
+        super().__init__()
+        self.size, self.width, self.decay = size, width, decay
+        self.register_buffer("codes", torch.zeros(size, width))
+        self.register_buffer("counts", torch.zeros(size))  # N_k of the paper
+        self.register_buffer("sums", torch.zeros(size, width))  # m_k of the paper
+
+    @torch.no_grad()
+    def start(self, z: Tensor, generator: torch.Generator, *, rounds: int = 8) -> None:
+        """Data-dependent start: k-means++ seeds, then a few rounds of Lloyd's algorithm.
+
+        z: (N, D) latents of real pictures
+        """
+        # Seeding in chunks of codes, not one by one: K passes over the data would be slow, and
+        # the later rounds mend a seed that was drawn twice.
+        codes = z[draw_far(torch.ones_like(z[:, 0]), 1, generator)]  # (1, D)
+        while len(codes) < self.size:
+            more = min(len(codes), self.size - len(codes))
+            codes = torch.cat([codes, z[draw_far(nearest(z, codes)[1], more, generator)]])
+        self.codes.copy_(codes)
+        self.counts.zero_()
+        for _ in range(rounds):
+            self.update(z, generator, decay=0.0)
+
+    @torch.no_grad()
+    def update(
+        self, z: Tensor, generator: torch.Generator, *, decay: float | None = None
+    ) -> Tensor:
+        """One step of the moving averages, then revival of dead codes.
+
+            N_k ← γ N_k + (1 - γ) n_k        m_k ← γ m_k + (1 - γ) Σ_{i: k} z_i        e_k = m_k / N_k
+
+        z: (N, D) latents of the step's global batch
+        returns: () how many codes were dead
+        """
+        gamma = self.decay if decay is None else decay
+        indices, distances = nearest(z, self.codes)  # (N,), (N,)
+        n = torch.bincount(indices, minlength=self.size).to(z.dtype)
+        m = torch.zeros_like(self.sums).index_add_(0, indices, z)
+        self.counts.lerp_(n, 1 - gamma)
+        self.sums.lerp_(m, 1 - gamma)
+        # A code lives while it gets a hundredth of its fair share; a threshold of fixed size
+        # would depend on the batch.
+        dead = self.counts < 0.01 * len(z) / self.size
+        self.codes.copy_(
+            torch.where(dead[:, None], self.codes, self.sums / self.counts.clamp(min=1e-9)[:, None])
+        )
+        fresh = z[draw_far(distances, self.size, generator)]  # (K, D), only dead rows are used
+        # A code moved to a new place starts with a fair share, or it would die again at once.
+        share = len(z) / self.size
+        self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
+        self.counts.copy_(torch.where(dead, torch.full_like(self.counts, share), self.counts))
+        self.sums.copy_(torch.where(dead[:, None], fresh * share, self.sums))
+        return dead.sum()
+
+
+class Quantizer(nn.Module):
+    """One codebook, or several side by side that each round their share of the channels."""
+
+    def __init__(
+        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99
+    ) -> None:
+        super().__init__()
+        self.sizes, self.width, self.beta = sizes, width, beta
+        self.codebooks = nn.ModuleList(Codebook(size, width, decay=decay) for size in sizes)
+
+    @property
+    def size(self) -> int:
+        """K, the number of different codes that a position can have."""
+        return math.prod(self.sizes)
+
+    def split(self, z: Tensor) -> list[Tensor]:
+        """Each codebook's share of the channels as a list of vectors.
+
+        z: (B, C, h, w) latents, C = groups times D
+        """
+        flat = rearrange(z, "B C h w -> (B h w) C")
+        return list(flat.float().split(self.width, dim=1))  # groups of (N, D)
+
+    def forward(self, z: Tensor) -> Codes:
+        """Round each latent vector to its nearest code.
+
+        z: (B, C, h, w) the encoder's latents
+        """
+        B, C, h, w = z.shape
+        parts = [nearest(part.detach(), book.codes)[0] for part, book in self.pairs(z)]
+        vectors = self.vectors(self.combine(parts).view(B, h, w))  # (B, C, h, w)
+        # The commitment term moves the encoder towards its code. It carries β; the term that
+        # moves the codes is absent because the averages do its work.
+        loss = self.beta * F.mse_loss(z.float(), vectors)
+        straight = z + (vectors - z).detach()
+        return Codes(straight, self.combine(parts).view(B, h, w), loss, z)
+
+    def pairs(self, z: Tensor) -> list[tuple[Tensor, Codebook]]:
+        """Each group's vectors beside its codebook.
+
+        z: (B, C, h, w) latents
+        """
+        return list(zip(self.split(z), self.codebooks, strict=True))
+
+    def combine(self, parts: list[Tensor]) -> Tensor:
+        """The groups' numbers as one: ((a K_2) + b) K_3 + c …
+
+        returns: (N,) int64
+        """
+        joint = torch.zeros_like(parts[0])
+        for size, part in zip(self.sizes, parts, strict=True):
+            joint = joint * size + part
+        return joint
+
+    def factors(self, indices: Tensor) -> list[Tensor]:
+        """The inverse of `combine`: each group's number.
+
+        indices: (B, h, w) int64
+        """
+        parts = []
+        for size in reversed(self.sizes):
+            parts.append(indices % size)
+            indices = indices // size
+        return parts[::-1]
+
+    def vectors(self, indices: Tensor) -> Tensor:
+        """Look the codes up.
+
+        indices: (B, h, w) int64
+        returns: (B, C, h, w) float32
+        """
+        parts = self.factors(indices)
+        found = [book.codes[i] for book, i in zip(self.codebooks, parts, strict=True)]
+        return rearrange(torch.cat(found, dim=-1), "B h w C -> B C h w")
+
+    def start(self, z: Tensor, generator: torch.Generator) -> None:
+        """Place every codebook by k-means on real latents.
+
+        z: (B, C, h, w) latents of a global batch
+        """
+        for part, book in self.pairs(z):
+            book.start(part, generator)
+
+    def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Let every codebook follow the encoder; call once after each optimiser step.
+
+        z: (B, C, h, w) latents of the global batch
+        returns: () how many codes were revived
+        """
+        return torch.stack([book.update(part, generator) for part, book in self.pairs(z)]).sum()

@@ -1,0 +1,257 @@
+"""CLIP: pictures and captions in one space (Radford et al. 2021, sections 2.3 to 2.5, figure 3).
+
+A Vision Transformer reads a picture, a causal Transformer reads a caption; both end in a vector
+of E numbers, and training pulls the two vectors of a pair together and pushes all other pairs of
+the batch apart. What comes out classifies pictures by captions, finds pictures by text, ranks
+what DALL·E drew.
+
+pictures (B, 3, H, W), normalised by CLIP's mean and deviation, and tokens (B, T) in; logits
+(B, B) out. Read `blocks/transformer.py` before.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minimodal.blocks.transformer import Transformer
+from minimodal.data.images import decode
+from minimodal.errors import UserError
+
+# Means and deviations of the colour channels of the original's training pictures.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """The shape of a CLIP."""
+
+    image_size: int = 32
+    patch_size: int = 4
+    vision_width: int = 128
+    vision_depth: int = 4
+    vision_heads: int = 4
+    vocab_size: int = 512
+    text_length: int = 16
+    text_width: int = 128
+    text_depth: int = 4
+    text_heads: int = 4
+    embed_width: int = 128
+    activation: str = "gelu"
+    end_id: int = 2  # the token whose position is the caption's summary
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
+            )
+
+
+class ImageEncoder(nn.Module):
+    """Vision Transformer (Dosovitskiy et al. 2021): patches as tokens, a class token on top."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width, patch = config.vision_width, config.patch_size
+        tokens = (config.image_size // patch) ** 2 + 1
+        self.patches = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positions = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
+        # differs from the paper's figure, as the paper says in 3.2: one more norm in front.
+        self.norm_in = nn.LayerNorm(width)
+        self.transformer = Transformer(
+            width,
+            config.vision_depth,
+            config.vision_heads,
+            causal=False,
+            activation=config.activation,
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, config.embed_width, bias=False)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures to embeddings, not normalised.
+
+        images: (B, 3, H, W) normalised pictures
+        returns: (B, E)
+        """
+        B = images.shape[0]
+        x = rearrange(self.patches(images), "B D h w -> B (h w) D")  # (B, h*w, D)
+        x = torch.cat([self.class_token.expand(B, 1, -1).to(x.dtype), x], dim=1)  # (B, 1+h*w, D)
+        x = self.transformer(self.norm_in(x + self.positions))
+        return self.projection(self.norm_out(x[:, 0]))  # (B, E)
+
+
+class TextEncoder(nn.Module):
+    """A causal Transformer whose output at the end token stands for the caption."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        width = config.text_width
+        self.end_id = config.end_id
+        self.tokens = nn.Embedding(config.vocab_size, width)
+        self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.transformer = Transformer(
+            width, config.text_depth, config.text_heads, causal=True, activation=config.activation
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, config.embed_width, bias=False)
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Captions to embeddings, not normalised.
+
+        tokens: (B, T) int64: start, caption, end, padding
+        returns: (B, E)
+        """
+        B, T = tokens.shape
+        x = self.tokens(tokens) + self.positions[:T]  # (B, T, D)
+        x = self.norm_out(self.transformer(x))
+        # Causal attention: the first end token has read the whole caption and no padding.
+        end = (tokens == self.end_id).int().argmax(dim=1)  # (B,)
+        return self.projection(x[torch.arange(B, device=x.device), end])  # (B, E)
+
+
+class CLIPLogits(NamedTuple):
+    """Scaled cosine similarities.
+
+    per_image: (B, N) each picture against each caption
+    per_text: (N, B) the same, transposed
+    """
+
+    per_image: Tensor
+    per_text: Tensor
+
+
+class CLIP(nn.Module):
+    """Two towers and a temperature."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config)
+        self.text_encoder = TextEncoder(config)
+        # ln of the inverse temperature, 1/0.07 at the start (section 2.5).
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
+        self.tokenizer = None  # set by whoever builds or loads the model
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Pictures to embeddings, not normalised.
+
+        images: (B, 3, H, W) normalised by MEAN and STD
+        returns: (B, E)
+        """
+        return self.image_encoder(images)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Captions to embeddings, not normalised.
+
+        tokens: (B, T) int64
+        returns: (B, E)
+        """
+        return self.text_encoder(tokens)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> CLIPLogits:
+        """How well each picture goes with each caption.
+
+        images: (B, 3, H, W) normalised pictures
+        tokens: (N, T) int64
+        """
+        image = F.normalize(self.encode_image(images), dim=-1)  # (B, E)
+        text = F.normalize(self.encode_text(tokens), dim=-1)  # (N, E)
+        per_image = self.logit_scale.exp() * image @ text.T  # (B, N)
+        return CLIPLogits(per_image, per_image.T)
+
+    def tokenize(self, texts: str | list[str], *, truncate: bool = False) -> Tensor:
+        """Captions to tokens: start, caption, end, padding.
+
+        returns: (B, T) int64
+        """
+        if self.tokenizer is None:
+            raise UserError("this CLIP has no tokenizer: load it with minimodal.load")
+        return self.tokenizer(texts, self.config.text_length, truncate=truncate)
+
+    def preprocess(self, picture) -> Tensor:
+        """A Pillow picture (or a path) as CLIP wants it.
+
+        returns: (3, H, W) float32, normalised
+        """
+        pixels = torch.from_numpy(decode(picture, self.config.image_size))
+        return normalize(pixels[None])[0]
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the logits' scale at 100 or less (section 2.5); call after each step."""
+        self.logit_scale.clamp_(max=math.log(100))
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 pictures to CLIP's input.
+
+    images: (B, 3, H, W) uint8
+    returns: (B, 3, H, W) float32
+    """
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def contrastive_loss(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    *,
+    captions: Tensor,
+    all_image: Tensor | None = None,
+    all_text: Tensor | None = None,
+    all_captions: Tensor | None = None,
+) -> Tensor:
+    """Symmetric cross-entropy over the pairs of a batch (figure 3 of the paper).
+
+        L = ½ Σ_i [ CE(s uᵢ·V, pᵢ) + CE(s vᵢ·U, pᵢ) ] / B
+
+    u and v are the normalised embeddings, s the scale. pᵢ is 1 on the pair's own column in the
+    paper. differs from the paper: where a caption occurs more than once in the batch, pᵢ is
+    spread evenly over its occurrences, since none of those pictures is wrong for it.
+
+    With several processes the rows are this process's pairs and the columns (`all_…`) those of
+    all; the mean over the processes is then the loss of the global batch.
+
+    image: (b, E) picture embeddings
+    text: (b, E) caption embeddings
+    scale: (1,) inverse temperature, exp(logit_scale)
+    captions: (b,) int64, equal where captions are equal
+    all_image: (B, E) of all processes, or None
+    all_text: (B, E) of all processes, or None
+    all_captions: (B,) of all processes, or None
+    returns: ()
+    """
+    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+    columns_i = image if all_image is None else F.normalize(all_image.float(), dim=-1)  # (B, E)
+    columns_t = text if all_text is None else F.normalize(all_text.float(), dim=-1)  # (B, E)
+    columns_c = captions if all_captions is None else all_captions
+    same = (captions[:, None] == columns_c[None, :]).float()  # (b, B)
+    target = same / same.sum(dim=1, keepdim=True)
+    loss_image = F.cross_entropy(scale * image @ columns_t.T, target)
+    loss_text = F.cross_entropy(scale * text @ columns_i.T, target)
+    return (loss_image + loss_text) / 2
+
+
+def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tensor:
+    """One unit vector a class: captions from all templates, averaged (section 3.1.4).
+
+    returns: (N, E)
+    """
+    device = clip.logit_scale.device
+    means = []
+    for name in names:
+        tokens = clip.tokenize([t.format(name) for t in templates], truncate=True).to(device)
+        means.append(F.normalize(clip.encode_text(tokens), dim=-1).mean(dim=0))  # (E,)
+    return F.normalize(torch.stack(means), dim=-1)  # (N, E)

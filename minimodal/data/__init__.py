@@ -1,0 +1,1 @@
+"""Pictures and captions: where they come from and how they are read."""

@@ -1,0 +1,363 @@
+"""Picture files become uint8 arrays, and arrays with captions become a data source.
+
+Bottom up: `open_rgb` reads one file of any common kind as an upright RGB picture; `decode` crops
+it to a square, uint8 (3, S, S); `load_images` does so for a whole data set, up front and in
+memory, so that a broken file is named in the first seconds and never stops a training at night.
+A few broken files are skipped and counted; more than 5 % stop with a list.
+
+`ImageSource` is what CIFAR, COCO and a folder turn into: pictures uint8 (N, 3, S, S) and, for
+each, the captions it has. `split_by_name` and `first_n` choose pictures deterministically.
+Read nothing before this file; `loading.py` shows how it is used.
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from minimodal.errors import UserError
+
+# Named one by one, because Pillow knows more: it would hand an EPS file to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+# Just below Pillow's own limit, above which it prints a warning for every picture.
+MAX_PIXELS = 89_000_000
+BROKEN_SHARE = 0.05
+VALIDATION_SHARE = 0.1
+
+
+# --- one picture ---------------------------------------------------------------------------------
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers: save it with 8 bits a channel")
+    if picture.mode.startswith("I"):
+        # 16 bits a pixel ("I" in older Pillow). convert() would clip at 255: an all-white picture.
+        levels = np.asarray(picture).astype(np.float64) / 257
+        picture = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
+    if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _open_rgb(source: str | os.PathLike | bytes, at_least: int | None) -> Image.Image:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    with Image.open(file, formats=FORMATS) as picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
+        if at_least is not None:
+            # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time;
+            # twice the wanted size leaves the final, better filter enough to work on.
+            picture.draft(None, (2 * at_least, 2 * at_least))
+        picture.load()
+        try:
+            upright = ImageOps.exif_transpose(picture)
+        except Exception:  # damaged EXIF beside sound pixels: keep them as they lie
+            upright = picture
+        return _to_rgb(upright)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture of a known kind, or an empty or damaged one"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # str(error) would repeat the path
+    return str(error) or type(error).__name__
+
+
+def open_rgb(source: str | os.PathLike | bytes, *, at_least: int | None = None) -> Image.Image:
+    """Read a picture file (a path, or its bytes) as an upright RGB picture on white.
+
+    `at_least`: the shorter side that the caller will resize to; a large JPEG is then decoded
+    smaller, but not below twice that. Whatever cannot be read is a `UserError` naming the file.
+    """
+    try:
+        return _open_rgb(source, at_least)
+    except (
+        Exception
+    ) as error:  # damaged files make Pillow raise OSError, SyntaxError, struct.error…
+        name = "picture" if isinstance(source, bytes) else os.fspath(source)
+        raise UserError(f"{name}: cannot be read as a picture: {_reason(error)}") from error
+
+
+def centre_square(picture: Image.Image, size: int) -> np.ndarray:
+    """Resize the largest centred square of a picture (bicubic, antialiased).
+
+    returns: (3, S, S) uint8, S = size
+    """
+    # Resizing the square alone, and not the picture before cropping, keeps the memory bounded:
+    # a 1 x 100,000 strip would otherwise become size x 100,000 * size.
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    box = (left, top, left + side, top + side)
+    square = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(square).transpose(2, 0, 1).copy()  # Pillow's own memory is read-only
+
+
+def decode(source: str | os.PathLike | bytes, size: int) -> np.ndarray:
+    """Read a picture file (a path, or its bytes), crop the centred square, resize it.
+
+    returns: (3, S, S) uint8, S = size
+    """
+    return centre_square(open_rgb(source, at_least=size), size)
+
+
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
+    """Resize pictures that are in memory; the same array when they have that size already.
+
+    images: (N, 3, H, W) uint8
+    returns: (N, 3, S, S) uint8, S = size
+    """
+    if images.shape[2:] == (size, size):
+        return images
+    out = np.empty((len(images), 3, size, size), np.uint8)
+    for i, image in enumerate(images):
+        out[i] = centre_square(
+            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), size
+        )
+    return out
+
+
+# --- many pictures -------------------------------------------------------------------------------
+
+
+def skip_or_stop(broken: Sequence[str], total: int, *, what: str) -> None:
+    """Name the broken ones among `total` on stderr; more than 5 % of them are a `UserError`."""
+    if len(broken) > BROKEN_SHARE * total:
+        listed = "; ".join(broken[:10]) + ("; …" if len(broken) > 10 else "")
+        raise UserError(
+            f"{what}: {len(broken)} of {total} are broken, more than {BROKEN_SHARE:.0%}: {listed}."
+            " Mend or remove them."
+        )
+    if broken:
+        listed = "; ".join(broken[:5]) + ("; …" if len(broken) > 5 else "")
+        print(f"{what}: skipped {len(broken)} broken of {total}: {listed}", file=sys.stderr)
+
+
+class LoadedImages(NamedTuple):
+    """What `load_images` read: M pictures of N files."""
+
+    images: np.ndarray  # (M, 3, S, S) uint8
+    kept: np.ndarray  # (M,) int64, which of the N paths they are
+    broken: list[tuple[str, str]]  # (path, reason) of the other N - M
+
+
+def _check_memory(count: int, size: int, *, what: str) -> None:
+    needed = count * 3 * size * size
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a Unix
+        return
+    if needed > memory:
+        raise UserError(
+            f"{what}: {count} pictures of {size} x {size} take {needed / 2**30:.0f} GiB, and this"
+            f" machine has {memory / 2**30:.0f}: lower the image size, or add :N to the data SPEC"
+            " to use N pictures"
+        )
+
+
+def load_images(
+    paths: Sequence[str | os.PathLike], size: int, *, workers: int = 2, what: str = "pictures"
+) -> LoadedImages:
+    """Decode picture files into one array, with threads; skip and name the broken ones.
+
+    `what` says in messages which data set this is. More than 5 % broken files are a `UserError`.
+    returns: images (M, 3, S, S) uint8, kept (M,) int64, broken [(path, reason)]
+    """
+    _check_memory(len(paths), size, what=what)
+    Image.init()  # Pillow loads its plugins on first use, which is better done before the threads
+    images = np.empty((len(paths), 3, size, size), np.uint8)
+
+    def read(i: int) -> str | None:
+        try:
+            images[i] = centre_square(_open_rgb(paths[i], size), size)
+        except Exception as error:  # see open_rgb
+            return _reason(error)
+        return None
+
+    pool = ThreadPoolExecutor(workers)
+    quiet = not sys.stderr.isatty()
+    try:
+        results = pool.map(read, range(len(paths)))
+        reasons = list(tqdm(results, f"reading {what}", len(paths), disable=quiet, leave=False))
+    finally:
+        pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not decode the rest first
+    broken = [(os.fspath(p), r) for p, r in zip(paths, reasons, strict=True) if r is not None]
+    named = [f"{path} ({reason})" for path, reason in broken]
+    skip_or_stop(named, len(paths), what=f"{what}, pictures")
+    kept = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
+    for to, i in enumerate(kept):  # close the gaps in place: a copy would double the memory
+        if to < i:
+            images[to] = images[i]
+    return LoadedImages(images[: len(kept)], kept, broken)
+
+
+# --- captions and names that come out of files ---------------------------------------------------
+
+
+def clean_caption(text: object) -> str:
+    """One caption on one line; ValueError where it is empty or not text that can be encoded."""
+    if not isinstance(text, str):
+        raise ValueError(f"a caption is {type(text).__name__}, not text")
+    caption = " ".join(text.split())
+    if not caption:
+        raise ValueError("an empty caption")
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError:  # JSON may hold half a surrogate pair, which no tokenizer can read
+        raise ValueError("a caption is not valid Unicode") from None
+    return caption
+
+
+def inside(name: object) -> str:
+    """A relative path that stays in its folder, as a/b.png; ValueError for any other."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("an empty picture name")
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    if path.is_absolute() or PureWindowsPath(name.strip()).drive or ".." in path.parts:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return str(path)
+
+
+# --- which pictures ------------------------------------------------------------------------------
+
+
+def _hash_fraction(name: str, seed: int) -> float:
+    # NFC: the same name is stored in another form on a Mac, and must land in the same split.
+    text = f"{seed}:{unicodedata.normalize('NFC', name)}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def split_by_name(names: Sequence[str], split: str, *, seed: int = 0) -> np.ndarray:
+    """Indices of the "train" or "val" part (a tenth), decided by a hash of each name.
+
+    A name keeps its part however many others there are, in whatever order. Both parts have at
+    least one name; a single name is in both.
+    returns: (M,) int64, ascending
+    """
+    if len(names) < 2:
+        return np.arange(len(names))
+    fractions = np.array([_hash_fraction(name, seed) for name in names])
+    is_val = fractions < VALIDATION_SHARE
+    if not is_val.any():
+        is_val[fractions.argmin()] = True
+    if is_val.all():
+        is_val[fractions.argmax()] = False
+    return np.flatnonzero(is_val == (split == "val"))
+
+
+def first_n(count: int, limit: int | None, *, seed: int = 0) -> np.ndarray:
+    """The first `limit` of a seeded shuffle of `count` indices: a larger limit only adds to it.
+
+    returns: (min(count, limit),) int64, ascending
+    """
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed % 2**64).permutation(count)[:limit])
+
+
+# --- the data source -----------------------------------------------------------------------------
+
+
+@dataclass(eq=False, kw_only=True)
+class ImageSource:
+    """Pictures in memory, each with zero or more captions.
+
+    pixels: (N, 3, S, S) uint8
+    labels: (N,) int64 or None
+    """
+
+    name: str
+    pixels: np.ndarray
+    caption_lists: Sequence[Sequence[str]]  # one sequence a picture; none has any, or all have
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+    add_captions: str = ""  # for a source without captions: how the user can add them
+    group: int = field(default=1, init=False)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of every picture."""
+        return self.pixels.shape[2]
+
+    @property
+    def has_captions(self) -> bool:
+        """False where only a system without text, such as the VQGAN, can train."""
+        return len(self.caption_lists) > 0 and len(self.caption_lists[0]) > 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Copies of the pictures at these indices.
+
+        indices: (B,) int64
+        returns: (B, 3, S, S) uint8
+        """
+        return self.pixels[indices]
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """One caption for each index, drawn among the picture's own.
+
+        indices: (B,) int64
+        """
+        draws = rng.random(len(indices))  # one number a picture, however many captions it has
+        lists = [self.all_captions(i) for i in indices]
+        return [
+            options[int(draw * len(options))] for options, draw in zip(lists, draws, strict=True)
+        ]
+
+    def all_captions(self, index: int) -> list[str]:
+        """Every caption of one picture."""
+        if not self.has_captions:
+            raise UserError(f"{self.name}: these pictures have no captions. {self.add_captions}")
+        return list(self.caption_lists[index])
+
+    def fingerprint(self) -> str:
+        """Sha256 (hex) of the pictures, captions and labels: two sources with it are the same."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        labels = None if self.labels is None else self.labels.tolist()
+        text = [self.name, self.pixels.shape, self.class_names, labels]
+        digest = hashlib.sha256(json.dumps(text).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        for captions in self.caption_lists:
+            digest.update(json.dumps(list(captions)).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def files_below(folder: Path) -> list[str]:
+    """All files in and below a folder, as sorted relative a/b.png; hidden ones left out."""
+    found, seen = [], set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link to a folder above would go round for ever
+            folders.clear()
+            continue
+        seen.add(real)
+        # "._a.jpg" and "__MACOSX" are what a Mac's archives add: not pictures, whatever the suffix
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        relative = Path(here).relative_to(folder)
+        found += [(relative / f).as_posix() for f in files if not f.startswith(".")]
+    return sorted(found)

@@ -1,0 +1,141 @@
+"""From a data SPEC on the command line to a source, and from a step number to a batch.
+
+    shapes | cifar10:PATH | cifar100:PATH | coco:PATH[:train2017|val2017] | folder:PATH
+
+each with an optional `:N` behind it, for N pictures only. `open_data` gives an object with
+`images(indices)` uint8 (B, 3, S, S) and `captions(indices, rng)`; ShapesSource draws them when
+asked, ImageSource (images.py) has them in memory. `batch_indices` says which pictures step
+number t trains on, from (seed, t) alone: resuming needs a step number and no replay. Read the
+docstrings of shapes.py, cifar.py, coco.py and folder.py before.
+"""
+
+import difflib
+import os
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from minimodal.data.cifar import open_cifar
+from minimodal.data.coco import PARTS, open_coco
+from minimodal.data.folder import open_folder
+from minimodal.data.images import ImageSource
+from minimodal.data.shapes import ShapesSource
+from minimodal.errors import UserError
+
+KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder")
+FORMS = "shapes, cifar10:PATH, cifar100:PATH, coco:PATH[:train2017|val2017], folder:PATH"
+
+
+class Spec(NamedTuple):
+    """A data SPEC, taken apart."""
+
+    kind: str
+    path: str = ""
+    part: str | None = None  # of COCO
+    limit: int | None = None
+
+
+def _count(text: str, spec: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) == 0:
+        raise UserError(f"--data {spec}: {text!r} is not a number of pictures, 1 or more")
+    return int(text)
+
+
+def parse_spec(spec: str) -> Spec:
+    """Take a data SPEC apart; the path must exist, and may itself contain colons."""
+    kind, colon, rest = spec.partition(":")
+    if kind not in KINDS:
+        close = difflib.get_close_matches(kind.lower(), KINDS, n=1, cutoff=0.5)
+        if not close and os.path.isdir(spec):
+            hint = f"for your own pictures write folder:{spec}; "
+        else:
+            hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"--data {spec}: unknown kind of data {kind!r}; {hint}known are {FORMS}")
+    if kind == "shapes":
+        return Spec(kind, limit=_count(rest, spec) if colon else None)
+    if not rest:
+        raise UserError(f"--data {spec}: a path is missing, write {kind}:PATH")
+    pieces = rest.split(":")
+    for cut in range(len(pieces), 0, -1):  # the longest path that exists
+        path, tail = os.path.expanduser(":".join(pieces[:cut])), pieces[cut:]
+        if os.path.exists(path):
+            break
+    else:
+        path = re.sub(rf"(:({'|'.join(PARTS)}))?(:\d+)?$", "", rest)
+        raise UserError(f"--data {spec}: no such folder, {path}")
+    if not os.path.isdir(path):
+        raise UserError(f"--data {spec}: {path} is a file, expected a folder (unpack an archive)")
+    part = tail.pop(0) if kind == "coco" and tail and tail[0] in PARTS else None
+    if len(tail) > 1:
+        raise UserError(f"--data {spec}: cannot read {':'.join(tail)!r} after the path {path}")
+    return Spec(kind, path, part, _count(tail[0], spec) if tail else None)
+
+
+def open_data(
+    spec: str,
+    *,
+    image_size: int,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+) -> ImageSource | ShapesSource:
+    """Open what a data SPEC names, at `image_size`; `split` is "train" or "val".
+
+    `limit`, and `:N` in the SPEC, keep the first N of a seeded shuffle (the smaller where both
+    are given; all where there are fewer). `seed` also decides a split that the data does not have:
+    use the same one for both splits.
+    """
+    if split not in ("train", "val"):
+        raise UserError(f"split {split!r}: expected train or val")
+    if not isinstance(image_size, int) or image_size < 1:
+        raise UserError(f"image size {image_size!r}: expected a number of pixels, 1 or more")
+    if limit is not None:
+        limit = _count(str(limit), f"{spec} with limit={limit}")
+    kind, path, part, limit_in_spec = parse_spec(spec)
+    limit = min((n for n in (limit, limit_in_spec) if n is not None), default=None)
+    if kind == "shapes":
+        if limit is None:
+            return ShapesSource(seed, split=split, image_size=image_size)
+        return ShapesSource(seed, split=split, image_size=image_size, length=limit)
+    common = {"image_size": image_size, "split": split, "limit": limit, "seed": seed}
+    if kind == "cifar10":
+        return open_cifar(path, 10, **common)
+    if kind == "cifar100":
+        return open_cifar(path, 100, **common)
+    if kind == "coco":
+        return open_coco(path, part, **common)
+    return open_folder(path, **common)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(groups: int, *, seed: int, epoch: int) -> np.ndarray:
+    # Cached because a million-picture permutation takes longer than a step; still a pure function.
+    order = np.random.default_rng((seed % 2**64, epoch)).permutation(groups)
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(
+    length: int, batch_size: int, step: int, *, seed: int, group: int = 1
+) -> np.ndarray:
+    """Which of `length` pictures are in batch number `step`; a pure function of its arguments.
+
+    Each epoch is a seeded permutation of whole groups of `group` consecutive pictures (a last,
+    incomplete group is left out); a batch may begin in one epoch and end in the next.
+    returns: (B,) int64, B = batch_size
+    """
+    if batch_size < 1 or batch_size % group:
+        raise UserError(f"batch size {batch_size}: expected a multiple of {group} pictures")
+    groups, per_batch = length // group, batch_size // group
+    if groups < 1:
+        raise UserError(f"{length} pictures: expected at least {group} to train on")
+    if step < 0:
+        raise ValueError(f"step {step} is negative")
+    epochs, places = np.divmod(step * per_batch + np.arange(per_batch), groups)
+    chosen = np.empty(per_batch, np.int64)
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        here = epochs == epoch
+        chosen[here] = _epoch_order(groups, seed=seed, epoch=epoch)[places[here]]
+    return (chosen[:, None] * group + np.arange(group)).reshape(-1)

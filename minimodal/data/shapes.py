@@ -1,0 +1,153 @@
+"""The Shapes world as a data source: pictures and captions without end, without a file.
+
+`ShapesSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S) and
+captions(indices, rng) -> list of B strings. Picture number i depends on (seed, split, i) alone.
+With contrast=True indices come in groups of four whose captions differ in one thing (colours,
+shapes or places exchanged): hard negatives that a batch of CLIP should hold together.
+
+The world itself (scenes, rendering, swaps) is in `shapes_world.py`, its captions and their parser
+in `shapes_language.py`; both are importable from here. `oracle.py` reads pictures back.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+
+from minimodal.data.shapes_language import DRAWS, ObjectSpec, Spec, captions, parse
+from minimodal.data.shapes_world import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT,
+    LATTICE,
+    OPPOSITE,
+    RADIUS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scenes,
+    concatenate,
+    coverage,
+    draw_contrast,
+    draw_scenes,
+    has_held_out,
+    render,
+    swap,
+)
+from minimodal.errors import UserError
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLORS",
+    "HELD_OUT",
+    "LATTICE",
+    "OPPOSITE",
+    "RADIUS",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "ObjectSpec",
+    "Scenes",
+    "ShapesSource",
+    "Spec",
+    "captions",
+    "concatenate",
+    "coverage",
+    "draw_contrast",
+    "draw_scenes",
+    "has_held_out",
+    "parse",
+    "render",
+    "swap",
+]
+
+_VERSION = 1  # of the world: a change of what (seed, i) means must change the fingerprint
+
+
+class ShapesSource:
+    """Captioned pictures of the Shapes world; `length` of them, made when asked for."""
+
+    name = "shapes"
+    class_names = None
+    labels = None
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        split: str = "train",
+        image_size: int = 32,
+        pairs: str = "seen",
+        contrast: bool = False,
+        length: int = 1_000_000,
+    ) -> None:
+        """pairs: "seen" (no HELD_OUT pair), "held_out" (at least one in every scene) or "all"."""
+        if split not in ("train", "val"):
+            raise UserError(f"shapes: split '{split}' is unknown; expected 'train' or 'val'")
+        if pairs not in ("seen", "held_out", "all"):
+            raise UserError(f"shapes: pairs '{pairs}' is unknown; expected seen, held_out or all")
+        if contrast and pairs == "held_out":
+            raise UserError("shapes: contrast groups need pairs 'seen' or 'all', not 'held_out'")
+        if contrast and length % 4:
+            raise UserError(f"shapes: contrast groups have 4 pictures; length {length} has a rest")
+        if image_size < 8:
+            raise UserError(f"shapes: image_size {image_size} is too small; expected 8 or more")
+        self.seed, self.split, self.image_size = seed, split, image_size
+        self.pairs, self.contrast, self.length = pairs, contrast, length
+        self.group = 4 if contrast else 1
+
+    def __len__(self) -> int:
+        return self.length
+
+    def scenes(self, indices: np.ndarray) -> Scenes:
+        """The scenes themselves.
+
+        indices: (B,) int64
+        """
+        indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        if len(indices) and not (0 <= indices.min() and indices.max() < self.length):
+            raise IndexError(f"shapes has pictures 0 to {self.length - 1}")
+        draw = draw_contrast if self.contrast else draw_scenes
+        stream = 2 * (self.split == "val") + self.contrast
+        return draw(self.seed, indices, stream=stream, pairs=self.pairs)
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """The pictures, made now.
+
+        indices: (B,) int64
+        returns: (B, 3, S, S) uint8
+        """
+        return render(self.scenes(indices), self.image_size)
+
+    def _draws(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Random numbers for captions, shared by a group. returns: (B, DRAWS)"""
+        indices = np.atleast_1d(np.asarray(indices))
+        if not self.contrast:
+            return rng.random((len(indices), DRAWS))
+        groups, inverse = np.unique(indices // self.group, return_inverse=True)
+        return rng.random((len(groups), DRAWS))[inverse]
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """One caption a picture. In a contrast group all state the same, by the same template."""
+        scenes, draws = self.scenes(indices), self._draws(indices, rng)
+        if self.contrast:
+            return captions(scenes, draws, full=True, omit_background=0.5)
+        return captions(scenes, draws)
+
+    def full_captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """Captions that state every size, colour, background and relation."""
+        return captions(self.scenes(indices), self._draws(indices, rng), full=True)
+
+    def all_captions(self, index: int) -> list[str]:
+        """Five captions of one picture, the first of them a full one; always the same."""
+        rng = np.random.default_rng((self.seed % 2**64, index))
+        five = np.full(5, index)
+        return self.full_captions(five[:1], rng) + captions(
+            self.scenes(five[1:]), rng.random((4, DRAWS))
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 over all that decides the pictures and captions."""
+        fields = ("seed", "split", "image_size", "pairs", "contrast", "length")
+        described = {"shapes": _VERSION} | {f: getattr(self, f) for f in fields}
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,336 @@
+"""The Shapes world: scenes of one or two flat-coloured shapes on a flat background, and pictures.
+
+A scene is a row of small integers (`Scenes`, a struct of arrays). Scene number i of a seed is a
+pure function of (seed, i): a counter-based hash gives each of its fields, so that thousands of
+scenes are one numpy expression and no order of drawing matters. `render` turns scenes into uint8
+pictures (N, 3, S, S) at any size S; `swap` exchanges the colours, shapes or places of two objects.
+
+Coordinates are those of a 32 x 32 picture, y downwards, and a centre (8, 12) is a corner between
+pixels. Centres lie on multiples of 4, so that a shape meets a grid of 4 x 4 patches always in the
+same way. Six of the 48 (colour, shape) pairs are HELD_OUT: training never shows them, and a model
+that still draws them has understood that a caption is made of parts.
+
+Captions and their parser are in `shapes_language.py`, the data source in `shapes.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLORS = {
+    "red": (225, 25, 35),
+    "green": (30, 160, 50),
+    "blue": (40, 70, 230),
+    "yellow": (255, 225, 40),
+    "purple": (130, 30, 160),
+    "orange": (255, 125, 0),
+    "cyan": (40, 210, 225),
+    "pink": (255, 130, 190),
+}
+SIZES = ("small", "large")
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
+RELATIONS = ("left", "right", "above", "below")  # where slot 0 is, seen from slot 1
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+RADIUS = (4, 7)  # of a size, in pixels of a 32 x 32 picture
+LATTICE = (8, 12, 16, 20, 24)
+HELD_OUT = (
+    ("red", "star"),
+    ("green", "ring"),
+    ("blue", "triangle"),
+    ("yellow", "circle"),
+    ("purple", "square"),
+    ("orange", "cross"),
+)
+
+_COLOR_NAMES = tuple(COLORS)
+_PAIRS = np.array([(c, s) for c in range(len(COLORS)) for s in range(len(SHAPES))])  # (48, 2)
+_HELD = np.array([(_COLOR_NAMES.index(c), SHAPES.index(s)) for c, s in HELD_OUT])  # (6, 2)
+_IS_HELD = np.zeros((len(COLORS), len(SHAPES)), dtype=bool)
+_IS_HELD[_HELD[:, 0], _HELD[:, 1]] = True
+_SEEN = _PAIRS[~_IS_HELD[_PAIRS[:, 0], _PAIRS[:, 1]]]  # (42, 2)
+
+# Along the relation the boxes leave a gap of at least 2 pixels; 12 apart is enough for two small
+# objects only. Across it the centres are at most 4 apart, so that the relation is never in doubt.
+_ALONG = np.array([(8, 24), (8, 20), (12, 24)])
+_ACROSS = np.array([(a, b) for a in LATTICE for b in LATTICE if abs(a - b) <= 4])
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """N scenes. Slot 1 of a one-object scene and its relation hold -1.
+
+    count: (N,) 1 or 2
+    shape, color, size, x, y: (N, 2) indices into SHAPES, COLORS, SIZES; centres in 32nds
+    background: (N,) index into BACKGROUNDS
+    relation: (N,) index into RELATIONS: where slot 0 is, seen from slot 1
+    """
+
+    count: np.ndarray
+    shape: np.ndarray
+    color: np.ndarray
+    size: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    background: np.ndarray
+    relation: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> "Scenes":
+        """The chosen scenes; an int gives one scene, still with its leading axis."""
+        if isinstance(index, (int, np.integer)):
+            index = np.array([index])
+        return Scenes(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def concatenate(parts: Sequence[Scenes]) -> Scenes:
+    """All scenes of `parts`, in order."""
+    return Scenes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Scenes)))
+
+
+def has_held_out(scenes: Scenes) -> np.ndarray:
+    """returns: (N,) bool, True where an object is one of the HELD_OUT pairs."""
+    return (_IS_HELD[scenes.color, scenes.shape] & (scenes.shape >= 0)).any(axis=1)
+
+
+# --- drawing scenes ---------------------------------------------------------------------------
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: a bijection of uint64; every output bit depends on all of z."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+class Draws:
+    """Uniform integers as a pure function of (seed, stream, index, how many were drawn before)."""
+
+    def __init__(self, seed: int, indices: np.ndarray, *, stream: int) -> None:
+        key = _mix(np.array([(seed * 64 + stream) % 2**64], dtype=np.uint64))
+        golden = np.uint64(0x9E3779B97F4A7C15)
+        self._state = _mix(key + (indices.astype(np.uint64) + np.uint64(1)) * golden)
+        self._field = 0
+
+    def below(self, n: int | np.ndarray) -> np.ndarray:
+        """returns: (N,) int64, uniform in [0, n); n may differ from scene to scene."""
+        self._field += 1
+        bits = _mix(self._state + np.uint64(self._field * 0xD1342543DE82EF95 % 2**64))
+        return (((bits >> np.uint64(32)) * np.asarray(n, dtype=np.uint64)) >> np.uint64(32)).astype(
+            np.int64
+        )
+
+
+def _place_two(draws: Draws, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places for two objects. size: (N, 2); returns: x (N, 2), y (N, 2), relation (N,)."""
+    relation = draws.below(4)
+    along = _ALONG[draws.below(np.where(size.sum(axis=1) == 0, 3, 1))]
+    across = _ACROSS[draws.below(len(_ACROSS))]
+    along = np.where((relation % 2 == 0)[:, None], along, along[:, ::-1])
+    horizontal = (relation < 2)[:, None]
+    return np.where(horizontal, along, across), np.where(horizontal, across, along), relation
+
+
+def _assemble(draws: Draws, count: np.ndarray, pair: np.ndarray) -> Scenes:
+    """Draws all that is left. count: (N,); pair: (N, 2, 2) slot, then (colour, shape)."""
+    size = np.stack([draws.below(2), draws.below(2)], axis=1)
+    background = draws.below(len(BACKGROUNDS))
+    x, y, relation = _place_two(draws, size)
+    one = count == 1
+    x[:, 0] = np.where(one, np.array(LATTICE)[draws.below(len(LATTICE))], x[:, 0])
+    y[:, 0] = np.where(one, np.array(LATTICE)[draws.below(len(LATTICE))], y[:, 0])
+    color, shape = pair[:, :, 0].copy(), pair[:, :, 1].copy()
+    for field in (shape, color, size, x, y):
+        field[one, 1] = -1
+    relation[one] = -1
+    return Scenes(count, shape, color, size, x, y, background, relation)
+
+
+def draw_scenes(seed: int, indices: np.ndarray, *, stream: int = 0, pairs: str = "seen") -> Scenes:
+    """Scenes number `indices` of (seed, stream); 40 % have one object.
+
+    pairs: "seen" (no held-out pair), "held_out" (at least one) or "all"
+    """
+    draws = Draws(seed, indices, stream=stream)
+    count = 1 + (draws.below(5) >= 2).astype(np.int64)
+    if pairs == "held_out":
+        first, second = _HELD[draws.below(len(_HELD))], _PAIRS[draws.below(len(_PAIRS))]
+        exchange = ((draws.below(2) == 1) & (count == 2))[:, None]
+        first, second = np.where(exchange, second, first), np.where(exchange, first, second)
+    else:
+        table = _SEEN if pairs == "seen" else _PAIRS
+        first, second = table[draws.below(len(table))], table[draws.below(len(table))]
+    return _assemble(draws, count, np.stack([first, second], axis=1))
+
+
+# --- scenes that differ in one thing ----------------------------------------------------------
+
+
+def swap(scenes: Scenes, what: str) -> Scenes:
+    """Two-object scenes with the objects' colours, shapes or places exchanged.
+
+    what: "color", "shape" or "relation" (the places along the relation's axis)
+    """
+    if np.any(scenes.count != 2):
+        raise ValueError("only a scene of two objects has something to swap; pick count == 2 first")
+    values = {f.name: getattr(scenes, f.name) for f in fields(scenes)}
+    if what in ("color", "shape"):
+        values[what] = values[what][:, ::-1].copy()
+    elif what == "relation":
+        horizontal = (scenes.relation < 2)[:, None]
+        values["x"] = np.where(horizontal, scenes.x[:, ::-1], scenes.x)
+        values["y"] = np.where(horizontal, scenes.y, scenes.y[:, ::-1])
+        values["relation"] = scenes.relation ^ 1
+    else:
+        raise ValueError(f"swap {what!r}: expected 'color', 'shape' or 'relation'")
+    return Scenes(**values)
+
+
+@lru_cache(maxsize=2)
+def _contrast_tables(pairs: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Quadruples and alternatives whose every member is allowed, so that nothing is ever rejected.
+
+    returns: two (M, 2, 2) pairs of (colour, shape), all four combinations allowed; one (P, 2);
+        other_color (P, A), other_shape (P, B): alternatives for each of `one`, cyclically padded
+    """
+    allowed = ~_IS_HELD if pairs == "seen" else np.ones_like(_IS_HELD)
+    one = _SEEN if pairs == "seen" else _PAIRS
+    two = [
+        ((c, s), (d, t))
+        for c, s in one
+        for d, t in one
+        if c != d and s != t and allowed[c, t] and allowed[d, s]
+    ]
+    colors = [[d for d in range(len(COLORS)) if d != c and allowed[d, s]] for c, s in one]
+    shapes = [[t for t in range(len(SHAPES)) if t != s and allowed[c, t]] for c, s in one]
+    # 420 is a multiple of every possible number of alternatives: padding keeps them equally likely.
+    other_color = np.array([(a * (420 // len(a))) for a in colors])
+    other_shape = np.array([(a * (420 // len(a))) for a in shapes])
+    return np.array(two), one, other_color, other_shape
+
+
+def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "seen") -> Scenes:
+    """Scenes in groups of four (indices 4g to 4g + 3) that differ in one thing from the first.
+
+    Three groups in four have two objects: base, colours exchanged, shapes exchanged, relation
+    reversed. The others have one: base, another colour, another shape, the other size.
+    pairs: "seen" or "all"
+    """
+    if pairs not in ("seen", "all"):  # a held-out pair loses itself when colours are exchanged
+        raise ValueError(f"contrast groups with pairs={pairs!r}: expected 'seen' or 'all'")
+    indices = np.asarray(indices)
+    member = indices % 4
+    draws = Draws(seed, indices // 4, stream=stream)
+    two, one, other_color, other_shape = _contrast_tables(pairs)
+    count = 1 + (draws.below(4) > 0).astype(np.int64)
+    which = draws.below(len(one))
+    pair = np.where((count == 2)[:, None, None], two[draws.below(len(two))], one[which][:, None])
+    color = other_color[which, draws.below(other_color.shape[1])]
+    shape = other_shape[which, draws.below(other_shape.shape[1])]
+    base = _assemble(draws, count, pair)
+    values = {f.name: getattr(base, f.name).copy() for f in fields(base)}
+    for k, field in enumerate(("color", "shape", "relation"), start=1):
+        rows = np.flatnonzero((count == 2) & (member == k))
+        changed = swap(base[rows], field)
+        for name, value in values.items():
+            value[rows] = getattr(changed, name)
+    single = count == 1
+    values["color"][:, 0] = np.where(single & (member == 1), color, values["color"][:, 0])
+    values["shape"][:, 0] = np.where(single & (member == 2), shape, values["shape"][:, 0])
+    size = values["size"][:, 0]
+    values["size"][:, 0] = np.where(single & (member == 3), 1 - size, size)
+    return Scenes(**values)
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+_SUB = 8  # 8 x 8 samples a pixel: coverage comes in 64ths
+
+
+def _inside_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """A five-pointed star, one point up: outer radius 1, inner radius 0.42."""
+    # By symmetry one wedge of 36 degrees, from a point of the star to the dent beside it.
+    wedge = np.pi / 5
+    angle = np.abs((np.arctan2(u, -v) + wedge) % (2 * wedge) - wedge)
+    radius = np.hypot(u, v)
+    px, py = radius * np.cos(angle), radius * np.sin(angle)
+    dent_x, dent_y = 0.42 * np.cos(wedge), 0.42 * np.sin(wedge)
+    return (px - 1) * dent_y - py * (dent_x - 1) <= 0
+
+
+def _inside(shape: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Whether (u, v), in radii from the centre and v downwards, lies in the shape."""
+    name = SHAPES[shape]
+    if name == "circle":
+        return u * u + v * v <= 1
+    if name == "square":
+        return np.maximum(np.abs(u), np.abs(v)) <= 1
+    if name == "triangle":
+        return (v <= 1) & (np.abs(u) <= (v + 1) / 2)
+    if name == "star":
+        return _inside_star(u, v)
+    if name == "cross":
+        narrow, wide = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
+        return (narrow <= 0.36) & (wide <= 1)
+    squared = u * u + v * v
+    return (squared <= 1) & (squared >= 0.55**2)
+
+
+@lru_cache(maxsize=4096)
+def _patch(image_size: int, shape: int, size: int, fx: float, fy: float) -> np.ndarray:
+    """The shape alone, its centre (fx, fy) pixels off the corner in the middle. (P, P) int16."""
+    radius = RADIUS[size] * image_size / 32
+    half = int(np.ceil(radius)) + 1
+    steps = (np.arange(2 * half * _SUB) + 0.5) / _SUB - half
+    v, u = np.meshgrid((steps - fy) / radius, (steps - fx) / radius, indexing="ij")
+    hits = _inside(shape, u, v).reshape(2 * half, _SUB, 2 * half, _SUB)
+    return hits.sum(axis=(1, 3)).astype(np.int16)
+
+
+@lru_cache(maxsize=512)
+def coverage(image_size: int, shape: int, size: int, x: float, y: float) -> np.ndarray:
+    """returns: (S, S) int16, how much of each pixel the shape covers, in 64ths (read-only)."""
+    cx, cy = x * image_size / 32, y * image_size / 32
+    left, top = int(np.floor(cx)), int(np.floor(cy))
+    patch = _patch(image_size, shape, size, cx - left, cy - top)
+    half = len(patch) // 2
+    canvas = np.zeros((image_size + 2 * half, image_size + 2 * half), dtype=np.int16)
+    if -half <= left <= image_size + half and -half <= top <= image_size + half:
+        window = canvas[max(top, 0) :, max(left, 0) :]
+        inner = patch[max(-top, 0) :, max(-left, 0) :][: len(window), : window.shape[1]]
+        window[: inner.shape[0], : inner.shape[1]] = inner
+    mask = np.ascontiguousarray(canvas[half : half + image_size, half : half + image_size])
+    mask.flags.writeable = False
+    return mask
+
+
+def render(scenes: Scenes, size: int = 32) -> np.ndarray:
+    """returns: (N, 3, S, S) uint8 pictures, antialiased; covered pixels have the exact colour."""
+    N = len(scenes)
+    background = np.array(list(BACKGROUNDS.values()), dtype=np.int16)[scenes.background]  # (N, 3)
+    palette = np.array([*COLORS.values(), (0, 0, 0)], dtype=np.int16)  # -1 is an absent object
+    contrast = palette[scenes.color] - background[:, None]  # (N, 2, 3)
+    pictures = np.empty((N, 3, size, size), dtype=np.uint8)
+    chunk = max(1, 64 * 1024 // size**2)  # of int16 pictures that stay in the cache
+    places = np.stack([scenes.shape, scenes.size, scenes.x, scenes.y], axis=2)  # (N, 2, 4)
+    keys, table_index = np.unique(places.reshape(-1, 4), axis=0, return_inverse=True)
+    table_index = table_index.reshape(N, 2)
+    empty = np.zeros((size, size), dtype=np.int16)
+    table = [empty if k[0] < 0 else coverage(size, *k) for k in map(tuple, keys.tolist())]
+    for start in range(0, N, chunk):
+        rows = slice(start, start + chunk)
+        # 64 * 255 fits int16, and objects never overlap: the sum is a blend of two colours at most.
+        total = np.empty((len(pictures[rows]), 3, size, size), dtype=np.int16)
+        for n, (first, second) in enumerate(table_index[rows].tolist()):
+            np.multiply(table[first], contrast[start + n, 0][:, None, None], out=total[n])
+            if scenes.count[start + n] == 2:
+                total[n] += table[second] * contrast[start + n, 1][:, None, None]
+        total += 32
+        total >>= 6
+        total += background[rows][:, :, None, None]
+        pictures[rows] = total
+    return pictures

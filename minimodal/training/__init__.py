@@ -1,0 +1,1 @@
+"""How the systems are trained: one engine, one task a system, recipes, checkpoints, reports."""

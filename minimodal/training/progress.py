@@ -1,0 +1,127 @@
+"""What a person sees while a run goes on, and the signals by which they stop it.
+
+`Progress` draws a bar where stderr is a terminal and prints one line every ten seconds elsewhere;
+both say the same: step, loss, samples a second, utilisation (the model's FLOP/s over the device's
+measured matmul peak) and the time left. `Signals` turns Ctrl-C and SIGTERM into a flag that the
+engine reads after each step.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+BAR_SECONDS = 0.1
+
+
+class Signals:
+    """Remembers the first Ctrl-C or SIGTERM; the second Ctrl-C aborts at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "Signals":
+        # Python allows handlers in the main thread only; elsewhere the caller handles signals.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self.handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal. torchrun passes a Ctrl-C on as SIGTERM, which is no second one."""
+        if number == signal.SIGINT:
+            signal.signal(number, self.before[number] or signal.default_int_handler)
+            print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+        self.received = True
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(int(max(0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """The state of a run as one line of text."""
+
+    def __init__(self, name: str, fraction: float, *, flops: float, peak: float, show: bool):
+        """`flops`: of a sample, on this process; `peak`: this process's FLOP/s."""
+        self.name, self.flops, self.peak, self.show = name, flops, peak, show
+        self.began = self.window = self.drawn = time.perf_counter()
+        self.first = self.fraction = fraction
+        self.samples, self.speed, self.loss = 0, 0.0, float("nan")
+        self.bar = None
+        if show and sys.stderr.isatty():
+            form = "{desc} {percentage:3.0f}%|{bar:16}|{postfix}"
+            self.bar = tqdm(total=1.0, initial=fraction, desc=name, bar_format=form, leave=True)
+
+    def step(self, step: int, fraction: float, samples: int) -> None:
+        """Count a step of `samples` pictures on this process."""
+        self.fraction, self.samples = fraction, self.samples + samples
+        now = time.perf_counter()
+        if not self.show or now - self.drawn < (BAR_SECONDS if self.bar else LINE_SECONDS):
+            return
+        self.draw(step, now)
+
+    def draw(self, step: int, now: float) -> None:
+        """Show the line."""
+        self.drawn = now
+        if self.bar is not None:
+            self.bar.n = min(1.0, self.fraction)
+            self.bar.set_postfix_str(self.text(step, now))
+        else:
+            percent = f"{100 * self.fraction:.0f}%"
+            print(f"{self.name} {percent} {self.text(step, now)}", file=sys.stderr, flush=True)
+
+    def text(self, step: int, now: float) -> str:
+        """The line without its beginning."""
+        speed = self.speed or self.samples / max(1e-9, now - self.window)
+        parts = [f"step {step}", f"loss {self.loss:.4g}", f"{speed:.4g} samples/s"]
+        if self.peak > 0 and self.flops > 0:
+            parts.append(f"{100 * speed * self.flops / self.peak:.0f}% of peak")
+        gained = self.fraction - self.first
+        if gained > 0:
+            left = (now - self.began) * (1 - self.fraction) / gained
+            parts.append(f"{duration(left)} left")
+        return "  ".join(parts)
+
+    def measure(self, loss: float) -> float:
+        """Close the window since the last logged step.
+
+        returns: samples a second on this process in that window
+        """
+        now = time.perf_counter()
+        self.speed = self.samples / max(1e-9, now - self.window)
+        self.loss, self.samples, self.window = loss, 0, now
+        return self.speed
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent here (evaluating, saving) does not count against samples a second."""
+        began = time.perf_counter()
+        yield
+        self.window += time.perf_counter() - began
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        if self.show:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self, step: int) -> None:
+        """Show the last line and give the terminal back."""
+        if self.show:
+            self.draw(step, time.perf_counter())
+        if self.bar is not None:
+            self.bar.close()

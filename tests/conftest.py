@@ -1,0 +1,41 @@
+"""What every test shares: no network, and where the real data sets are, if they are anywhere."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+
+def _is_local(family: int, address) -> bool:
+    if family == getattr(socket, "AF_UNIX", None):
+        return True
+    host = str(address[0])
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Connections leave this machine never; processes on it may talk to each other (gloo)."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guarded(original):
+        def call(self, address):
+            if not _is_local(self.family, address):
+                raise RuntimeError(f"a test tried to connect to {address}")
+            return original(self, address)
+
+        return call
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(connect_ex))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and checkpoints; tests that need it are skipped without it."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    path = Path(os.environ.get("MINIMODAL_SHARED", default))
+    if not (path / "data").is_dir():
+        pytest.skip("needs the shared data folder (set MINIMODAL_SHARED to it)")
+    return path

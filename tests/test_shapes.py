@@ -1,0 +1,425 @@
+"""The Shapes world: its scenes, pictures, captions and the parser."""
+
+import time
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minimodal.data.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT,
+    LATTICE,
+    OPPOSITE,
+    RADIUS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scenes,
+    ShapesSource,
+    captions,
+    concatenate,
+    draw_contrast,
+    draw_scenes,
+    has_held_out,
+    parse,
+    render,
+    swap,
+)
+from minimodal.data.shapes_language import DRAWS
+from minimodal.errors import UserError
+
+MANY = np.arange(5000)
+
+
+def equal(a: Scenes, b: Scenes) -> bool:
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+
+
+def objects(scenes: Scenes, row: int) -> list[tuple[str, str, str]]:
+    return [
+        (
+            SHAPES[scenes.shape[row, k]],
+            tuple(COLORS)[scenes.color[row, k]],
+            SIZES[scenes.size[row, k]],
+        )
+        for k in range(scenes.count[row])
+    ]
+
+
+def agrees(said, have) -> bool:
+    return all(s is None or s == h for s, h in zip(said, have, strict=True))
+
+
+def satisfies(spec, scenes: Scenes, row: int) -> bool:
+    """Whether scene `row` is what the caption says, under either order of its objects."""
+    have = objects(scenes, row)
+    ground = tuple(BACKGROUNDS)[scenes.background[row]]
+    if spec.count != len(have) or spec.background not in (None, ground):
+        return False
+    if len(have) == 1:
+        return spec.relation is None and agrees(spec.objects[0], have[0])
+    relation = RELATIONS[scenes.relation[row]]
+    return any(
+        spec.relation in (None, r) and all(map(agrees, spec.objects, order))
+        for order, r in ((have, relation), (have[::-1], OPPOSITE[relation]))
+    )
+
+
+# --- scenes -----------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**63), index=st.integers(0, 2**40))
+@settings(max_examples=30, deadline=None)
+def test_a_scene_alone_is_the_scene_in_a_batch(seed, index):
+    batch = draw_scenes(seed, np.arange(index, index + 20))
+    assert equal(batch[7], draw_scenes(seed, np.array([index + 7])))
+    group = draw_contrast(seed, np.arange(index, index + 20), stream=1)
+    assert equal(group[7], draw_contrast(seed, np.array([index + 7]), stream=1))
+
+
+def test_seeds_splits_and_contrast_give_different_scenes():
+    sources = [
+        ShapesSource(0),
+        ShapesSource(1),
+        ShapesSource(0, split="val"),
+        ShapesSource(0, contrast=True),
+    ]
+    scenes = [s.scenes(np.arange(200)) for s in sources]
+    for i in range(4):
+        for j in range(i):
+            same = (scenes[i].x[:, 0] == scenes[j].x[:, 0]) & (
+                scenes[i].color[:, 0] == scenes[j].color[:, 0]
+            )
+            assert same.mean() < 0.3
+
+
+def test_every_value_is_drawn_about_equally_often():
+    scenes = draw_scenes(0, np.arange(40_000), pairs="all")
+    assert abs((scenes.count == 1).mean() - 0.4) < 0.01
+    for values, n in (
+        (scenes.shape[:, 0], 6),
+        (scenes.color[:, 0], 8),
+        (scenes.size[:, 0], 2),
+        (scenes.background, 3),
+        (scenes.relation[scenes.count == 2], 4),
+        (scenes.x[scenes.count == 1, 0] // 4 - 2, 5),
+    ):
+        share = np.bincount(values, minlength=n) / len(values)
+        assert len(share) == n and np.abs(share * n - 1).max() < 0.06
+
+
+def test_held_out_pairs_cover_each_shape_once_and_no_color_twice():
+    assert sorted(s for _, s in HELD_OUT) == sorted(SHAPES)
+    assert len({c for c, _ in HELD_OUT}) == len(HELD_OUT)
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_training_never_shows_or_names_a_held_out_pair(contrast):
+    source = ShapesSource(3, contrast=contrast)
+    scenes = source.scenes(np.arange(20_000))
+    assert not has_held_out(scenes).any()
+    for caption in source.captions(MANY[:4000], np.random.default_rng(0)):
+        assert not any((o.color, o.shape) in HELD_OUT for o in parse(caption).objects)
+
+
+def test_held_out_scenes_all_have_a_held_out_pair_and_all_of_them_come():
+    scenes = ShapesSource(3, pairs="held_out").scenes(MANY)
+    assert has_held_out(scenes).all()
+    seen = {(c, s) for row in range(500) for s, c, _ in objects(scenes, row)}
+    assert set(HELD_OUT) <= seen
+
+
+def test_objects_stay_on_the_lattice_inside_the_picture_and_apart():
+    scenes = draw_scenes(1, MANY)
+    radius = np.array(RADIUS)[scenes.size]
+    for k in (0, 1):
+        there = scenes.count > k
+        for centre in (scenes.x[there, k], scenes.y[there, k]):
+            assert np.isin(centre, LATTICE).all()
+            assert (centre >= radius[there, k]).all() and (centre + radius[there, k] <= 32).all()
+    two = scenes[scenes.count == 2]
+    dx, dy = two.x[:, 0] - two.x[:, 1], two.y[:, 0] - two.y[:, 1]
+    along, across = np.maximum(abs(dx), abs(dy)), np.minimum(abs(dx), abs(dy))
+    assert (along - np.array(RADIUS)[two.size].sum(axis=1) >= 2).all() and (across <= 4).all()
+    expected = np.where(abs(dx) > abs(dy), (dx > 0) * 1, 2 + (dy > 0))
+    assert np.array_equal(expected, two.relation)
+
+
+def test_absent_objects_hold_minus_one():
+    scenes = draw_scenes(1, MANY)
+    one = scenes[scenes.count == 1]
+    for field in (one.shape, one.color, one.size, one.x, one.y):
+        assert (field[:, 1] == -1).all() and (field[:, 0] >= 0).all()
+    assert (one.relation == -1).all()
+
+
+def test_concatenating_the_parts_gives_the_whole():
+    scenes = draw_scenes(1, np.arange(30))
+    assert equal(concatenate([scenes[:10], scenes[np.arange(10, 30)]]), scenes)
+
+
+@pytest.mark.parametrize(
+    "what, changed",
+    [("color", {"color"}), ("shape", {"shape"}), ("relation", {"x", "y", "relation"})],
+)
+def test_a_swap_changes_what_it_says_and_twice_is_nothing(what, changed):
+    scenes = draw_scenes(2, MANY)
+    scenes = scenes[scenes.count == 2]
+    swapped = swap(scenes, what)
+    for field in fields(scenes):
+        same = np.array_equal(getattr(scenes, field.name), getattr(swapped, field.name))
+        assert same == (field.name not in changed)
+    assert equal(swap(swapped, what), scenes)
+
+
+def test_a_swap_of_one_object_is_refused():
+    scenes = draw_scenes(2, np.arange(50))
+    with pytest.raises(ValueError, match="two objects"):
+        swap(scenes[scenes.count == 1], "color")
+
+
+# --- contrast groups --------------------------------------------------------------------------
+
+
+def test_contrast_groups_are_a_scene_and_its_swaps():
+    scenes = ShapesSource(0, contrast=True).scenes(np.arange(4000))
+    base = scenes[::4]
+    two = base.count == 2
+    assert abs(two.mean() - 0.75) < 0.05
+    for k, what in enumerate(("color", "shape", "relation"), start=1):
+        assert equal(swap(base[two], what), scenes[k::4][two])
+        member, field = scenes[k::4][~two], ("color", "shape", "size")[k - 1]
+        for f in fields(base):
+            same = getattr(member, f.name) == getattr(base[~two], f.name)
+            assert (~same[:, 0]).all() if f.name == field else same.all()
+
+
+def test_captions_of_a_contrast_group_share_their_template():
+    source = ShapesSource(0, contrast=True)
+    indices = np.arange(2000)
+    scenes, texts = source.scenes(indices), source.captions(indices, np.random.default_rng(0))
+    on = [any(w in text.split() for w in ("on", "against")) for text in texts]
+    on = np.array(on).reshape(-1, 4)
+    assert (on.all(axis=1) | ~on.any(axis=1)).all() and 0.4 < on.mean() < 0.6
+    for g in range(0, 2000, 4):
+        group = texts[g : g + 4]
+        assert len(set(group)) == 4
+        assert len({len(text.split()) for text in group[:3]}) == 1
+        for k, text in enumerate(group):
+            spec = parse(text)
+            assert satisfies(spec, scenes, g + k)
+            assert not any(satisfies(spec, scenes, g + j) for j in range(4) if j != k)
+            assert all(None not in o for o in spec.objects)
+
+
+# --- captions ---------------------------------------------------------------------------------
+
+
+def test_captions_parse_back_to_what_the_scene_is():
+    for pairs in ("seen", "all"):
+        source = ShapesSource(1, pairs=pairs)
+        scenes = source.scenes(MANY)
+        for row, text in enumerate(source.captions(MANY, np.random.default_rng(1))):
+            assert satisfies(parse(text), scenes, row), text
+            assert len(text.split()) <= 14
+            assert text == " ".join(text.split()) == text.lower()
+
+
+def test_full_captions_state_everything():
+    source = ShapesSource(1)
+    for text in source.full_captions(MANY, np.random.default_rng(1)):
+        spec = parse(text)
+        assert spec.background and all(None not in o for o in spec.objects)
+        assert (spec.relation is not None) == (spec.count == 2)
+
+
+def test_every_word_of_the_grammar_is_used_and_articles_fit():
+    texts = ShapesSource(1).captions(np.arange(20_000), np.random.default_rng(1))
+    words = {word for text in texts for word in text.split()}
+    expected = (
+        "circle disc square box triangle star cross plus ring donut small little tiny large big "
+        "red green blue yellow purple violet orange cyan turquoise pink white black gray grey left "
+        "right above over below under beneath with its it two stars crosses boxes on against"
+    )
+    assert set(expected.split()) <= words
+    assert not any(" a orange" in f" {text}" for text in texts)
+    assert any("an orange" in text for text in texts)
+
+
+def test_equal_draws_give_equal_captions():
+    scenes = draw_scenes(0, np.zeros(2, dtype=np.int64))
+    draws = np.random.default_rng(0).random((1, DRAWS)).repeat(2, axis=0)
+    first, second = captions(scenes, draws)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "text, count, first, relation, background",
+    [
+        ("red circle", 1, ("circle", "red", None), None, None),
+        ("A red circle on a white background.", 1, ("circle", "red", None), None, "white"),
+        ("  Two   small stars ", 2, ("star", None, "small"), None, None),
+        ("a circle and a square", 2, ("circle", None, None), None, None),
+        ("one red circle", 1, ("circle", "red", None), None, None),
+        ("the red circle", 1, ("circle", "red", None), None, None),
+        ("three red circles", 3, ("circle", "red", None), None, None),
+        ("a red large box, on the left of a disc", 2, ("square", "red", "large"), "left", None),
+        ("a big box with a tiny star to its left", 2, ("square", None, "large"), "right", None),
+        ("a box with a star below it on grey", 2, ("square", None, None), "above", "gray"),
+        ("a picture of a donut", 1, ("ring", None, None), None, None),
+        ("on black, a plus beneath a star", 2, ("cross", None, None), "below", "black"),
+        ("a red circle is above a blue square", 2, ("circle", "red", None), "above", None),
+        ("a red shape", 1, (None, "red", None), None, None),
+    ],
+)
+def test_the_parser_reads_what_people_type(text, count, first, relation, background):
+    spec = parse(text)
+    assert (spec.count, len(spec.objects)) == (count, count)
+    assert tuple(spec.objects[0]) == first
+    assert (spec.relation, spec.background) == (relation, background)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a red circel", "no word 'circel'; did you mean 'circle'"),
+        ("a zzz qqq", "no word 'zzz'"),
+        ("a white circle", "expected a colour of shapes"),
+        ("red circles", "how many there are"),
+        ("two red circle", "expected 'circles'"),
+        ("a red blue circle", "one size and one colour"),
+        ("a red circle on a square", "expected a background"),
+        ("a circle left of", "the caption ends"),
+        ("a circle above it", "found 'its above'"),
+        ("two stars above a circle", "two single shapes"),
+        (" . ", "empty"),
+    ],
+)
+def test_the_parser_says_what_is_wrong(text, message):
+    with pytest.raises(UserError, match=message):
+        parse(text)
+
+
+@given(
+    st.lists(st.sampled_from("a two red large circle stars left of on white with its it".split()))
+)
+@settings(max_examples=200, deadline=None)
+def test_the_parser_reads_or_raises_a_user_error(words):
+    try:
+        spec = parse(" ".join(words))
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert spec.count == len(spec.objects) >= 1
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+def test_pictures_have_the_exact_colors_of_their_scene():
+    scenes = draw_scenes(0, np.arange(300), pairs="all")
+    pictures = render(scenes)
+    assert pictures.shape == (300, 3, 32, 32) and pictures.dtype == np.uint8
+    grounds, palette = np.array(list(BACKGROUNDS.values())), np.array(list(COLORS.values()))
+    for row in range(300):
+        pixels = {tuple(p) for p in pictures[row].reshape(3, -1).T.tolist()}
+        assert tuple(grounds[scenes.background[row]]) in pixels
+        assert tuple(pictures[row, :, 0, 0]) == tuple(grounds[scenes.background[row]])
+        for k in range(scenes.count[row]):
+            assert tuple(palette[scenes.color[row, k]]) in pixels
+
+
+def test_a_small_square_is_four_whole_patches():
+    one = np.array([1])
+    scene = Scenes(
+        one,
+        *(np.array([[v, -1]]) for v in (SHAPES.index("square"), 0, 0, 8, 12)),
+        background=np.array([1]),
+        relation=np.array([-1]),
+    )
+    picture = render(scene)[0]
+    square = (picture == np.array(COLORS["red"])[:, None, None]).all(axis=0)
+    expected = np.zeros((32, 32), dtype=bool)
+    expected[8:16, 4:12] = True
+    assert np.array_equal(square, expected)
+    assert (picture[:, ~expected] == 0).all()
+
+
+def test_a_large_picture_averages_to_the_small_one():
+    scenes = draw_scenes(0, np.arange(100))
+    small, large = render(scenes).astype(int), render(scenes, 128).astype(int)
+    averaged = large.reshape(100, 3, 32, 4, 32, 4).mean(axis=(3, 5))
+    assert np.abs(averaged - small).max() < 20 and np.abs(averaged - small).mean() < 0.2
+
+
+@pytest.mark.parametrize("size", [16, 30, 100])
+def test_any_size_renders(size):
+    pictures = render(draw_scenes(0, np.arange(20)), size)
+    assert pictures.shape == (20, 3, size, size)
+
+
+def test_a_pictures_pixels_do_not_depend_on_its_batch():
+    source = ShapesSource(0)
+    batch = source.images(np.arange(300))
+    assert np.array_equal(batch[250], source.images(np.array([250]))[0])
+
+
+# --- the source -------------------------------------------------------------------------------
+
+
+def test_all_captions_are_true_and_repeatable():
+    source = ShapesSource(0, split="val", length=100)
+    scenes = source.scenes(np.array([7]))
+    texts = source.all_captions(7)
+    assert len(texts) == 5 and texts == source.all_captions(7)
+    assert all(satisfies(parse(text), scenes, 0) for text in texts)
+
+
+def test_fingerprints_tell_sources_apart():
+    variants = [
+        ShapesSource(0),
+        ShapesSource(1),
+        ShapesSource(0, split="val"),
+        ShapesSource(0, image_size=64),
+        ShapesSource(0, pairs="all"),
+        ShapesSource(0, contrast=True),
+    ]
+    assert len({s.fingerprint() for s in variants}) == len(variants)
+    assert ShapesSource(0).fingerprint() == ShapesSource(0).fingerprint()
+
+
+def test_bad_options_are_user_errors():
+    for options in (
+        {"split": "test"},
+        {"pairs": "none"},
+        {"contrast": True, "pairs": "held_out"},
+        {"contrast": True, "length": 10},
+        {"image_size": 2},
+    ):
+        with pytest.raises(UserError):
+            ShapesSource(0, **options)
+    with pytest.raises(IndexError):
+        ShapesSource(0, length=10).images(np.array([10]))
+
+
+def test_rendering_is_fast():
+    scenes = draw_scenes(0, np.arange(8192))
+    render(scenes[:64])
+    start = time.perf_counter()
+    render(scenes)
+    rate = 8192 / (time.perf_counter() - start)
+    print(f"rendered {rate:,.0f} pictures a second")
+    assert rate > 20_000 / 3
+
+
+def test_captioning_is_fast():
+    source = ShapesSource(0)
+    start = time.perf_counter()
+    source.captions(np.arange(20_000), np.random.default_rng(0))
+    rate = 20_000 / (time.perf_counter() - start)
+    print(f"wrote {rate:,.0f} captions a second")
+    assert rate > 20_000 / 3
