@@ -1,1 +1,9 @@
-"""Text-to-image models, small enough to read: CLIP, VQGAN, DALL-E, VQGAN-CLIP and unCLIP."""
+"""minimodal: CLIP, VQGAN and DALL·E from scratch, in files that one can read in a sitting.
+
+`minimodal.load(path)` gives the model of a run folder back. The systems are `minimodal.clip`,
+`minimodal.vqgan` and `minimodal.dalle`; what they are built from is in `minimodal.blocks`.
+"""
+
+from minimodal.runs import load
+
+__all__ = ["load"]

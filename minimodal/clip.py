@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
 from minimodal.blocks.transformer import Transformer
-from minimodal.data.images import decode
+from minimodal.data.images import centre_square
 from minimodal.errors import UserError
 
 # Means and deviations of the colour channels of the original's training pictures.
@@ -178,13 +179,13 @@ class CLIP(nn.Module):
             raise UserError("this CLIP has no tokenizer: load it with minimodal.load")
         return self.tokenizer(texts, self.config.text_length, truncate=truncate)
 
-    def preprocess(self, picture) -> Tensor:
-        """A Pillow picture (or a path) as CLIP wants it.
+    def preprocess(self, picture: Image.Image) -> Tensor:
+        """A Pillow picture as CLIP wants it.
 
         returns: (3, H, W) float32, normalised
         """
-        pixels = torch.from_numpy(decode(picture, self.config.image_size))
-        return normalize(pixels[None])[0]
+        pixels = centre_square(picture.convert("RGB"), self.config.image_size)
+        return normalize(torch.from_numpy(pixels)[None])[0]
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

@@ -11,7 +11,6 @@ Where VQGAN has two codebooks a position's code is predicted as two factors in t
 given the first, as in the RQ-Transformer (Lee et al. 2022); the stream stays as long.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -131,6 +130,7 @@ class DALLE(nn.Module):
         """A code's number as its factors (as `Quantizer.factors`).
 
         codes: (B, N) int64
+        returns: (B, N) int64, one for each factor
         """
         parts = []
         for size in reversed(self.config.codes):
@@ -206,7 +206,8 @@ class DALLE(nn.Module):
         returns: () loss, and its parts
         """
         out = self.forward(text, codes)
-        text_loss = F.cross_entropy(out.text.flatten(0, 1).float(), self.with_padding(text).flatten())
+        wanted = self.with_padding(text)
+        text_loss = F.cross_entropy(out.text.flatten(0, 1).float(), wanted.flatten())
         image_loss = torch.stack(
             [
                 F.cross_entropy(logits.flatten(0, 1).float(), part.flatten())
@@ -333,5 +334,3 @@ def to_uint8(images: Tensor) -> Tensor:
     returns: (B, 3, H, W) uint8
     """
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-

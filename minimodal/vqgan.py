@@ -21,7 +21,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.conv import Downsample, PixelAttention, ResidualBlock, Upsample, group_norm
+from minimodal.blocks.conv import (
+    Downsample,
+    PixelAttention,
+    PositionNorm,
+    ResidualBlock,
+    Upsample,
+    group_norm,
+    make_norm,
+)
 from minimodal.blocks.quantizer import Codes, Quantizer
 from minimodal.errors import UserError
 
@@ -55,6 +63,11 @@ class VQGANConfig:
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
     @property
+    def local(self) -> bool:
+        """Whether norms look at one position only, so that a code depends on its patch alone."""
+        return self.encoder_kernel == 1
+
+    @property
     def grid(self) -> int:
         """h = w: codes a side."""
         return self.image_size // self.factor
@@ -65,7 +78,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQGANConfig, out_channels: int) -> None:
         super().__init__()
-        k = config.encoder_kernel
+        k, local = config.encoder_kernel, config.local
         widths = [config.channels * m for m in config.multipliers]
         self.patch = config.patch
         self.conv_in = nn.Conv2d(3 * config.patch**2, widths[0], k, padding=k // 2)
@@ -73,16 +86,16 @@ class Encoder(nn.Module):
         size, channels = config.image_size // config.patch, widths[0]
         for level, width in enumerate(widths):
             for _ in range(config.depth):
-                layers.append(ResidualBlock(channels, width, kernel=k))
+                layers.append(ResidualBlock(channels, width, kernel=k, local=local))
                 channels = width
                 if size in config.attention:
                     layers.append(PixelAttention(channels))
             if level < len(widths) - 1:
                 layers.append(Downsample(channels))
                 size //= 2
-        layers.append(ResidualBlock(channels, channels, kernel=k))
+        layers.append(ResidualBlock(channels, channels, kernel=k, local=local))
         self.layers = nn.Sequential(*layers)
-        self.norm_out = group_norm(channels)
+        self.norm_out = make_norm(channels, local=local)
         self.conv_out = nn.Conv2d(channels, out_channels, k, padding=k // 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,9 +123,9 @@ class StructureEncoder(nn.Module):
         self.factor, channels = config.factor, config.channels
         self.layers = nn.Sequential(
             nn.Conv2d(self.factor**4, channels, 1),
-            ResidualBlock(channels, channels, kernel=1),
-            ResidualBlock(channels, channels, kernel=1),
-            group_norm(channels),
+            ResidualBlock(channels, channels, kernel=1, local=True),
+            ResidualBlock(channels, channels, kernel=1, local=True),
+            PositionNorm(channels),
             nn.Conv2d(channels, config.code_width, 1),
         )
 
@@ -132,18 +145,22 @@ class StructureEncoder(nn.Module):
 
 
 class AppearanceEncoder(nn.Module):
-    """An encoder of what is in a patch regardless of where: features of pixels, averaged."""
+    """An encoder of which colours a patch has, regardless of where and of how much of each.
+
+    It takes a patch's largest value in each of 32 learned directions of colour space, which is to
+    say the convex hull of its colours. The blend of two colours at a smooth edge lies between
+    them and adds nothing to the hull; nor does the share of the patch that each covers.
+    """
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        self.factor = config.factor
-        # A nonlinear feature of each pixel before the mean: the mean of the colours alone would
-        # not tell half red and half green from all brown.
-        self.pixel = nn.Conv2d(3, 16, 1)
-        self.out = nn.Sequential(
-            nn.Conv2d(16, config.channels, 1),
-            nn.SiLU(),
-            nn.Conv2d(config.channels, config.code_width, 1),
+        self.factor, channels = config.factor, config.channels
+        self.directions = nn.Conv2d(3, 32, 1)
+        self.layers = nn.Sequential(
+            nn.Conv2d(32, channels, 1),
+            ResidualBlock(channels, channels, kernel=1, local=True),
+            PositionNorm(channels),
+            nn.Conv2d(channels, config.code_width, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,8 +169,8 @@ class AppearanceEncoder(nn.Module):
         x: (B, 3, H, W) pictures in [-1, 1]
         returns: (B, D, h, w)
         """
-        pooled = F.avg_pool2d(F.silu(self.pixel(x)), self.factor)  # (B, 16, h, w)
-        return self.out(pooled)
+        hull = F.max_pool2d(self.directions(x), self.factor)  # (B, 32, h, w)
+        return self.layers(hull)
 
 
 class Decoder(nn.Module):
@@ -162,13 +179,13 @@ class Decoder(nn.Module):
     def __init__(self, config: VQGANConfig, in_channels: int) -> None:
         super().__init__()
         widths = [config.channels * m for m in config.multipliers][::-1]
-        size, channels = config.grid, widths[0]
+        size, channels, local = config.grid, widths[0], config.local
         self.patch = config.patch
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
-        layers: list[nn.Module] = [ResidualBlock(channels, channels)]
+        layers: list[nn.Module] = [ResidualBlock(channels, channels, local=local)]
         for level, width in enumerate(widths):
             for _ in range(config.depth):
-                layers.append(ResidualBlock(channels, width))
+                layers.append(ResidualBlock(channels, width, local=local))
                 channels = width
                 if size in config.attention:
                     layers.append(PixelAttention(channels))
@@ -176,7 +193,7 @@ class Decoder(nn.Module):
                 layers.append(Upsample(channels))
                 size *= 2
         self.layers = nn.Sequential(*layers)
-        self.norm_out = group_norm(channels)
+        self.norm_out = make_norm(channels, local=local)
         self.conv_out = nn.Conv2d(channels, 3 * config.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -282,7 +299,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, *, channels: int = 32, depth: int = 2) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1)]
-        for level in range(1, depth):
+        for _ in range(1, depth):
             wide = channels * 2
             # differs from the paper: group instead of batch statistics, so that a picture's
             # verdict does not depend on its neighbours in the batch (nor on how it is sharded).

@@ -1,0 +1,1 @@
+"""What the systems are built from: Transformer, convolutions, quantizer, sampling."""

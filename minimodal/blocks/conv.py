@@ -5,6 +5,7 @@ the resolution, as in the VQGAN paper's table of layers (Esser et al. 2021, appe
 et al. 2020). Pictures and feature maps are (B, C, H, W). Read `transformer.attend` before.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -19,14 +20,42 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+class PositionNorm(nn.Module):
+    """Divide each position's channels by their root mean square (Zhang & Sennrich 2019).
+
+    Unlike GroupNorm it looks at one position only, so that what a patch becomes does not depend
+    on the rest of the picture.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over channels.
+
+        x: (B, C, H, W) features
+        returns: (B, C, H, W)
+        """
+        scale = x.float().square().mean(dim=1, keepdim=True).add(1e-6).rsqrt()  # (B, 1, H, W)
+        return x * scale.to(x.dtype) * self.gain.to(x.dtype)[:, None, None]
+
+
+def make_norm(channels: int, *, local: bool) -> nn.Module:
+    """The norm of a convolutional block: of each position alone, or of groups of channels."""
+    return PositionNorm(channels) if local else group_norm(channels)
+
+
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution where widths differ."""
 
-    def __init__(self, channels: int, out_channels: int, *, kernel: int = 3) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, *, kernel: int = 3, local: bool = False
+    ) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels)
+        self.norm1 = make_norm(channels, local=local)
         self.conv1 = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = make_norm(out_channels, local=local)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel, padding=kernel // 2)
         same = channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)

@@ -112,7 +112,9 @@ class Codebook(nn.Module):
     ) -> Tensor:
         """One step of the moving averages, then revival of dead codes.
 
-            N_k ← γ N_k + (1 - γ) n_k        m_k ← γ m_k + (1 - γ) Σ_{i: k} z_i        e_k = m_k / N_k
+            N_k ← γ N_k + (1 - γ) n_k
+            m_k ← γ m_k + (1 - γ) Σ_{i: k} z_i
+            e_k = m_k / N_k
 
         z: (N, D) latents of the step's global batch
         returns: () how many codes were dead

@@ -13,7 +13,7 @@ import difflib
 import os
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -35,6 +35,32 @@ class Spec(NamedTuple):
     path: str = ""
     part: str | None = None  # of COCO
     limit: int | None = None
+
+
+class DataSource(Protocol):
+    """Captioned pictures, whatever they come from."""
+
+    name: str  # "shapes", "cifar10", "coco", "folder", …
+    image_size: int  # S
+    class_names: tuple[str, ...] | None
+    labels: np.ndarray | None  # (N,) int64, with class_names
+    has_captions: bool
+    group: int  # so many consecutive pictures stay together in a batch
+
+    def __len__(self) -> int:
+        """N, the number of pictures."""
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Pictures as bytes. indices: (B,); returns: (B, 3, S, S) uint8"""
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """One caption a picture, drawn by rng."""
+
+    def all_captions(self, index: int) -> list[str]:
+        """Every caption of a picture (or a few, where there is no end of them)."""
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the pictures and captions."""
 
 
 def _count(text: str, spec: str) -> int:

@@ -70,6 +70,7 @@ class ShapesSource:
     name = "shapes"
     class_names = None
     labels = None
+    has_captions = True
 
     def __init__(
         self,

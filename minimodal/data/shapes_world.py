@@ -191,33 +191,29 @@ def swap(scenes: Scenes, what: str) -> Scenes:
 
 
 @lru_cache(maxsize=2)
-def _contrast_tables(pairs: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Quadruples and alternatives whose every member is allowed, so that nothing is ever rejected.
+def _exchangeable(pairs: str) -> np.ndarray:
+    """Two (colour, shape) pairs whose colours can be exchanged without an unwanted pair.
 
-    returns: two (M, 2, 2) pairs of (colour, shape), all four combinations allowed; one (P, 2);
-        other_color (P, A), other_shape (P, B): alternatives for each of `one`, cyclically padded
+    returns: (M, 2, 2)
     """
     allowed = ~_IS_HELD if pairs == "seen" else np.ones_like(_IS_HELD)
     one = _SEEN if pairs == "seen" else _PAIRS
-    two = [
-        ((c, s), (d, t))
-        for c, s in one
-        for d, t in one
-        if c != d and s != t and allowed[c, t] and allowed[d, s]
-    ]
-    colors = [[d for d in range(len(COLORS)) if d != c and allowed[d, s]] for c, s in one]
-    shapes = [[t for t in range(len(SHAPES)) if t != s and allowed[c, t]] for c, s in one]
-    # 420 is a multiple of every possible number of alternatives: padding keeps them equally likely.
-    other_color = np.array([(a * (420 // len(a))) for a in colors])
-    other_shape = np.array([(a * (420 // len(a))) for a in shapes])
-    return np.array(two), one, other_color, other_shape
+    return np.array(
+        [
+            ((c, s), (d, t))
+            for c, s in one
+            for d, t in one
+            if c != d and s != t and allowed[c, t] and allowed[d, s]
+        ]
+    )
 
 
 def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "seen") -> Scenes:
-    """Scenes in groups of four (indices 4g to 4g + 3) that differ in one thing from the first.
+    """Scenes in groups of four, indices 4g to 4g + 3.
 
-    Three groups in four have two objects: base, colours exchanged, shapes exchanged, relation
-    reversed. The others have one: base, another colour, another shape, the other size.
+    Half of the groups are four unrelated scenes. The others are one scene of two objects in four
+    variants: as it is; with the relation reversed; with colours or shapes exchanged; with both.
+    Only who is where tells the first two apart, so half of all comparisons are about that.
     pairs: "seen" or "all"
     """
     if pairs not in ("seen", "all"):  # a held-out pair loses itself when colours are exchanged
@@ -225,24 +221,25 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     indices = np.asarray(indices)
     member = indices % 4
     draws = Draws(seed, indices // 4, stream=stream)
-    two, one, other_color, other_shape = _contrast_tables(pairs)
-    count = 1 + (draws.below(4) > 0).astype(np.int64)
-    which = draws.below(len(one))
-    pair = np.where((count == 2)[:, None, None], two[draws.below(len(two))], one[which][:, None])
-    color = other_color[which, draws.below(other_color.shape[1])]
-    shape = other_shape[which, draws.below(other_shape.shape[1])]
-    base = _assemble(draws, count, pair)
-    values = {f.name: getattr(base, f.name).copy() for f in fields(base)}
-    for k, field in enumerate(("color", "shape", "relation"), start=1):
-        rows = np.flatnonzero((count == 2) & (member == k))
-        changed = swap(base[rows], field)
+    two = _exchangeable(pairs)
+    related, field = draws.below(2) == 1, draws.below(2)
+    base = _assemble(draws, np.full(len(indices), 2), two[draws.below(len(two))])
+    # Unrelated scenes come from a stream of their own.
+    plain = draw_scenes(seed, indices, stream=stream + 4, pairs=pairs)
+    values = {
+        f.name: np.where(
+            related.reshape(-1, *[1] * (getattr(base, f.name).ndim - 1)),
+            getattr(base, f.name),
+            getattr(plain, f.name),
+        )
+        for f in fields(base)
+    }
+    swaps = (("color", (member >= 2) & (field == 0)), ("shape", (member >= 2) & (field == 1)))
+    for what, wanted in (*swaps, ("relation", member % 2 == 1)):
+        rows = np.flatnonzero(related & wanted)
+        changed = swap(Scenes(**{name: value[rows] for name, value in values.items()}), what)
         for name, value in values.items():
             value[rows] = getattr(changed, name)
-    single = count == 1
-    values["color"][:, 0] = np.where(single & (member == 1), color, values["color"][:, 0])
-    values["shape"][:, 0] = np.where(single & (member == 2), shape, values["shape"][:, 0])
-    size = values["size"][:, 0]
-    values["size"][:, 0] = np.where(single & (member == 3), 1 - size, size)
     return Scenes(**values)
 
 

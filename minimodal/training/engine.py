@@ -6,212 +6,40 @@ weights (EMA), torch.compile, data-parallel processes, resuming, logs, evaluatio
 list is closed; what a system needs beyond it belongs into its task.
 
 Everything is a pure function of (seed, step), so a run needs no generator state: resumed, it takes
-the same steps bit for bit. Read `train_step` first, then `run`; before, `checkpoint.py`.
+the same steps bit for bit. Read `contract.py` and `prepare.py` before.
 """
 
 import contextlib
-import copy
 import math
-import queue
 import shlex
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from minimodal.errors import UserError
 from minimodal.training import checkpoint, distributed, probe
-from minimodal.training.distributed import Distributed
-from minimodal.training.optim import lr_at, make_optimizer
+from minimodal.training.batches import Batches
+from minimodal.training.contract import Interrupted, Phase, Task, TrainConfig
+from minimodal.training.optim import lr_at
+from minimodal.training.prepare import (
+    Training,
+    build,
+    first_state,
+    measure,
+    micro_rows,
+    select,
+    wrap,
+)  # fmt: skip
 from minimodal.training.progress import Progress, Signals
 
-FASTER = 1.1  # bfloat16 has to be faster by a tenth, or float32 is the better choice
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a system is trained; every field is a flag of train.py."""
-
-    steps: int = 1000
-    minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
-    batch_size: int = 32  # of the whole step: all micro-batches of all processes
-    accumulate: int = 1  # micro-batches a step
-    lr: float = 1e-3
-    min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
-    warmup: int = 50  # steps
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # 0 = no clipping
-    ema_decay: float = 0.0  # 0 = no averaged weights
-    precision: str = "auto"  # auto, float32 or bfloat16
-    compile: bool = False
-    seed: int = 0
-    log_every: int = 50
-    evaluate_every: int = 0  # 0 = at the end only; also the next two
-    sample_every: int = 0
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("log_every", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} {getattr(self, name)}: expected at least {least}")
-        for name in ("minutes", "warmup", "weight_decay", "clip_norm", "min_lr_ratio",
-                     "evaluate_every", "sample_every", "checkpoint_every"):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
-        for name in ("beta1", "beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}: expected from 0 to below 1")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UserError(f"lr {self.lr}: expected a number above 0")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"precision {self.precision}: expected auto, float32 or bfloat16")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """The nets that one optimiser moves; a GAN has two phases, others have one."""
-
-    name: str
-    nets: tuple[nn.Module, ...]
-    lr_scale: float = 1.0
-    betas: tuple[float, float] | None = None  # None: those of the TrainConfig
-
-
-class Task(Protocol):
-    """What a system says about its training.
-
-    Randomness is made in `batch`, from (seed, step, row), so that N processes equal one; the
-    engine sets `gather`, the identity on one process. Frozen helpers are the task's own business:
-    neither `model` nor `extra` holds them.
-    """
-
-    name: str
-    model: nn.Module  # what is saved; the EMA covers its weights and copies its buffers
-    phases: tuple[Phase, ...]
-    extra: dict[str, nn.Module]  # other nets that training changes: the discriminator
-    gather: Callable[[Tensor], Tensor]
-
-    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
-        """Rows of the global batch of a step, on the CPU. Runs in a thread, ahead of time."""
-
-    def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of the rows and detached metrics.
-
-        It changes no weight and no buffer. Phases see the same `batch` dict one after another and
-        may leave detached tensors there for the next. A loss without gradient skips the phase.
-        """
-
-    def after_step(self, step: int) -> dict[str, Tensor | float]:
-        """What follows the optimisers, without gradients: codebooks, clamps; metrics."""
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Scores of a model (the averaged one where EMA is on, in eval mode), on rank 0 only."""
-
-    def sample(self, model: nn.Module, step: int) -> Tensor | None:
-        """A picture of what the model does, uint8 (3, H, W), on rank 0 only."""
-
-    def config(self) -> dict[str, Any]:
-        """The model's configuration, for config.json."""
-
-    def save_files(self, out: Path) -> None:
-        """Write files that the model needs beside its weights, such as a tokenizer."""
-
-
-class Interrupted(SystemExit):
-    """Ctrl-C or SIGTERM: the state is saved; the process ends with status 130."""
-
-    def __init__(self) -> None:
-        super().__init__(130)
-
-
-class PhaseLoss(nn.Module):
-    """A phase's loss as a module that holds exactly the phase's nets.
-
-    DistributedDataParallel averages the gradients of the parameters of the module that it wraps,
-    after a call of that module; compile() likewise covers what is called through it.
-    """
-
-    def __init__(self, task: Task, phase: Phase) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList(phase.nets)
-        self.loss, self.name = task.loss, phase.name
-
-    def forward(self, batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The task's loss of this phase."""
-        return self.loss(batch, self.name, step)
-
-
-@dataclass
-class Trained:
-    """A phase with what trains it."""
-
-    phase: Phase
-    parameters: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    module: nn.Module  # PhaseLoss, wrapped where there are several processes
-
-
-@dataclass
-class Training:
-    """A task with all that its steps change."""
-
-    task: Task
-    config: TrainConfig
-    here: Distributed
-    phases: list[Trained]
-    ema: nn.Module | None
-    step: int = 0
-    seconds: float = 0.0
-    averaged: list[list[Tensor]] = field(default_factory=list)  # EMA's tensors, the model's
-
-    @property
-    def best(self) -> nn.Module:
-        """The weights to evaluate, sample from and save."""
-        return self.task.model if self.ema is None else self.ema
-
-    def state(self) -> dict[str, Any]:
-        """All that a resumed run needs, as torch.load(weights_only=True) can read it."""
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": self.task.model.state_dict(),
-            "extra": {name: net.state_dict() for name, net in self.task.extra.items()},
-            "optimizers": {t.phase.name: t.optimizer.state_dict() for t in self.phases},
-            "ema": None if self.ema is None else self.ema.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.task.model.load_state_dict(state["model"])
-        for name, net in self.task.extra.items():
-            net.load_state_dict(state["extra"][name])
-        for trained in self.phases:
-            trained.optimizer.load_state_dict(state["optimizers"][trained.phase.name])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-
-
-def select(phases: list[Trained], now: Trained) -> None:
-    """Let only the phase that runs collect gradients.
-
-    The generator's loss passes through the discriminator, whose weights then need no gradient of
-    their own: without this they would get one, at the cost of a third of its backward pass.
-    """
-    for trained in phases if len(phases) > 1 else ():
-        for parameter in trained.parameters:
-            parameter.requires_grad_(trained is now)
+__all__ = ["Interrupted", "Phase", "Task", "TrainConfig", "run", "train_step"]
 
 
 def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[str, Tensor | float]:
@@ -244,8 +72,10 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
                 group["lr"] = lr * trained.phase.lr_scale
             trained.optimizer.step()
             trained.optimizer.zero_grad()
+    if not any(name.endswith("grad_norm") for name in metrics):
+        raise ValueError(f"step {step}: no loss of {training.task.name} has a gradient")
     with torch.no_grad():
-        metrics |= training.task.after_step(step)
+        metrics |= training.task.after_step(step, batches)
         if training.ema is not None:
             follow(training)
     return metrics
@@ -265,42 +95,186 @@ def follow(training: Training) -> None:
         torch._foreach_copy_(copies, buffers)
 
 
-class Batches:
-    """The batches of the steps from `first` on, prepared by one thread, two steps ahead."""
+# ---- between steps
 
-    def __init__(self, task: Task, rows: list[slice], *, first: int, end: int | None, pin: bool):
-        self.queue: queue.Queue = queue.Queue(maxsize=2)
-        self.closed = threading.Event()
-        work = lambda: self.work(task, rows, first, end, pin)  # noqa: E731
-        self.thread = threading.Thread(target=work, name="batches", daemon=True)
-        self.thread.start()
 
-    def work(self, task: Task, rows: list[slice], step: int, end: int | None, pin: bool) -> None:
-        """The thread: an error travels through the queue to whoever asks for the batch."""
-        try:
-            while not self.closed.is_set() and step != end:
-                batches = [task.batch(step, part) for part in rows]
-                if pin:
-                    batches = [{k: v.pin_memory() for k, v in b.items()} for b in batches]
-                self.put(batches)
-                step += 1
-        except BaseException as error:
-            self.put(error)
+def fraction(config: TrainConfig, step: int, seconds: float) -> float:
+    """How much of the run is done, 0 to 1: in time where it is limited by time, or in steps."""
+    return seconds / (60 * config.minutes) if config.minutes > 0 else step / config.steps
 
-    def put(self, item: list[dict] | BaseException) -> None:
-        """Wait for room in the queue, but not for ever."""
-        while not self.closed.is_set():
-            with contextlib.suppress(queue.Full):
-                return self.queue.put(item, timeout=0.1)
 
-    def next(self, device: torch.device) -> list[dict[str, Tensor]]:
-        """The micro-batches of the next step, on their way to the device."""
-        item = self.queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return [{k: v.to(device, non_blocking=True) for k, v in b.items()} for b in item]
+def due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0
 
-    def close(self) -> None:
-        """End the thread."""
-        self.closed.set()
-        self.thread.join()
+
+def check_finite(training: Training, metrics: dict[str, Tensor | float], out: Path) -> None:
+    """Stop a run that has diverged, before it overwrites a good state."""
+    for trained in training.phases:
+        prefix = "" if trained is training.phases[0] else f"{trained.phase.name}_"
+        for name in (prefix + "loss", prefix + "grad_norm"):
+            if not math.isfinite(float(metrics.get(name, 0.0))):
+                raise UserError(
+                    f"step {training.step}: {name} is {float(metrics[name])}; train again with a "
+                    f"lower --lr (now {training.config.lr:g}) in another --out; {out} keeps its "
+                    "last saved state"
+                )
+
+
+def log(
+    training: Training, metrics: dict[str, Tensor | float], out: Path,
+    *, lr: float, progress: Progress,
+) -> None:  # fmt: skip
+    """Write the step's metrics, averaged over the ranks."""
+    device = training.here.device
+    values = [torch.as_tensor(v, dtype=torch.float32, device=device) for v in metrics.values()]
+    means = distributed.mean_over_ranks(torch.stack([v.detach().reshape(()) for v in values]))
+    numbers = dict(zip(metrics, means.tolist(), strict=True))
+    speed = progress.measure(numbers["loss"]) * training.here.world
+    if training.here.main:
+        line = {"step": training.step, "seconds": round(training.seconds, 3)}
+        line |= {"samples_per_second": round(speed, 3), "lr": lr}
+        checkpoint.append_metrics(out, line | numbers)
+
+
+def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
+    """Write the scores of the weights that would be used; rank 0 only."""
+    model = training.best.eval()
+    with torch.no_grad(), probe.autocast(training.here.device, training.config.precision):
+        scores = training.task.evaluate(model)
+    model.train(model is training.task.model)
+    line = {"step": training.step, "seconds": round(training.seconds, 3)}
+    line |= {name: float(value) for name, value in scores.items()}
+    if scores or done:
+        checkpoint.append_metrics(out, line | ({"done": True} if done else {}))
+
+
+def sample(training: Training, out: Path) -> None:
+    """Write a picture of what the weights that would be used do; rank 0 only."""
+    model = training.best.eval()
+    with torch.no_grad(), probe.autocast(training.here.device, training.config.precision):
+        picture = training.task.sample(model, training.step)
+    model.train(model is training.task.model)
+    if picture is not None:
+        image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+        path = out / "samples" / f"step-{training.step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        checkpoint.write_atomically(path, lambda file: image.save(file, format="PNG"))
+
+
+def how_to_resume(out: Path, world: int) -> str:
+    """The command line that goes on with this run."""
+    words = [word for word in sys.argv if word != "--resume"]
+    start = ["torchrun", f"--nproc_per_node={world}"] if world > 1 else ["python"]
+    return shlex.join([*start, *words, "--resume"])
+
+
+# ---- the loop
+
+
+def loop(
+    training: Training, out: Path, *,
+    batches: Batches, progress: Progress, signals: Signals, began: float,
+) -> None:  # fmt: skip
+    """Take steps until the run is done; leaves a saved state behind, however it ends."""
+    config, here = training.config, training.here
+    done = fraction(config, training.step, training.seconds)
+    while done < 1:
+        lr = lr_at(
+            training.step, done, lr=config.lr, warmup=config.warmup,
+            min_lr_ratio=config.min_lr_ratio,
+        )  # fmt: skip
+        metrics = train_step(training, batches.next(here.device), lr=lr)
+        training.step += 1
+        step = training.step
+        now = time.perf_counter() - began
+        stop, training.seconds = distributed.agree(signals.received, now)
+        done = fraction(config, step, training.seconds)
+        progress.step(step, done, config.batch_size // here.world)
+        ending = stop or done >= 1
+        logging = ending or step == 1 or due(config.log_every, step)
+        saving = ending or due(config.checkpoint_every, step)
+        # On the CPU looking costs nothing; on CUDA it would wait for the device.
+        if logging or saving or here.device.type == "cpu":
+            check_finite(training, metrics, out)
+        if logging:
+            log(training, metrics, out, lr=lr, progress=progress)
+        with progress.pause():
+            if here.main and not ending and due(config.evaluate_every, step):
+                evaluate(training, out)
+            if here.main and not ending and due(config.sample_every, step):
+                sample(training, out)
+            if here.main and saving:
+                checkpoint.save_state(out, training.state())
+                checkpoint.save_weights(out, training.best)
+        if stop:
+            distributed.barrier()  # the others must not end before the state is saved
+            raise Interrupted
+
+
+def summary(out: Path, step: int) -> dict[str, Any] | None:
+    """All that metrics.jsonl says about the end of a finished run; None if it has not ended."""
+    lines = [line for line in checkpoint.read_metrics(out) if line.get("step") == step]
+    finished = any(line.get("done") for line in lines) and (out / "model.safetensors").exists()
+    return {k: v for line in lines for k, v in line.items()} if finished else None
+
+
+def run(
+    task: Task, config: TrainConfig, out: Path,
+    *, data_spec: str, resume: bool = False, device: str = "auto",
+) -> dict[str, Any]:  # fmt: skip
+    """Train a task into the run folder `out`.
+
+    returns: the numbers of the last step, with the final evaluation
+    """
+    out, began = Path(out), time.perf_counter()
+    here = distributed.start(device)
+    if here.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 is multiplied
+    rows = micro_rows(config, here)
+    described = {"kind": task.name, "model": task.config(), "train": asdict(config)}
+    described |= {"data": data_spec}
+    state = first_state(out, described, here=here, resume=resume)
+    if state is not None:
+        if config.precision == "auto":  # as measured when the run began
+            stored = checkpoint.load_run_config(out)["train"]["precision"]
+            config = replace(config, precision=stored)
+        began -= state["seconds"]  # the clock goes on
+    training = build(task, config, here)
+    if state is not None:
+        training.restore(state)
+        ended = fraction(config, training.step, training.seconds) >= 1
+        before = distributed.from_main(summary(out, training.step) if ended else None)
+        if before is not None:
+            if here.main:
+                print(f"{out} is done: {training.step} steps, nothing to resume", file=sys.stderr)
+            return before
+    precision, flops, peak = measure(training, rows[0])
+    config = training.config = replace(config, precision=precision)
+    if here.main:
+        described["train"] = asdict(config)
+        checkpoint.save_config(out, described)
+        checkpoint.clean(out)
+        checkpoint.truncate_metrics(out, training.step)
+        task.save_files(out)
+    wrap(training)
+    end = None if config.minutes > 0 else config.steps
+    done = fraction(config, training.step, training.seconds)
+    progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main)
+    pin = here.device.type == "cuda"
+    batches = Batches(task, rows, first=training.step, end=end, pin=pin)
+    try:
+        with Signals() as signals:
+            loop(training, out, batches=batches, progress=progress, signals=signals, began=began)
+    except Interrupted:
+        progress.say(f"stopped after step {training.step}; the state is saved. Go on with:")
+        progress.say("  " + how_to_resume(out, here.world))
+        raise
+    finally:
+        batches.close()
+        progress.close(training.step)
+    if here.main:
+        checkpoint.save_weights(out, training.best)
+        sample(training, out)
+        evaluate(training, out, done=True)
+    return distributed.from_main(summary(out, training.step))

@@ -39,9 +39,7 @@ def make_optimizer(
     nets: Iterable[nn.Module], *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `nets`."""
-    return torch.optim.AdamW(
-        parameter_groups(nets, weight_decay), lr=lr, betas=betas, fused=True
-    )
+    return torch.optim.AdamW(parameter_groups(nets, weight_decay), lr=lr, betas=betas, fused=True)
 
 
 def lr_at(step: int, progress: float, *, lr: float, warmup: int, min_lr_ratio: float) -> float:

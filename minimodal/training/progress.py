@@ -64,8 +64,8 @@ class Progress:
         self.samples, self.speed, self.loss = 0, 0.0, float("nan")
         self.bar = None
         if show and sys.stderr.isatty():
-            form = "{desc} {percentage:3.0f}%|{bar:16}|{postfix}"
-            self.bar = tqdm(total=1.0, initial=fraction, desc=name, bar_format=form, leave=True)
+            form = name + " {percentage:3.0f}%|{bar:16}| {desc}"
+            self.bar = tqdm(total=1.0, initial=fraction, bar_format=form)
 
     def step(self, step: int, fraction: float, samples: int) -> None:
         """Count a step of `samples` pictures on this process."""
@@ -80,7 +80,7 @@ class Progress:
         self.drawn = now
         if self.bar is not None:
             self.bar.n = min(1.0, self.fraction)
-            self.bar.set_postfix_str(self.text(step, now))
+            self.bar.set_description_str(self.text(step, now))
         else:
             percent = f"{100 * self.fraction:.0f}%"
             print(f"{self.name} {percent} {self.text(step, now)}", file=sys.stderr, flush=True)

@@ -1,0 +1,156 @@
+"""`python train.py demo`: VQGAN, CLIP and DALL·E on the Shapes world, then pictures and scores.
+
+Each stage is the ordinary task with its ordinary recipe; `--minutes` scales their steps (10 is
+what the recipes are tuned for, on two cores). A stage that is finished is not run again, so an
+interrupted demo goes on where it stopped. Read `recipes.py` and `evaluation/scoreboard.py`.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minimodal.data.oracle import score
+from minimodal.data.shapes import ShapesSource
+from minimodal.drawing import grid, save_png
+from minimodal.errors import UserError
+from minimodal.evaluation.scoreboard import (
+    baseline_scores,
+    clip_scores,
+    dalle_scores,
+    format_scoreboard,
+    vqgan_scores,
+)
+from minimodal.runs import load
+from minimodal.training import distributed
+from minimodal.training.build import build_clip, build_dalle, build_vqgan
+from minimodal.training.checkpoint import write_atomically
+from minimodal.training.contract import TrainConfig
+from minimodal.training.engine import run
+from minimodal.training.recipes import clip_shapes, dalle_shapes, vqgan_shapes
+from minimodal.training.report import write_report
+
+FULL = 10.0  # minutes that the recipes' steps take on two idle cores, scores included
+
+
+def add_demo_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the demo."""
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER",
+                        help="folder of the runs and the scores (default: runs/demo)")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=FULL, metavar="M",
+                        help="scales the stages' steps (default: 10)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def scaled(config: TrainConfig, share: float, seed: int) -> TrainConfig:
+    """A recipe's engine settings with a share of its steps."""
+    return replace(config, steps=max(1, round(config.steps * share)), seed=seed)
+
+
+def train_stages(out: Path, share: float, seed: int, device: str) -> dict[str, float]:
+    """VQGAN, CLIP and DALL·E in turn; the seconds of each."""
+    vqgan, clip, dalle = vqgan_shapes(), clip_shapes(), dalle_shapes()
+    events = ("warm_start", "discriminator_start", "gan_start", "gan_ramp")
+    vqgan = vqgan._replace(
+        training=replace(
+            vqgan.training,
+            **{name: max(1, round(getattr(vqgan.training, name) * share)) for name in events},
+        ),
+        engine=scaled(vqgan.engine, share, seed),
+    )
+    clip = clip._replace(engine=scaled(clip.engine, share, seed))
+    dalle = dalle._replace(engine=scaled(dalle.engine, share, seed))
+    kind = distributed.pick_device(device)
+    makers = {
+        "vqgan": (lambda: build_vqgan(vqgan, "shapes"), vqgan.engine),
+        "clip": (lambda: build_clip(clip, "shapes"), clip.engine),
+        "dalle": (
+            lambda: build_dalle(dalle, "shapes", vqgan_run=out / "vqgan", device=kind),
+            dalle.engine,
+        ),
+    }
+    seconds = {}
+    for name, (make, config) in makers.items():
+        began = time.perf_counter()
+        folder = out / name
+        run(make(), config, folder, data_spec="shapes", resume=folder.exists(), device=device)
+        seconds[name] = time.perf_counter() - began
+    return seconds
+
+
+def machine() -> dict[str, str | int]:
+    """What the scores were made on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    found: dict[str, str | int] = {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def score_stages(out: Path, seed: int, device: str) -> dict:
+    """The scoreboard of the trained stages."""
+    vqgan, clip = load(out / "vqgan").to(device), load(out / "clip").to(device)
+    dalle = load(out / "dalle").to(device)
+    sampling = dalle.run["model"]["sampling"]
+    return {
+        "vqgan": vqgan_scores(vqgan, seed=seed),
+        "clip": clip_scores(clip, seed=seed),
+        "dalle": dalle_scores(dalle, clip, seed=seed, **sampling),
+        "baselines": baseline_scores(seed=seed),
+    }
+
+
+def draw_samples(out: Path, seed: int, device: str) -> None:
+    """samples.png: seen and held-out captions, a picture and the oracle's verdict each."""
+    dalle = load(out / "dalle").to(device)
+    captions = []
+    for pairs, n in (("seen", 16), ("held_out", 8)):
+        source = ShapesSource(seed, split="val", pairs=pairs)
+        numbers = np.arange(1000, 1000 + n)
+        captions += source.full_captions(numbers, np.random.default_rng(seed))
+    pictures = dalle.generate(
+        captions,
+        generator=torch.Generator(device).manual_seed(seed),
+        **dalle.run["model"]["sampling"],
+    ).cpu()
+    verdicts = score(captions, pictures.numpy())
+    save_png(grid(pictures, captions, verdicts, columns=8), out / "samples.png")
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """All stages, the samples, the scoreboard and the report."""
+    if not arguments.minutes > 0:
+        raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
+    began, out = time.perf_counter(), arguments.out
+    seconds = train_stages(out, arguments.minutes / FULL, arguments.seed, arguments.device)
+    here = distributed.start(arguments.device)
+    if not here.main:
+        return
+    began_scores = time.perf_counter()
+    print("scoring", file=sys.stderr)
+    board = score_stages(out, arguments.seed, here.device.type)
+    draw_samples(out, arguments.seed, here.device.type)
+    now = time.perf_counter()
+    board["seconds"] = {name: round(spent, 1) for name, spent in seconds.items()}
+    board["seconds"] |= {"scores": round(now - began_scores, 1), "all": round(now - began, 1)}
+    board |= {"machine": machine(), "seed": arguments.seed}
+    text = json.dumps(board, indent=2) + "\n"
+    write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
+    write_report(out)
+    print(format_scoreboard(board))
+    print(f"pictures: {out / 'samples.png'}   report: {out / 'report.html'}")

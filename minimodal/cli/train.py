@@ -1,0 +1,166 @@
+"""`python train.py {demo,vqgan,clip,dalle} …`: flags to a recipe, a recipe to a task, off it goes.
+
+Every field of a recipe's dataclasses is a flag (`code_width` is `--code-width`), so `--help` shows
+all there is, with the values that the recipe for the given --data has. Read `recipes.py`,
+`build.py` and `engine.run` for what happens then.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minimodal.cli.common import Parser, run_command
+from minimodal.cli.demo import add_demo_flags, run_demo
+from minimodal.data.loading import KINDS, parse_spec
+from minimodal.training import distributed
+from minimodal.training.build import build_clip, build_dalle, build_vqgan
+from minimodal.training.contract import Task
+from minimodal.training.engine import run
+from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe, recipe_for
+from minimodal.training.report import write_report
+
+SYSTEMS = {
+    "vqgan": "pictures as grids of codes",
+    "clip": "pictures and captions in one space",
+    "dalle": "pictures from captions; needs a trained --vqgan",
+}
+# What the data or another flag decides, so that it is no flag of its own.
+DECIDED = {
+    "clip": ("vocab_size", "text_length", "end_id"),
+    "dalle": ("vocab_size", "text_length", "pad_id", "grid", "codes"),
+}
+
+Recipe = VQGANRecipe | CLIPRecipe | DALLERecipe
+
+
+def field_notes(kind: type) -> dict[str, str]:
+    """The comment beside each field of a dataclass, which is its help text."""
+    lines = inspect.getsource(kind).splitlines()
+    found = (re.match(r"    (\w+): .*?= .*?  # (.+)", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`1,2,2` as a tuple."""
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def truth(text: str) -> bool:
+    """yes and no, in the usual spellings."""
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither yes nor no")
+    return words[text.lower()]
+
+
+def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: Sequence[str]):
+    """A flag for each field of a dataclass instance, its value as the default."""
+    group = parser.add_argument_group(title)
+    notes, types = field_notes(type(values)), typing.get_type_hints(type(values))
+    for field in dataclasses.fields(values):
+        if field.name in leave:
+            continue
+        value, kind = getattr(values, field.name), types[field.name]
+        converter = {bool: truth, tuple[int, ...]: numbers}.get(kind, kind)
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=converter,
+            default=value,
+            metavar={int: "N", float: "X", bool: "yes|no", str: "NAME"}.get(kind, "N,N,…"),
+            help=f"{notes.get(field.name, '').replace('%', '%%')} (default: {shown})".strip(),
+        )
+
+
+def add_system(commands: Any, system: str, recipe: Recipe) -> None:
+    """The parser of one system, with a recipe's values as defaults."""
+    parser = commands.add_parser(system, help=SYSTEMS[system], description=SYSTEMS[system])
+    parser.add_argument(
+        "--data", required=True, metavar="SPEC", help=f"{'|'.join(KINDS)}[:PATH][:N], see README"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
+    if system == "dalle":
+        parser.add_argument("--vqgan", required=True, type=Path, metavar="RUN", help="trained run")
+    parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--limit", type=int, metavar="N", help="use at most N pictures")
+    add_fields(parser, "engine", recipe.engine, ())
+    add_fields(parser, "training", recipe.training, ())
+    add_fields(parser, "model", recipe.model, DECIDED.get(system, ()))
+
+
+def spec_kind(argv: Sequence[str]) -> str:
+    """The kind of data that a command line names, to choose a recipe by; shapes if none."""
+    finder = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    finder.add_argument("--data", default="shapes")
+    try:
+        known, _ = finder.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return "shapes"  # the real parser will say what is wrong
+    return known.data.split(":")[0]
+
+
+def make_parser(argv: Sequence[str]) -> Parser:
+    """The parser of train.py for this command line's kind of data."""
+    parser = Parser(prog="train.py", description="Train a system, or all of them on the demo.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_demo_flags(commands.add_parser("demo", help="every stage on the Shapes world, then scores"))
+    for system in SYSTEMS:
+        add_system(commands, system, recipe_for(system, spec_kind(argv)))
+    return parser
+
+
+def chosen(part: Any, arguments: argparse.Namespace) -> Any:
+    """A recipe's dataclass with the flags' values."""
+    names = [f.name for f in dataclasses.fields(part) if hasattr(arguments, f.name)]
+    return dataclasses.replace(part, **{name: getattr(arguments, name) for name in names})
+
+
+def build(system: str, recipe: Recipe, arguments: argparse.Namespace, device: str) -> Task:
+    """The task of a command line."""
+    if isinstance(recipe, VQGANRecipe):
+        return build_vqgan(recipe, arguments.data, limit=arguments.limit)
+    if isinstance(recipe, CLIPRecipe):
+        return build_clip(recipe, arguments.data, limit=arguments.limit)
+    return build_dalle(
+        recipe, arguments.data, vqgan_run=arguments.vqgan, device=device, limit=arguments.limit
+    )
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train one system."""
+    system = arguments.command
+    parse_spec(arguments.data)  # before anything slow
+    device = distributed.pick_device(arguments.device)
+    given = recipe_for(system, arguments.data.split(":")[0])
+    values = {part: chosen(getattr(given, part), arguments) for part in given._fields}
+    recipe = type(given)(**values)
+    task = build(system, recipe, arguments, device)
+    run(
+        task,
+        recipe.engine,
+        arguments.out,
+        data_spec=arguments.data,
+        resume=arguments.resume,
+        device=arguments.device,
+    )
+    if distributed.start(arguments.device).main:
+        write_report(arguments.out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+
+    def command(argv: Sequence[str]) -> None:
+        arguments = make_parser(argv).parse_args(argv)
+        if arguments.command == "demo":
+            run_demo(arguments)
+        else:
+            train(arguments)
+
+    return run_command(command, argv)

@@ -1,0 +1,308 @@
+"""Byte-level BPE: captions to token ids and back (Sennrich et al. 2016; Radford et al. 2019).
+
+A text is cut into pieces (words with the space before them, single digits, punctuation), a piece
+into its UTF-8 bytes, and frequent neighbours within a piece are merged into one token, again and
+again. `Tokenizer.train` learns which; nothing is ever out of vocabulary, since the bytes are
+tokens too.
+
+Ids: 0 padding, 1 start, 2 end, then the 256 bytes, then the merges in the order they were
+learned. Texts in; int64 (B, T) out. The CLIP paper (section 2.4) puts a caption between start and
+end, which `tokenizer(texts, T)` does; for DALL·E ask for `start_and_end=False`.
+"""
+
+import heapq
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimodal.errors import UserError
+
+SPECIALS = ("<|pad|>", "<|start|>", "<|end|>")
+FIRST_MERGE = len(SPECIALS) + 256
+KIND = "minimodal tokenizer"
+CACHE_WORDS = 65_536
+
+# Every character falls in one of the classes (letter, digit, other, space), so the pieces joined
+# are the text. A piece ends after 32 characters: merging is quadratic in its length, and no real
+# word suffers. The fourth line leaves the last space of a run to the word behind it.
+PIECES = re.compile(
+    r" ?[^\W\d_]{1,32}"
+    r"| ?\d"
+    r"| ?(?:[^\w\s]|_){1,32}"
+    r"|\s{1,32}(?!\S)"
+    r"|\s"
+)
+
+Pair = tuple[int, int]
+
+
+def split(text: str) -> list[str]:
+    """The pieces of a text; joined they are the text. No merge crosses their borders."""
+    return PIECES.findall(text)
+
+
+def to_ids(piece: str) -> list[int]:
+    """The bytes of a piece as token ids. A lone surrogate, which UTF-8 cannot hold, becomes '?'."""
+    return [len(SPECIALS) + byte for byte in piece.encode("utf-8", errors="replace")]
+
+
+def merge(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
+    """Replace each occurrence of a pair, from the left, by one token."""
+    merged, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            merged.append(new)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged
+
+
+def token_bytes(merges: Iterable[Pair]) -> list[bytes]:
+    """What each token stands for; specials stand for nothing."""
+    table = [b""] * len(SPECIALS) + [bytes([byte]) for byte in range(256)]
+    for left, right in merges:
+        table.append(table[left] + table[right])
+    return table
+
+
+def learn_merges(words: dict[str, int], count: int) -> list[Pair]:
+    """The `count` merges of byte-pair encoding, fewer where no pair occurs twice.
+
+    words: how often each piece occurs
+    """
+    texts, times = [to_ids(word) for word in words], list(words.values())
+    table = token_bytes([])
+    occurs: Counter[Pair] = Counter()  # how often each pair occurs
+    holders: dict[Pair, set[int]] = {}  # the words it occurs in, or once did
+    for number, ids in enumerate(texts):
+        for pair in pairwise(ids):
+            occurs[pair] += times[number]
+            holders.setdefault(pair, set()).add(number)
+
+    def entry(pair: Pair) -> tuple[int, bytes, bytes, Pair]:
+        # A heap gives the smallest first: the most frequent, then the first in byte order.
+        return -occurs[pair], table[pair[0]], table[pair[1]], pair
+
+    # An entry may say too much, never too little: a count that falls is mended when the entry
+    # comes up, one that rises gets a new entry.
+    heap = [entry(pair) for pair in occurs]
+    heapq.heapify(heap)
+    merges: list[Pair] = []
+    while heap and len(merges) < count:
+        stated, _, _, best = heapq.heappop(heap)
+        if occurs[best] < 2:
+            continue
+        if -stated != occurs[best]:
+            heapq.heappush(heap, entry(best))
+            continue
+        new = len(table)
+        table.append(table[best[0]] + table[best[1]])
+        merges.append(best)
+        change: Counter[Pair] = Counter()
+        for number in holders.pop(best):
+            before = texts[number]
+            after = texts[number] = merge(before, best, new)
+            for pair in pairwise(before):
+                change[pair] -= times[number]
+            for pair in pairwise(after):
+                change[pair] += times[number]
+                if new in pair:
+                    holders.setdefault(pair, set()).add(number)
+        for pair, difference in change.items():
+            occurs[pair] += difference
+            if difference > 0:
+                heapq.heappush(heap, entry(pair))
+    return merges
+
+
+def check_merges(merges: Any) -> None:
+    """Refuse what is no list of merges: the reason as a ValueError."""
+    if not isinstance(merges, list):
+        raise ValueError("it has no list of merges")
+    known = []
+    for number, merge_ in enumerate(merges):
+        if not (isinstance(merge_, list) and len(merge_) == 3):
+            raise ValueError(f"merge {number} is not [left, right, text]")
+        left, right, text = merge_
+        for id_ in (left, right):
+            if type(id_) is not int or not len(SPECIALS) <= id_ < FIRST_MERGE + number:
+                raise ValueError(f"merge {number} joins {id_!r}, which is no token before it")
+        known.append((left, right))
+        if not isinstance(text, str):
+            raise ValueError(f"merge {number} has no text")
+    if len(set(known)) != len(known):
+        raise ValueError("a pair is merged twice")
+    table = token_bytes(known)
+    for number, (_, _, text) in enumerate(merges):
+        if readable(table[FIRST_MERGE + number]) != text:
+            raise ValueError(f"merge {number} does not make {text!r}")
+
+
+def readable(token: bytes) -> str:
+    """A token for human eyes; bytes that are no UTF-8 as \\x…"""
+    return token.decode("utf-8", errors="backslashreplace")
+
+
+class Tokenizer:
+    """Learned merges, and the way from text to ids and back."""
+
+    pad_id, start_id, end_id = 0, 1, 2
+
+    def __init__(self, merges: Sequence[Pair] = (), *, lower: bool = True) -> None:
+        self.merges = [tuple(pair) for pair in merges]
+        self.lower = lower
+        self._rank = {pair: FIRST_MERGE + i for i, pair in enumerate(self.merges)}
+        self._bytes = token_bytes(self.merges)
+        self._cache: dict[str, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, lower={self.lower})"
+
+    @property
+    def vocab_size(self) -> int:
+        """V: specials, bytes and merges."""
+        return len(self._bytes)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, *, lower: bool = True) -> "Tokenizer":
+        """Learn at most vocab_size tokens from texts; their order does not matter.
+
+        With `lower`, capitals are made small here and whenever a text is encoded.
+        """
+        if vocab_size < FIRST_MERGE:
+            raise UserError(
+                f"a vocabulary of {vocab_size} is too small: {len(SPECIALS)} special tokens and "
+                f"256 bytes already make {FIRST_MERGE}"
+            )
+        if isinstance(texts, str):
+            raise UserError("training takes a list of texts, not one string")
+        words: Counter[str] = Counter()
+        for text in texts:
+            words.update(split(text.lower() if lower else text))
+        return cls(learn_merges(words, vocab_size - FIRST_MERGE), lower=lower)
+
+    # --- text to ids -----------------------------------------------------------------------------
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        ids = to_ids(piece)
+        while len(ids) > 1:
+            pairs = set(pairwise(ids))
+            # Merges apply in the order they were learned, whatever their place in the word.
+            first = min(pairs, key=lambda pair: self._rank.get(pair, self.vocab_size))
+            if first not in self._rank:
+                break
+            ids = merge(ids, first, self._rank[first])
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start and end. "<|end|>" in a text is seven characters."""
+        ids: list[int] = []
+        for piece in split(text.lower() if self.lower else text):
+            known = self._cache.get(piece)
+            if known is None:
+                if len(self._cache) >= CACHE_WORDS:
+                    self._cache.clear()
+                known = self._cache[piece] = self._encode_piece(piece)
+            ids += known
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids: specials are left out, bytes that are no UTF-8 become U+FFFD."""
+        parts = []
+        for id_ in ids:
+            if not 0 <= int(id_) < self.vocab_size:
+                raise UserError(f"token {int(id_)} is outside the vocabulary of {self.vocab_size}")
+            parts.append(self._bytes[int(id_)])
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def __call__(
+        self,
+        texts: str | list[str],
+        context_length: int,
+        *,
+        truncate: bool = False,
+        start_and_end: bool = True,
+    ) -> Tensor:
+        """Texts as rows of equal length: start, text, end, padding; or text, padding.
+
+        With `truncate` a text that is too long loses its tail (the end token stays the last);
+        without, it is an error.
+
+        returns: (B, T) int64, T = context_length
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if context_length < (2 if start_and_end else 1):
+            raise UserError(f"a context of {context_length} tokens has no room for a text")
+        rows = torch.full((len(texts), context_length), self.pad_id, dtype=torch.int64)
+        for row, text in zip(rows, texts, strict=True):
+            ids = self.encode(text)
+            if start_and_end:
+                ids = [self.start_id, *ids, self.end_id]
+            if len(ids) > context_length:
+                if not truncate:
+                    raise UserError(
+                        f"'{first_words(text)}' is too long: {len(ids)} tokens, where "
+                        f"{context_length} fit; shorten it or truncate"
+                    )
+                ids = ids[:context_length]
+                if start_and_end:
+                    ids[-1] = self.end_id
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        return rows
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer as JSON, a merge a line: the two ids, and what they spell."""
+        texts = (readable(token) for token in self._bytes[FIRST_MERGE:])
+        lines = [
+            json.dumps([*pair, text], ensure_ascii=False)
+            for pair, text in zip(self.merges, texts, strict=True)
+        ]
+        head = {"kind": KIND, "version": 1, "lower": self.lower, "specials": list(SPECIALS)}
+        body = ",\n".join(lines)
+        content = json.dumps(head)[:-1] + ', "merges": [\n' + body + "\n]}\n"
+        # All or nothing: a run that is killed here leaves no half file under this name.
+        part = Path(f"{path}.{os.getpid()}.part")
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read what `save` wrote."""
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{path} is damaged or no tokenizer: it is not JSON") from None
+        if not isinstance(stored, dict) or stored.get("kind") != KIND:
+            raise UserError(f'{path} is no minimodal tokenizer: expected "kind": "{KIND}"')
+        try:
+            if stored.get("version") != 1 or stored.get("specials") != list(SPECIALS):
+                raise ValueError("its version or special tokens are not those of this program")
+            if not isinstance(stored.get("lower"), bool):
+                raise ValueError('"lower" is neither true nor false')
+            check_merges(stored.get("merges"))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from None
+        return cls([(left, right) for left, right, _ in stored["merges"]], lower=stored["lower"])
+
+
+def first_words(text: str) -> str:
+    """The beginning of a text on one line, to name it in a message."""
+    words = " ".join(text[:200].split()[:6])[:60]
+    return words if words == text else words + "…"

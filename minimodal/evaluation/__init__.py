@@ -1,0 +1,1 @@
+"""Scores: metrics, judges, the scoreboard of the Shapes world."""

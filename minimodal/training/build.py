@@ -1,0 +1,141 @@
+"""From a recipe and a data SPEC to a task that the engine can run.
+
+Here the pieces meet: data sources are opened, a tokenizer learns the captions, pictures become
+codes, and configurations get the numbers that only the data can tell (vocabulary, caption
+length, grid of codes). Read `tasks.py` and `recipes.py` before.
+"""
+
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from minimodal.data.loading import DataSource, open_data
+from minimodal.data.shapes import ShapesSource
+from minimodal.data.tokenizer import Tokenizer
+from minimodal.errors import UserError
+from minimodal.runs import load
+from minimodal.training.checkpoint import digest
+from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe
+from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask, cached_codes
+
+TOKENIZER_PICTURES = 20_000  # whose captions a tokenizer learns from
+
+
+def open_both(spec: str, image_size: int, limit: int | None) -> tuple[DataSource, DataSource]:
+    """The training and the validation split of a SPEC."""
+    train = open_data(spec, image_size=image_size, split="train", limit=limit)
+    val = open_data(spec, image_size=image_size, split="val", limit=limit)
+    return train, val
+
+
+def need_captions(source: DataSource, spec: str) -> None:
+    """Say at once, not at the first batch, that a folder has no captions."""
+    if not source.has_captions:
+        raise UserError(
+            f"--data {spec} has no captions: put a .txt beside each picture, or a captions.jsonl "
+            "or captions.csv into the folder"
+        )
+
+
+def learn_words(source: DataSource, vocab: int, longest: int) -> tuple[Tokenizer, int]:
+    """A tokenizer of the captions, and how many tokens the longest of them takes (at most
+    `longest`: what is longer will be cut, and is counted here)."""
+    numbers = range(min(TOKENIZER_PICTURES, len(source)))
+    captions = [caption for i in numbers for caption in source.all_captions(i)]
+    tokenizer = Tokenizer.train(captions, vocab)
+    lengths = [len(tokenizer.encode(caption)) for caption in captions]
+    cut = sum(length > longest for length in lengths)
+    if cut:
+        print(f"{cut} of {len(captions)} captions are cut to {longest} tokens", file=sys.stderr)
+    return tokenizer, min(max(lengths), longest)
+
+
+def build_vqgan(recipe: VQGANRecipe, spec: str, *, limit: int | None = None) -> VQGANTask:
+    """VQGAN on a SPEC."""
+    train, val = open_both(spec, recipe.model.image_size, limit)
+    return VQGANTask(
+        recipe.model,
+        recipe.training,
+        train=train,
+        val=val,
+        batch_size=recipe.engine.batch_size,
+        seed=recipe.engine.seed,
+    )
+
+
+def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CLIPTask:
+    """CLIP on a SPEC."""
+    train, val = open_both(spec, recipe.model.image_size, limit)
+    need_captions(train, spec)
+    tokenizer, longest = learn_words(
+        train, recipe.training.vocab, recipe.training.max_text_length - 2
+    )
+    if isinstance(train, ShapesSource):
+        # Captions that differ in one exchange only, side by side in a batch: among random
+        # captions a bag of words is enough, and who is left of whom is never learned.
+        train = ShapesSource(
+            train.seed, image_size=train.image_size, contrast=True, length=len(train) // 4 * 4
+        )
+    model = replace(
+        recipe.model,
+        vocab_size=tokenizer.vocab_size,
+        text_length=longest + 2,  # start and end
+        end_id=tokenizer.end_id,
+    )
+    return CLIPTask(
+        model,
+        recipe.training,
+        train=train,
+        val=val,
+        tokenizer=tokenizer,
+        batch_size=recipe.engine.batch_size,
+        seed=recipe.engine.seed,
+    )
+
+
+def build_dalle(
+    recipe: DALLERecipe,
+    spec: str,
+    *,
+    vqgan_run: Path,
+    device: str = "cpu",
+    limit: int | None = None,
+    write_cache: bool = True,
+) -> DALLETask:
+    """DALL·E on a SPEC and the codes of a trained VQGAN."""
+    vqgan = load(vqgan_run, kind="vqgan").to(device)
+    train, val = open_both(spec, vqgan.config.image_size, limit)
+    need_captions(train, spec)
+    tokenizer, longest = learn_words(train, recipe.training.vocab, recipe.training.max_text_length)
+    pictures = min(len(train), recipe.training.pool)
+    described = f"{digest(vqgan_run / 'model.safetensors')} {train.fingerprint()} {pictures}"
+    key = hashlib.sha256(f"{described} {recipe.training.flip}".encode()).hexdigest()[:16]
+    codes = cached_codes(
+        vqgan_run / "codes" / f"{key}.safetensors",
+        vqgan,
+        train,
+        n=pictures,
+        flip=recipe.training.flip,
+        write=write_cache,
+    )
+    model = replace(
+        recipe.model,
+        vocab_size=tokenizer.vocab_size,
+        text_length=longest,
+        pad_id=tokenizer.pad_id,
+        grid=vqgan.config.grid,
+        codes=vqgan.config.codes,
+    )
+    return DALLETask(
+        model,
+        recipe.training,
+        train=train,
+        val=val,
+        tokenizer=tokenizer,
+        vqgan=vqgan,
+        vqgan_run=vqgan_run,
+        codes=codes,
+        batch_size=recipe.engine.batch_size,
+        seed=recipe.engine.seed,
+    )

@@ -1,0 +1,117 @@
+"""What the engine and a system agree on: a `TrainConfig`, a `Task` with its phases.
+
+The engine knows nothing of pictures or text; a task knows nothing of devices, processes, files
+or precision. A task gives nets, batches and losses; `tasks.py` has one for each system. Sizes: a
+batch is a dict of tensors whose first dimension is this process's share of a micro-batch.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from minimodal.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a system is trained; every field is a flag of train.py."""
+
+    steps: int = 1000
+    minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
+    batch_size: int = 32  # of the whole step: all micro-batches of all processes
+    accumulate: int = 1  # micro-batches a step
+    lr: float = 1e-3
+    min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
+    warmup: int = 50  # steps
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # 0 = no clipping
+    ema_decay: float = 0.0  # 0 = no averaged weights
+    precision: str = "auto"  # auto, float32 or bfloat16
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 50
+    evaluate_every: int = 0  # 0 = at the end only; also the next two
+    sample_every: int = 0
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} {getattr(self, name)}: expected at least {least}")
+        for name in ("minutes", "warmup", "weight_decay", "clip_norm", "min_lr_ratio",
+                     "evaluate_every", "sample_every", "checkpoint_every"):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}: expected from 0 to below 1")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UserError(f"lr {self.lr}: expected a number above 0")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"precision {self.precision}: expected auto, float32 or bfloat16")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The nets that one optimiser moves; a GAN has two phases, others have one."""
+
+    name: str
+    nets: tuple[nn.Module, ...]
+    lr_scale: float = 1.0
+    betas: tuple[float, float] | None = None  # None: those of the TrainConfig
+
+
+class Task(Protocol):
+    """What a system says about its training.
+
+    Randomness is made in `batch`, from (seed, step, row), so that N processes equal one; the
+    engine sets `gather`, the identity on one process. Frozen helpers are the task's own business:
+    neither `model` nor `extra` holds them.
+    """
+
+    name: str
+    model: nn.Module  # what is saved; the EMA covers its weights and copies its buffers
+    phases: tuple[Phase, ...]
+    extra: dict[str, nn.Module]  # other nets that training changes: the discriminator
+    gather: Callable[[Tensor], Tensor]
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Rows of the global batch of a step, on the CPU. Runs in a thread, ahead of time."""
+
+    def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of the rows and detached metrics.
+
+        It changes no weight and no buffer. Phases see the same `batch` dict one after another and
+        may leave detached tensors there for the next. A loss without gradient skips the phase.
+        """
+
+    def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
+        """What follows the optimisers, without gradients: codebooks, clamps; metrics.
+
+        It gets the step's micro-batches with what the phases left in them.
+        """
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Scores of a model (the averaged one where EMA is on, in eval mode), on rank 0 only."""
+
+    def sample(self, model: nn.Module, step: int) -> Tensor | None:
+        """A picture of what the model does, uint8 (3, H, W), on rank 0 only."""
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration, for config.json."""
+
+    def save_files(self, out: Path) -> None:
+        """Write files that the model needs beside its weights, such as a tokenizer."""
+
+
+class Interrupted(SystemExit):
+    """Ctrl-C or SIGTERM: the state is saved; the process ends with status 130."""
+
+    def __init__(self) -> None:
+        super().__init__(130)

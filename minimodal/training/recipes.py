@@ -1,0 +1,179 @@
+"""Named configurations, as functions: what `train.py` uses where no flag says otherwise.
+
+A recipe is three frozen dataclasses: the model's shape, what its training has of its own, and the
+engine's settings. There is one for the Shapes world, one for small pictures with class names
+(CIFAR) and one for captioned photographs, each derived from the one before. Read the docstrings
+for what a recipe needs; the README has the scores that each has reached.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from minimodal.clip import CLIPConfig
+from minimodal.dalle import DALLEConfig
+from minimodal.training.contract import TrainConfig
+from minimodal.training.tasks import CLIPTraining, DALLETraining, VQGANTraining
+from minimodal.vqgan import VQGANConfig
+
+
+class VQGANRecipe(NamedTuple):
+    """All of a VQGAN's settings."""
+
+    model: VQGANConfig
+    training: VQGANTraining
+    engine: TrainConfig
+
+
+class CLIPRecipe(NamedTuple):
+    """All of a CLIP's settings; the vocabulary and the caption length come from the captions."""
+
+    model: CLIPConfig
+    training: CLIPTraining
+    engine: TrainConfig
+
+
+class DALLERecipe(NamedTuple):
+    """All of a DALL·E's settings; the codes come from the VQGAN, the rest from the captions."""
+
+    model: DALLEConfig
+    training: DALLETraining
+    engine: TrainConfig
+
+
+# --- VQGAN ---------------------------------------------------------------------------------------
+
+
+def vqgan_shapes() -> VQGANRecipe:
+    """The Shapes world at 32 pixels, f = 4, structure and appearance codebooks; a minute."""
+    return VQGANRecipe(
+        VQGANConfig(
+            patch=4,
+            channels=96,
+            multipliers=(1,),
+            depth=1,
+            encoder_kernel=1,
+            codes=(64, 128),
+            code_width=16,
+            codebook_decay=0.98,
+        ),
+        VQGANTraining(
+            warm_start=500,
+            discriminator_start=3000,
+            gan_start=3300,
+            gan_ramp=200,
+        ),
+        TrainConfig(steps=3600, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
+    )
+
+
+def vqgan_shapes_joint() -> VQGANRecipe:
+    """The Shapes world with the paper's single codebook, to compare with `vqgan_shapes`."""
+    recipe = vqgan_shapes()
+    return recipe._replace(model=replace(recipe.model, codes=(512,), code_width=32))
+
+
+def vqgan_small() -> VQGANRecipe:
+    """CIFAR-sized pictures, f = 4, one codebook of 1024; ten minutes on two cores."""
+    return VQGANRecipe(
+        VQGANConfig(patch=2, channels=64, multipliers=(1, 2), codes=(1024,), code_width=32),
+        VQGANTraining(
+            warm_start=500, discriminator_start=4000, gan_start=5000, gan_ramp=1000, flip=True
+        ),
+        TrainConfig(steps=6000, batch_size=16, lr=1e-3, ema_decay=0.999),
+    )
+
+
+def vqgan_photos() -> VQGANRecipe:
+    """Photographs at 64 pixels, f = 8 (64 codes a picture)."""
+    recipe = vqgan_small()
+    return recipe._replace(
+        model=replace(recipe.model, image_size=64, patch=2, channels=48, multipliers=(1, 2, 2))
+    )
+
+
+# --- CLIP ----------------------------------------------------------------------------------------
+
+
+def clip_shapes() -> CLIPRecipe:
+    """The Shapes world; batches hold captions that differ in one exchange only (hard negatives)."""
+    return CLIPRecipe(
+        CLIPConfig(
+            patch_size=4,
+            vision_width=96,
+            vision_depth=3,
+            vision_heads=3,
+            text_width=96,
+            text_depth=3,
+            text_heads=3,
+            embed_width=96,
+        ),
+        CLIPTraining(vocab=512),
+        TrainConfig(
+            steps=1500, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.99, checkpoint_every=500
+        ),
+    )
+
+
+def clip_small() -> CLIPRecipe:
+    """CIFAR-sized pictures with class captions."""
+    recipe = clip_shapes()
+    return CLIPRecipe(
+        replace(recipe.model, vision_width=128, vision_depth=4, vision_heads=4, text_depth=2),
+        CLIPTraining(flip=True),
+        TrainConfig(steps=4000, batch_size=64, lr=1e-3, warmup=200, weight_decay=0.1),
+    )
+
+
+def clip_photos() -> CLIPRecipe:
+    """Captioned photographs at 64 pixels."""
+    recipe = clip_small()
+    return recipe._replace(
+        model=replace(recipe.model, image_size=64, patch_size=8),
+        training=CLIPTraining(vocab=4096),
+    )
+
+
+# --- DALL·E --------------------------------------------------------------------------------------
+
+
+def dalle_shapes() -> DALLERecipe:
+    """The Shapes world: 14 caption and 64 picture tokens."""
+    return DALLERecipe(
+        DALLEConfig(width=128, depth=4, heads=4),
+        DALLETraining(vocab=512, temperature=0.5, guidance=1.5),
+        TrainConfig(
+            steps=3500, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
+        ),
+    )
+
+
+def dalle_small() -> DALLERecipe:
+    """CIFAR-sized pictures with class captions."""
+    recipe = dalle_shapes()
+    return DALLERecipe(
+        replace(recipe.model, width=192, heads=6),
+        DALLETraining(flip=True, temperature=0.9, guidance=2.0),
+        TrainConfig(
+            steps=4000, batch_size=32, lr=1e-3, warmup=200, weight_decay=0.1, ema_decay=0.999
+        ),
+    )
+
+
+def dalle_photos() -> DALLERecipe:
+    """Captioned photographs."""
+    return dalle_small()._replace(training=DALLETraining(vocab=4096, guidance=2.0))
+
+
+# By the kind of data in a SPEC: shapes, small pictures with classes, or captioned photographs.
+VQGAN_RECIPES = {"shapes": vqgan_shapes, "cifar10": vqgan_small, "cifar100": vqgan_small}
+CLIP_RECIPES = {"shapes": clip_shapes, "cifar10": clip_small, "cifar100": clip_small}
+DALLE_RECIPES = {"shapes": dalle_shapes, "cifar10": dalle_small, "cifar100": dalle_small}
+
+
+def recipe_for(system: str, data: str) -> VQGANRecipe | CLIPRecipe | DALLERecipe:
+    """The recipe of a system ("vqgan", "clip", "dalle") for a kind of data ("cifar10", …)."""
+    if system == "vqgan":
+        return VQGAN_RECIPES.get(data, vqgan_photos)()
+    if system == "clip":
+        return CLIP_RECIPES.get(data, clip_photos)()
+    return DALLE_RECIPES.get(data, dalle_photos)()

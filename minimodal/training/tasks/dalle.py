@@ -1,0 +1,180 @@
+"""DALL·E's training: next-token prediction over captions and the codes of their pictures.
+
+A trained VQGAN turns the pictures into codes once; training then never touches a pixel. Read
+`minimodal/dalle.py` before.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minimodal.dalle import DALLE, DALLEConfig
+from minimodal.data.loading import DataSource, batch_indices
+from minimodal.data.tokenizer import Tokenizer
+from minimodal.training.checkpoint import write_atomically
+from minimodal.training.contract import Phase
+from minimodal.training.tasks.common import (
+    EVALUATION_PICTURES,
+    draws,
+    identity,
+    seeded,
+    tile,
+    to_float,
+)
+from minimodal.vqgan import VQGAN
+
+
+@dataclass(frozen=True)
+class DALLETraining:
+    """What DALL·E's training has beyond the engine's settings."""
+
+    vocab: int = 2048
+    max_text_length: int = 48  # tokens of a caption; longer ones are cut
+    caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
+    pool: int = 65_536  # pictures tokenised at the start, at most
+    flip: bool = False  # the pool holds every picture and its mirror image
+    temperature: float = 1.0  # what generate.py uses by default; also the next
+    guidance: float = 1.0
+
+
+@torch.no_grad()
+def tokenize_pictures(
+    vqgan: VQGAN, source: DataSource, *, n: int, flip: bool, device: torch.device
+) -> Tensor:
+    """The codes of a source's first n pictures, in float32.
+
+    Always in float32: rounded in bfloat16 many latents would fall on a neighbouring code.
+    returns: (N, h, w) int32; with flip the mirror images follow, N = 2 n
+    """
+    codes = []
+    for mirrored in (False, True) if flip else (False,):
+        for start in range(0, n, 256):
+            images = source.images(np.arange(start, min(start + 256, n)))
+            images = images[..., ::-1] if mirrored else images
+            x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+            codes.append(vqgan.encode(x).indices.cpu().int())
+    return torch.cat(codes)
+
+
+def cached_codes(
+    path: Path, vqgan: VQGAN, source: DataSource, *, n: int, flip: bool, write: bool
+) -> Tensor:
+    """`tokenize_pictures`, once: kept in a file whose name stands for the weights and the data.
+
+    returns: (N, h, w) int32
+    """
+    if path.exists():
+        return load_file(path)["codes"]
+    print(f"turning {n} pictures into codes, once (kept in {path})", file=sys.stderr)
+    device = vqgan.last_layer.device
+    codes = tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: save_file({"codes": codes}, file))
+    return codes
+
+
+class DALLETask:
+    """Next-token prediction over captions and the codes of their pictures."""
+
+    name = "dalle"
+
+    def __init__(
+        self,
+        config: DALLEConfig,
+        training: DALLETraining,
+        *,
+        train: DataSource,
+        val: DataSource,
+        tokenizer: Tokenizer,
+        vqgan: VQGAN,
+        vqgan_run: Path,
+        codes: Tensor,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.training, self.train, self.val = training, train, val
+        self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
+        self.vqgan, self.vqgan_run, self.codes = vqgan, vqgan_run, codes
+        self.mirrors = 2 if training.flip else 1
+        self.model = seeded(lambda: DALLE(config), seed)
+        self.phases = (Phase("dalle", (self.model,)),)
+        self.extra: dict[str, nn.Module] = {}
+        self.gather: Callable[[Tensor], Tensor] = identity
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Captions as the stream reads them; too long ones are cut."""
+        length = self.model.config.text_length
+        return self.tokenizer(captions, length, truncate=True, start_and_end=False)
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Codes of pictures and a caption for each; some captions are dropped."""
+        rng = draws(self.seed, step)
+        indices = batch_indices(len(self.codes), self.batch_size, step, seed=self.seed)
+        captions = self.train.captions(indices % (len(self.codes) // self.mirrors), rng)
+        dropped = rng.random(len(indices)) < self.training.caption_dropout
+        captions = ["" if d else c for c, d in zip(captions, dropped, strict=True)]
+        codes = self.codes[torch.from_numpy(indices[rows])].long()
+        return {"text": self.tokens(captions[rows]), "codes": codes}
+
+    def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """1/8 text and 7/8 image."""
+        return self.model.loss(batch["text"], batch["codes"])
+
+    def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
+        """Nothing follows."""
+        return {}
+
+    @torch.no_grad()
+    def evaluate(self, model: DALLE) -> dict[str, float]:
+        """Losses on unseen pairs."""
+        n = min(EVALUATION_PICTURES, len(self.val))
+        device = model.rows.device
+        codes = tokenize_pictures(self.vqgan.to(device), self.val, n=n, flip=False, device=device)
+        text = self.tokens([self.val.all_captions(i)[0] for i in range(n)])
+        sums = {"val_text_loss": 0.0, "val_image_loss": 0.0}
+        for t, c in zip(text.split(64), codes.split(64), strict=True):
+            _, parts = model.loss(t.to(device), c.long().to(device))
+            for name, value in parts.items():
+                sums[f"val_{name}"] += float(value) * len(t) / n
+        return sums
+
+    @torch.no_grad()
+    def sample(self, model: DALLE, step: int) -> Tensor:
+        """Pictures drawn for 16 unseen captions."""
+        device = model.rows.device
+        captions = [self.val.all_captions(i % len(self.val))[0] for i in range(16)]
+        model.tokenizer = self.tokenizer
+        model.decode_indices = self.vqgan.to(device).decode_indices
+        pictures = model.generate(
+            captions,
+            generator=torch.Generator(device).manual_seed(self.seed),
+            temperature=self.training.temperature,
+            guidance=self.training.guidance,
+            truncate=True,
+        )
+        return tile(pictures.cpu(), 8)
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration and what else shaped the training."""
+        sampling = {
+            "temperature": self.training.temperature,
+            "guidance": self.training.guidance,
+        }
+        training = {**asdict(self.training), "pictures": len(self.codes)}
+        return {**asdict(self.model.config), "sampling": sampling, "training": training}
+
+    def save_files(self, out: Path) -> None:
+        """The tokenizer, and a copy of the VQGAN: the run works wherever it is moved."""
+        self.tokenizer.save(out / "tokenizer.json")
+        (out / "vqgan").mkdir(exist_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(self.vqgan_run / name, out / "vqgan" / name)

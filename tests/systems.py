@@ -1,0 +1,68 @@
+"""The three real tasks at toy size on the Shapes world, and a script that trains one.
+
+`python systems.py KIND OUT [STEPS] [--resume]` trains vqgan, clip or dalle; dalle makes a VQGAN
+run of its own beside OUT. With the engine's own settings but for the sizes.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from minimodal.training import probe
+from minimodal.training.build import build_clip, build_dalle, build_vqgan
+from minimodal.training.contract import Task, TrainConfig
+from minimodal.training.engine import run
+from minimodal.training.recipes import clip_shapes, dalle_shapes, vqgan_shapes
+
+probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
+
+ENGINE = TrainConfig(
+    steps=12, batch_size=8, lr=1e-3, warmup=2, ema_decay=0.9, precision="float32",
+    log_every=3, checkpoint_every=3,
+)  # fmt: skip
+
+
+def make_vqgan(engine: TrainConfig = ENGINE, *, codes: tuple[int, ...] = (8, 8)) -> Task:
+    """Warm start, k-means, discriminator and its ramp all happen within ten steps."""
+    recipe = vqgan_shapes()
+    model = replace(recipe.model, channels=16, codes=codes, code_width=8)
+    training = replace(
+        recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
+        discriminator_channels=8,
+    )  # fmt: skip
+    return build_vqgan(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
+
+
+def make_clip(engine: TrainConfig = ENGINE) -> Task:
+    """A CLIP of one layer a tower."""
+    recipe = clip_shapes()
+    model = replace(
+        recipe.model, vision_width=16, vision_depth=1, vision_heads=2, text_width=16,
+        text_depth=1, text_heads=2, embed_width=16,
+    )  # fmt: skip
+    return build_clip(recipe._replace(model=model, engine=engine), "shapes:400")
+
+
+def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
+    """A DALL·E of one layer on the codes of a VQGAN trained for three steps."""
+    vqgan_run = out.parent / f"{out.name}-vqgan"
+    if not (vqgan_run / "model.safetensors").exists():
+        short = replace(ENGINE, steps=5)
+        run(make_vqgan(short), short, vqgan_run, data_spec="shapes:400", device="cpu")
+    recipe = dalle_shapes()
+    model = replace(recipe.model, width=16, depth=1, heads=2)
+    recipe = recipe._replace(model=model, engine=engine)
+    return build_dalle(recipe, "shapes:400", vqgan_run=vqgan_run)
+
+
+def train(kind: str, out: Path, engine: TrainConfig = ENGINE, *, resume: bool = False) -> None:
+    """Train one of them into a run folder."""
+    makers = {"vqgan": make_vqgan, "clip": make_clip}
+    task = makers[kind](engine) if kind in makers else make_dalle(out, engine)
+    run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")
+
+
+if __name__ == "__main__":
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    settings = replace(ENGINE, steps=int(words[2])) if len(words) > 2 else ENGINE
+    train(words[0], Path(words[1]), settings, resume="--resume" in sys.argv)

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from minimodal.training.optim import lr_at, make_optimizer, parameter_groups
+
+SCHEDULE = {"lr": 2.0, "warmup": 4, "min_lr_ratio": 0.1}
+
+
+def test_warm_up_is_linear_and_reaches_the_peak():
+    rates = [lr_at(step, 0.0, **SCHEDULE) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
+def test_cosine_is_halfway_at_half_time_and_ends_at_its_share_of_the_peak():
+    assert lr_at(100, 0.5, **SCHEDULE) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert lr_at(100, 0.25, **SCHEDULE) == pytest.approx(
+        2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    )
+    assert lr_at(100, 1.0, **SCHEDULE) == pytest.approx(0.2)
+
+
+def test_schedule_stays_at_its_end_when_time_is_over():
+    assert lr_at(100, 1.2, **SCHEDULE) == lr_at(100, 1.0, **SCHEDULE)
+
+
+def test_no_warm_up_starts_at_the_peak():
+    assert lr_at(0, 0.0, lr=1.0, warmup=0, min_lr_ratio=0.0) == 1.0
+
+
+class Everything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.conv = nn.Linear(2, 3), nn.Conv2d(2, 3, 1)
+        self.norm, self.tokens = nn.LayerNorm(3), nn.Embedding(5, 3)
+        self.positions = nn.Parameter(torch.zeros(4, 3))
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.tokens.weight  # tied
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def test_weight_decay_is_for_linear_maps_and_convolutions_only():
+    net = Everything()
+    decayed, kept = parameter_groups([net], 0.3)
+    assert {id(p) for p in decayed["params"]} == {id(net.linear.weight), id(net.conv.weight)}
+    assert decayed["weight_decay"] == 0.3 and kept["weight_decay"] == 0.0
+
+
+def test_every_trainable_parameter_is_optimised_once():
+    net = Everything()
+    groups = make_optimizer([net, net.linear], lr=1.0, betas=(0.9, 0.95), weight_decay=0.1)
+    found = [id(p) for group in groups.param_groups for p in group["params"]]
+    assert len(found) == len(set(found))
+    assert set(found) == {id(p) for p in net.parameters() if p.requires_grad}

@@ -1,0 +1,58 @@
+"""Two processes compute what one does, for each of the three systems."""
+
+import pytest
+import systems
+from processes import together
+from safetensors.torch import load_file
+
+from minimodal.training.checkpoint import read_metrics
+
+KINDS = ("vqgan", "clip", "dalle")
+
+SCRIPT = """
+import sys, systems
+from pathlib import Path
+for kind in ("vqgan", "clip", "dalle"):
+    systems.train(kind, Path(sys.argv[1]) / kind)
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The runs of one process, and those of two on the same global batches."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    for kind in KINDS:
+        systems.train(kind, one / kind)
+        if kind == "dalle":  # both learn the codes of the very same VQGAN
+            (one / "dalle-vqgan").replace(one / "copied")
+    import shutil
+
+    for place in (one, two):
+        shutil.copytree(one / "copied", place / "dalle-vqgan")
+    together(["-c", SCRIPT, str(two)])
+    return one, two
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_end_with_the_weights_of_one(folders, kind):
+    one, two = (load_file(folder / kind / "model.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    # Adam divides a gradient by its own size, which blows rounding errors up where it is small.
+    worst = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert worst < 2e-4, worst
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_report_the_loss_of_one(folders, kind):
+    one, two = (
+        [line["loss"] for line in read_metrics(folder / kind) if "loss" in line]
+        for folder in folders
+    )
+    assert len(one) >= 4
+    assert two[0] == pytest.approx(one[0], rel=0.5)
+
+
+def test_lambda_and_the_verdicts_are_in_the_log(folders):
+    last = [line for line in read_metrics(folders[0] / "vqgan") if "lambda" in line][-1]
+    assert last["lambda"] > 0
+    assert {"d_real", "d_fake", "discriminator_loss"} <= set(last)

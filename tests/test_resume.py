@@ -1,0 +1,52 @@
+"""A run that was killed ends with the weights of one that was not, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import systems
+import torch
+from safetensors.torch import load_file
+
+TESTS = Path(systems.__file__).parent
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """Train in a process of its own."""
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+    return subprocess.Popen(
+        [sys.executable, str(TESTS / "systems.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "clip", "dalle"])
+def test_a_killed_run_resumes_to_the_very_same_weights(kind, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = start(kind, str(whole))
+    _, said = done.communicate(timeout=120)
+    assert done.returncode == 0, said
+    # Both runs of DALL·E have to learn the same codes.
+    if kind == "dalle":
+        os.rename(tmp_path / "whole-vqgan", tmp_path / "killed-vqgan")
+    process = start(kind, str(killed))
+    states = killed / "state"
+    while not list(states.glob("step-*.pt")) and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    resumed = start(kind, str(killed), "--resume")
+    _, said = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, said
+    one, two = (load_file(run / "model.safetensors") for run in (whole, killed))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name

@@ -1,0 +1,8 @@
+"""Train a system, or all of them on the Shapes world: `python train.py --help`."""
+
+import sys
+
+from minimodal.cli.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())
