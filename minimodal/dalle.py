@@ -107,10 +107,13 @@ class DALLE(nn.Module):
         self.image_heads = nn.ModuleList(
             FactorHead(D, size, sizes[i - 1] if i else None) for i, size in enumerate(sizes)
         )
+        # Embeddings start at the size of what the first blocks add to them. From the usual 0.02
+        # a token's own identity is drowned there, and a small model takes long to mend that.
         for table in (self.start, self.text_positions, self.rows, self.columns):
-            nn.init.normal_(table, std=0.02)
-        for table in (self.text_tokens, *self.image_tokens, self.text_head):
-            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table, std=0.3)
+        for table in (self.text_tokens, *self.image_tokens):
+            nn.init.normal_(table.weight, std=0.5)
+        nn.init.normal_(self.text_head.weight, std=0.02)
         # Set by whoever builds or loads the model, to go from prompts to pixels.
         self.tokenizer = None
         self.decode_indices: Callable[[Tensor], Tensor] | None = None

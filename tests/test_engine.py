@@ -20,7 +20,7 @@ def prepared(kind: str, **fields) -> prepare.Training:
     """A training that has not taken a step."""
     fields = {"batch_size": 8, "precision": "float32", **fields}
     config = TrainConfig(**fields)
-    return prepare.build(toys.TASKS[kind](config), config, CPU)
+    return prepare.build(toys.TASKS[kind](config), config, here=CPU)
 
 
 def take_step(training: prepare.Training, lr: float = 1e-2) -> dict:
@@ -331,7 +331,7 @@ def test_a_net_that_no_checkpoint_would_hold_is_refused():
     task = toys.Gan(config)
     task.extra = {}
     with pytest.raises(ValueError, match="discriminator trains nets"):
-        prepare.build(task, config, CPU)
+        prepare.build(task, config, here=CPU)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_an_impossible_setting_is_refused_by_name(field, value):
 
 def test_progress_says_loss_speed_utilisation_and_time_left():
     progress = Progress("clip", 0.0, flops=1e6, peak=1e9, show=False)
-    progress.step(10, 0.25, 320)
+    progress.step(10, 0.25, samples=320)
     progress.began -= 30
     progress.window -= 1
     progress.measure(0.5)

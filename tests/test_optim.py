@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from minimodal.training.optim import lr_at, make_optimizer, parameter_groups
+from minimodal.blocks.transformer import Transformer
+from minimodal.training.optim import (
+    Muon,
+    lr_at,
+    make_optimizer,
+    orthogonalize,
+    parameter_groups,
+)
 
 SCHEDULE = {"lr": 2.0, "warmup": 4, "min_lr_ratio": 0.1}
 
@@ -55,3 +62,34 @@ def test_every_trainable_parameter_is_optimised_once():
     found = [id(p) for group in groups.param_groups for p in group["params"]]
     assert len(found) == len(set(found))
     assert set(found) == {id(p) for p in net.parameters() if p.requires_grad}
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one():
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 16, 16), (3, 32, 8), (1, 8, 32)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=generator)))
+        assert 0.5 < values.min() and values.max() < 1.4
+
+
+def test_muon_moves_entries_by_about_the_learning_rate():
+    weight = nn.Parameter(torch.zeros(64, 16))
+    weight.grad = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    Muon([weight], lr=0.01, weight_decay=0.0).step()
+    assert weight.detach().square().mean().sqrt().item() == pytest.approx(0.01, rel=0.3)
+
+
+def test_muon_takes_the_matrices_of_transformers_and_adamw_the_rest():
+    net = nn.ModuleDict({"body": Transformer(8, 2, 2, causal=True), "head": nn.Linear(8, 4)})
+    both = make_optimizer([net], lr=1.0, betas=(0.9, 0.95), weight_decay=0.1, muon=True)
+    adamw, muon = ([id(p) for g in o.param_groups for p in g["params"]] for o in both.optimizers)
+    assert len(muon) == 8 and id(net["head"].weight) in adamw
+    assert sorted(adamw + muon) == sorted(id(p) for p in net.parameters())
+
+
+def test_queries_keys_and_values_are_orthogonalised_one_by_one():
+    weight = nn.Parameter(torch.zeros(24, 8))
+    weight.grad = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    weight.grad[:8] *= 1000  # large gradients of the queries leave keys and values their share
+    Muon([weight], lr=1.0, weight_decay=0.0).step()
+    sizes = [part.norm().item() for part in weight.detach().chunk(3)]
+    assert max(sizes) / min(sizes) < 1.3

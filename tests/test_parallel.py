@@ -2,7 +2,7 @@
 
 import pytest
 import systems
-from processes import together
+from test_distributed import together
 from safetensors.torch import load_file
 
 from minimodal.training.checkpoint import read_metrics

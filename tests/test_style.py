@@ -39,6 +39,9 @@ GLOBAL_RANDOM = {
     *("np.random.seed", "numpy.random.seed", "np.random.set_state", "numpy.random.set_state"),
     *("random.seed", "random.setstate"),
 }
+# The one place that lends the default generator to torch.nn's constructors, which take no other,
+# and puts it back; test_tasks.py holds that nothing of it is left behind.
+SEEDED_STARTS = "minimodal/training/tasks/common.py"
 MAX_FILE, MAX_FUNCTION = 450, 80
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -148,6 +151,8 @@ def no_cuda_calls(source: Source):
 
 
 def no_global_randomness(source: Source):
+    if source.path == SEEDED_STARTS:
+        return
     for node in nodes(source, ast.Call):
         if dotted(node.func) in GLOBAL_RANDOM:
             yield node.lineno, f"{dotted(node.func)} changes global state: pass a generator"

@@ -63,7 +63,8 @@ def nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     returns: (N,) indices and (N,) squared distances
     """
     # |z - e|² = |z|² - 2 z·e + |e|²; |z|² is the same for every code and is added at the end.
-    scores = torch.addmm(codebook.square().sum(1), z, codebook.T, alpha=-2)  # (N, K)
+    with torch.autocast(z.device.type, enabled=False):  # bfloat16 would blur close codes
+        scores = torch.addmm(codebook.square().sum(1), z, codebook.T, alpha=-2)  # (N, K)
     best, indices = scores.min(dim=1)
     return indices, (best + z.square().sum(1)).clamp(min=0)
 

@@ -173,7 +173,8 @@ def draw_scenes(seed: int, indices: np.ndarray, *, stream: int = 0, pairs: str =
 def swap(scenes: Scenes, what: str) -> Scenes:
     """Two-object scenes with the objects' colours, shapes or places exchanged.
 
-    what: "color", "shape" or "relation" (the places along the relation's axis)
+    what: "color", "shape", "relation" (the places along the relation's axis), or "axis": across
+        and down exchanged, so that left becomes above and right becomes below
     """
     if np.any(scenes.count != 2):
         raise ValueError("only a scene of two objects has something to swap; pick count == 2 first")
@@ -185,8 +186,11 @@ def swap(scenes: Scenes, what: str) -> Scenes:
         values["x"] = np.where(horizontal, scenes.x[:, ::-1], scenes.x)
         values["y"] = np.where(horizontal, scenes.y, scenes.y[:, ::-1])
         values["relation"] = scenes.relation ^ 1
+    elif what == "axis":
+        values["x"], values["y"] = scenes.y, scenes.x
+        values["relation"] = scenes.relation ^ 2
     else:
-        raise ValueError(f"swap {what!r}: expected 'color', 'shape' or 'relation'")
+        raise ValueError(f"swap {what!r}: expected 'color', 'shape', 'relation' or 'axis'")
     return Scenes(**values)
 
 
@@ -212,8 +216,8 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     """Scenes in groups of four, indices 4g to 4g + 3.
 
     Half of the groups are four unrelated scenes. The others are one scene of two objects in four
-    variants: as it is; with the relation reversed; with colours or shapes exchanged; with both.
-    Only who is where tells the first two apart, so half of all comparisons are about that.
+    variants: as it is; with the relation reversed; with the axis, the colours or the shapes
+    exchanged; with both. Only who is where tells the first two apart.
     pairs: "seen" or "all"
     """
     if pairs not in ("seen", "all"):  # a held-out pair loses itself when colours are exchanged
@@ -222,7 +226,7 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     member = indices % 4
     draws = Draws(seed, indices // 4, stream=stream)
     two = _exchangeable(pairs)
-    related, field = draws.below(2) == 1, draws.below(2)
+    related, kind = draws.below(2) == 1, draws.below(4)
     base = _assemble(draws, np.full(len(indices), 2), two[draws.below(len(two))])
     # Unrelated scenes come from a stream of their own.
     plain = draw_scenes(seed, indices, stream=stream + 4, pairs=pairs)
@@ -234,8 +238,9 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
         )
         for f in fields(base)
     }
-    swaps = (("color", (member >= 2) & (field == 0)), ("shape", (member >= 2) & (field == 1)))
-    for what, wanted in (*swaps, ("relation", member % 2 == 1)):
+    late = member >= 2
+    swaps = {"color": late & (kind == 0), "shape": late & (kind == 1), "axis": late & (kind >= 2)}
+    for what, wanted in (swaps | {"relation": member % 2 == 1}).items():
         rows = np.flatnonzero(related & wanted)
         changed = swap(Scenes(**{name: value[rows] for name, value in values.items()}), what)
         for name, value in values.items():

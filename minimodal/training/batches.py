@@ -21,11 +21,16 @@ class Batches:
     def __init__(self, task: Task, rows: list[slice], *, first: int, end: int | None, pin: bool):
         self.queue: queue.Queue = queue.Queue(maxsize=2)
         self.closed = threading.Event()
-        work = lambda: self.work(task, rows, first, end, pin)  # noqa: E731
-        self.thread = threading.Thread(target=work, name="batches", daemon=True)
+        self.thread = threading.Thread(
+            target=self.work,
+            args=(task, rows),
+            kwargs={"step": first, "end": end, "pin": pin},
+            name="batches",
+            daemon=True,
+        )
         self.thread.start()
 
-    def work(self, task: Task, rows: list[slice], step: int, end: int | None, pin: bool) -> None:
+    def work(self, task: Task, rows: list[slice], *, step: int, end: int | None, pin: bool) -> None:
         """The thread: an error travels through the queue to whoever asks for the batch."""
         try:
             while not self.closed.is_set() and step != end:

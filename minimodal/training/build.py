@@ -17,7 +17,8 @@ from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.training.checkpoint import digest
 from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe
-from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask, cached_codes
+from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask
+from minimodal.training.tasks.dalle import cached_codes
 
 TOKENIZER_PICTURES = 20_000  # whose captions a tokenizer learns from
 

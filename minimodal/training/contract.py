@@ -24,6 +24,7 @@ class TrainConfig:
     minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
     batch_size: int = 32  # of the whole step: all micro-batches of all processes
     accumulate: int = 1  # micro-batches a step
+    optimizer: str = "adamw"  # adamw, or muon: that for the matrices of Transformers
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
     warmup: int = 50  # steps
@@ -53,6 +54,8 @@ class TrainConfig:
                 raise UserError(f"{name} {getattr(self, name)}: expected from 0 to below 1")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr {self.lr}: expected a number above 0")
+        if self.optimizer not in ("adamw", "muon"):
+            raise UserError(f"optimizer {self.optimizer}: expected adamw or muon")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"precision {self.precision}: expected auto, float32 or bfloat16")
 

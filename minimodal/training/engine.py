@@ -108,7 +108,7 @@ def due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def check_finite(training: Training, metrics: dict[str, Tensor | float], out: Path) -> None:
+def check_finite(training: Training, metrics: dict[str, Tensor | float], *, out: Path) -> None:
     """Stop a run that has diverged, before it overwrites a good state."""
     for trained in training.phases:
         prefix = "" if trained is training.phases[0] else f"{trained.phase.name}_"
@@ -122,8 +122,8 @@ def check_finite(training: Training, metrics: dict[str, Tensor | float], out: Pa
 
 
 def log(
-    training: Training, metrics: dict[str, Tensor | float], out: Path,
-    *, lr: float, progress: Progress,
+    training: Training, metrics: dict[str, Tensor | float],
+    *, out: Path, lr: float, progress: Progress,
 ) -> None:  # fmt: skip
     """Write the step's metrics, averaged over the ranks."""
     device = training.here.device
@@ -162,7 +162,7 @@ def sample(training: Training, out: Path) -> None:
         checkpoint.write_atomically(path, lambda file: image.save(file, format="PNG"))
 
 
-def how_to_resume(out: Path, world: int) -> str:
+def how_to_resume(world: int) -> str:
     """The command line that goes on with this run."""
     words = [word for word in sys.argv if word != "--resume"]
     start = ["torchrun", f"--nproc_per_node={world}"] if world > 1 else ["python"]
@@ -190,15 +190,15 @@ def loop(
         now = time.perf_counter() - began
         stop, training.seconds = distributed.agree(signals.received, now)
         done = fraction(config, step, training.seconds)
-        progress.step(step, done, config.batch_size // here.world)
+        progress.step(step, done, samples=config.batch_size // here.world)
         ending = stop or done >= 1
         logging = ending or step == 1 or due(config.log_every, step)
         saving = ending or due(config.checkpoint_every, step)
         # On the CPU looking costs nothing; on CUDA it would wait for the device.
         if logging or saving or here.device.type == "cpu":
-            check_finite(training, metrics, out)
+            check_finite(training, metrics, out=out)
         if logging:
-            log(training, metrics, out, lr=lr, progress=progress)
+            log(training, metrics, out=out, lr=lr, progress=progress)
         with progress.pause():
             if here.main and not ending and due(config.evaluate_every, step):
                 evaluate(training, out)
@@ -206,7 +206,8 @@ def loop(
                 sample(training, out)
             if here.main and saving:
                 checkpoint.save_state(out, training.state())
-                checkpoint.save_weights(out, training.best)
+                if done < 1:  # the end of the run writes the final ones
+                    checkpoint.save_weights(out, training.best)
         if stop:
             distributed.barrier()  # the others must not end before the state is saved
             raise Interrupted
@@ -240,7 +241,7 @@ def run(
             stored = checkpoint.load_run_config(out)["train"]["precision"]
             config = replace(config, precision=stored)
         began -= state["seconds"]  # the clock goes on
-    training = build(task, config, here)
+    training = build(task, config, here=here)
     if state is not None:
         training.restore(state)
         ended = fraction(config, training.step, training.seconds) >= 1
@@ -268,7 +269,7 @@ def run(
             loop(training, out, batches=batches, progress=progress, signals=signals, began=began)
     except Interrupted:
         progress.say(f"stopped after step {training.step}; the state is saved. Go on with:")
-        progress.say("  " + how_to_resume(out, here.world))
+        progress.say("  " + how_to_resume(here.world))
         raise
     finally:
         batches.close()

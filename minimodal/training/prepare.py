@@ -21,7 +21,7 @@ from minimodal.errors import UserError
 from minimodal.training import checkpoint, distributed, probe
 from minimodal.training.contract import Phase, Task, TrainConfig
 from minimodal.training.distributed import Distributed
-from minimodal.training.optim import make_optimizer
+from minimodal.training.optim import Together, make_optimizer
 
 FASTER = 1.1  # bfloat16 has to be faster by a tenth, or float32 is the better choice
 
@@ -49,7 +49,7 @@ class Trained:
 
     phase: Phase
     parameters: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW | Together
     module: nn.Module  # PhaseLoss, wrapped where there are several processes
     unused: bool = False  # some weights get no gradient
 
@@ -138,7 +138,7 @@ def first_state(
     return state
 
 
-def build(task: Task, config: TrainConfig, here: Distributed) -> Training:
+def build(task: Task, config: TrainConfig, *, here: Distributed) -> Training:
     """Put the nets on the device and give each phase its optimiser."""
     nets = (task.model, *task.extra.values())
     for net in nets:
@@ -151,7 +151,11 @@ def build(task: Task, config: TrainConfig, here: Distributed) -> Training:
             raise ValueError(f"phase {phase.name} trains nets that no checkpoint would hold")
         betas = phase.betas or (config.beta1, config.beta2)
         optimizer = make_optimizer(
-            phase.nets, lr=config.lr, betas=betas, weight_decay=config.weight_decay
+            phase.nets,
+            lr=config.lr,
+            betas=betas,
+            weight_decay=config.weight_decay,
+            muon=config.optimizer == "muon",
         )
         phases.append(Trained(phase, list(found.values()), optimizer, PhaseLoss(task, phase)))
     task.gather = distributed.gather

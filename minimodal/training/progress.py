@@ -67,7 +67,7 @@ class Progress:
             form = name + " {percentage:3.0f}%|{bar:16}| {desc}"
             self.bar = tqdm(total=1.0, initial=fraction, bar_format=form)
 
-    def step(self, step: int, fraction: float, samples: int) -> None:
+    def step(self, step: int, fraction: float, *, samples: int) -> None:
         """Count a step of `samples` pictures on this process."""
         self.fraction, self.samples = fraction, self.samples + samples
         now = time.perf_counter()

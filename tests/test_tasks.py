@@ -1,0 +1,44 @@
+"""What tasks do beside their losses: seeded starts, rows of a batch, cached codes."""
+
+import numpy as np
+import systems
+import torch
+from torch import nn
+
+from minimodal.training.tasks.common import flip_some, seeded, to_float
+
+
+def test_a_seeded_start_depends_on_the_seed_and_leaves_others_draws_alone():
+    before = torch.get_rng_state()
+    first, again, other = (seeded(lambda: nn.Linear(4, 4), seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.weight, again.weight)
+    assert not torch.equal(first.weight, other.weight)
+
+
+def test_rows_of_a_batch_are_the_same_whoever_asks_for_them(tmp_path):
+    for task in (systems.make_vqgan(), systems.make_clip(), systems.make_dalle(tmp_path / "d")):
+        whole = task.batch(3, slice(0, 8))
+        halves = [task.batch(3, slice(0, 4)), task.batch(3, slice(4, 8))]
+        for name, value in whole.items():
+            assert torch.equal(value, torch.cat([half[name] for half in halves])), name
+
+
+def test_bytes_become_floats_between_minus_one_and_one():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    assert to_float(images).flatten().tolist() == [-1.0, 1.0]
+
+
+def test_only_the_chosen_pictures_are_mirrored():
+    images = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
+    flipped = flip_some(images, np.array([True, False]))
+    assert np.array_equal(flipped[0], images[0][..., ::-1])
+    assert np.array_equal(flipped[1], images[1])
+
+
+def test_pictures_become_codes_once(tmp_path, capsys):
+    systems.make_dalle(tmp_path / "d")
+    assert "once" in capsys.readouterr().err
+    task = systems.make_dalle(tmp_path / "d")
+    assert "once" not in capsys.readouterr().err
+    assert task.codes.shape == (400, 8, 8)
