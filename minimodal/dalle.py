@@ -319,6 +319,8 @@ class DALLE(nn.Module):
             raise UserError(f"{n} pictures a prompt: expected 1 or more")
         sampling = SamplingConfig(temperature, top_k, top_p, guidance)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise UserError("no prompts: expected at least one")
         text = self.tokenize(prompts, truncate=truncate).to(self.rows.device)
         text = text.repeat_interleave(n, dim=0)  # (N, T)
         pictures = []

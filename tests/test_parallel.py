@@ -2,8 +2,8 @@
 
 import pytest
 import systems
-from test_distributed import together
 from safetensors.torch import load_file
+from test_distributed import together
 
 from minimodal.training.checkpoint import read_metrics
 

@@ -4,6 +4,7 @@ Logits (B, V) in, token ids (B,) out, each drawn by an explicit generator: the s
 same tokens whatever else the program drew. Read nothing before this file.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +28,14 @@ class SamplingConfig:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        # Written so that nan is out of range, too.
+        if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature {self.temperature}: expected 0 or more")
         if self.top_k < 0:
             raise UserError(f"top-k {self.top_k}: expected 0 (keep all) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top-p {self.top_p}: expected more than 0 and at most 1")
-        if self.guidance < 0:
+        if not 0 <= self.guidance < math.inf:
             raise UserError(f"guidance {self.guidance}: expected 0 or more (1 = none)")
 
 

@@ -110,7 +110,7 @@ def score_stages(out: Path, seed: int, device: str) -> dict:
     return {
         "vqgan": vqgan_scores(vqgan, seed=seed),
         "clip": clip_scores(clip, seed=seed),
-        "dalle": dalle_scores(dalle, clip, seed=seed, **sampling),
+        "dalle": dalle_scores(dalle, clip, seed=seed, sampling=sampling),
         "baselines": baseline_scores(seed=seed),
     }
 

@@ -1,0 +1,204 @@
+"""`python generate.py PROMPT …`: pictures for prompts, as a labelled grid and one by one.
+
+With a run of the Shapes world the oracle's verdict stands under each picture, and `--rerank`
+lets CLIP choose among more than are shown. Read `dalle.DALLE.generate` and `drawing.grid`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minimodal.blocks.sampling import SamplingConfig
+from minimodal.cli.common import Parser, run_command
+from minimodal.clip import CLIP
+from minimodal.dalle import DALLE
+from minimodal.data.oracle import Verdict, score
+from minimodal.data.shapes import parse
+from minimodal.drawing import grid, save_png, to_picture
+from minimodal.errors import UserError
+from minimodal.evaluation.scoreboard import rerank
+from minimodal.runs import load
+from minimodal.training.distributed import pick_device
+
+
+def make_parser() -> Parser:
+    """The flags of generate.py."""
+    parser = Parser(prog="generate.py", description="Draw pictures for prompts.")
+    add = parser.add_argument
+    add("prompts", nargs="+", metavar="PROMPT", help="what to draw")
+    add("--method", choices=["dalle"], default="dalle", help="which system draws (default: dalle)")
+    add("--run", type=Path, default=Path("runs/demo"), metavar="RUN",
+        help="a demo folder or a dalle run (default: runs/demo)")  # fmt: skip
+    add("-n", type=int, default=4, metavar="N", help="pictures a prompt (default: 4)")
+    add("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    add("--temperature", type=float, metavar="T",
+        help="below 1 is safer, above 1 wilder (default: the run's own)")  # fmt: skip
+    add("--top-k", type=int, default=0, metavar="K",
+        help="draw among the K likeliest codes (default: 0, all)")  # fmt: skip
+    add("--top-p", type=float, default=1.0, metavar="P",
+        help="draw among the likeliest that hold P together (default: 1, all)")  # fmt: skip
+    add("--guidance", type=float, metavar="S",
+        help="how much the caption counts; 1 is plain (default: the run's own)")  # fmt: skip
+    add("--rerank", type=int, default=0, metavar="K",
+        help="draw K a prompt and keep the N that CLIP finds best (default: 0, off)")  # fmt: skip
+    add("--clip", type=Path, metavar="RUN",
+        help="the clip run for --rerank (default: the one beside the dalle run)")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--out", type=Path, default=Path("pictures.png"), metavar="PNG",
+        help="the grid; the single pictures go into a folder of that name "
+             "(default: pictures.png)")  # fmt: skip
+    add("--truncate", action="store_true", help="cut prompts that are too long")
+    add("--json", action="store_true", help="print one JSON object instead of words")
+    return parser
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Say what is wrong with the flags before anything is loaded."""
+    if arguments.n < 1:
+        raise UserError(f"-n {arguments.n}: expected 1 or more pictures a prompt")
+    if arguments.rerank and arguments.rerank < arguments.n:
+        raise UserError(
+            f"--rerank {arguments.rerank} draws fewer than the -n {arguments.n} to keep"
+        )
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed {arguments.seed}: expected from 0 to 2^63 - 1")
+    if arguments.out.suffix.lower() != ".png":
+        raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
+    for prompt in arguments.prompts:
+        if not prompt.strip():
+            raise UserError("a prompt is empty; say what to draw, such as 'a red circle'")
+    values = (arguments.temperature, arguments.guidance)
+    temperature, guidance = (1.0 if value is None else value for value in values)
+    SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance)
+
+
+def dalle_folder(run: Path) -> Path:
+    """The dalle run of a demo folder, or the run itself."""
+    if (run / "config.json").exists() or not (run / "dalle" / "config.json").exists():
+        if not run.exists():
+            raise UserError(
+                f"--run {run}: no such folder; `python train.py demo` makes runs/demo, "
+                "or give a folder that train.py wrote"
+            )
+        return run
+    return run / "dalle"
+
+
+def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
+    """The CLIP that reranks."""
+    place = arguments.clip or folder.parent / "clip"
+    if not place.exists():
+        raise UserError(f"--rerank needs a CLIP and there is none in {place}; give --clip RUN")
+    return load(place, kind="clip").to(device)
+
+
+def judged(prompts: list[str], pictures: Tensor) -> list[Verdict | None]:
+    """The oracle's verdict of each picture; None where it cannot read the prompt.
+
+    pictures: (N, 3, H, W) uint8
+    """
+    readable = []
+    for i, prompt in enumerate(prompts):
+        try:
+            parse(prompt)
+            readable.append(i)
+        except UserError as error:
+            if prompt not in prompts[:i]:
+                print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
+    verdicts: list[Verdict | None] = [None] * len(prompts)
+    if readable:
+        found = score([prompts[i] for i in readable], pictures[readable].numpy())
+        for i, verdict in zip(readable, found, strict=True):
+            verdicts[i] = verdict
+    return verdicts
+
+
+def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
+    """All pictures, on the CPU.
+
+    returns: (N, 3, H, W) uint8
+    """
+    own = dalle.run["model"].get("sampling", {})
+    each = max(arguments.n, arguments.rerank)
+    total = each * len(arguments.prompts)
+    bar = tqdm(total=total, unit="picture", file=sys.stderr, disable=None, leave=False)
+
+    def chosen(value: float | None, name: str) -> float:
+        return own.get(name, 1.0) if value is None else value
+
+    with bar:
+        return dalle.generate(
+            arguments.prompts,
+            each,
+            generator=torch.Generator(device).manual_seed(arguments.seed),
+            temperature=chosen(arguments.temperature, "temperature"),
+            guidance=chosen(arguments.guidance, "guidance"),
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            truncate=arguments.truncate,
+            progress=lambda done: bar.update(done - bar.n),
+        ).cpu()
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Draw, choose, judge and write."""
+    check(arguments)
+    device = pick_device(arguments.device)
+    folder = dalle_folder(arguments.run)
+    dalle = load(folder, kind="dalle").to(device)
+    clip = clip_for(arguments, folder, device) if arguments.rerank else None
+    pictures = draw(arguments, dalle, device)
+    prompts, n = arguments.prompts, arguments.n
+    scores = None
+    if clip is not None:
+        sets = pictures.unflatten(0, (len(prompts), arguments.rerank))  # (P, K, 3, H, W)
+        order, similarity = rerank(clip, prompts, sets)
+        best = [each[rank[:n]] for each, rank in zip(sets, order, strict=True)]
+        pictures, scores = torch.cat(best), similarity[:, :n].flatten().tolist()
+    shown = [prompt for prompt in prompts for _ in range(n)]
+    of_shapes = dalle.run["data"].split(":")[0] == "shapes"
+    verdicts = judged(shown, pictures) if of_shapes else None
+    columns = n if len(prompts) > 1 or n < 4 else 4
+    save_png(grid(pictures, shown, verdicts, columns=min(columns, 8)), arguments.out)
+    singles = arguments.out.with_suffix("")
+    files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]
+    for picture, file in zip(pictures, files, strict=True):
+        save_png(to_picture(picture), file)
+    told(arguments, shown, files, verdicts, scores)
+
+
+def told(
+    arguments: argparse.Namespace,
+    shown: list[str],
+    files: list[Path],
+    verdicts: list[Verdict | None] | None,
+    scores: list[float] | None,
+) -> None:
+    """Print what was made, in words or as JSON."""
+    known = [verdict for verdict in verdicts or [] if verdict is not None]
+    if not arguments.json:
+        print(f"{arguments.out}: {len(shown)} pictures; single ones in {files[0].parent}")
+        if known:
+            right = sum(verdict.exact for verdict in known)
+            print(f"oracle: {right} of {len(known)} right")
+        return
+    pictures = []
+    for i, (prompt, file) in enumerate(zip(shown, files, strict=True)):
+        one = {"prompt": prompt, "file": str(file)}
+        if scores is not None:
+            one["clip"] = round(scores[i], 4)
+        if verdicts and verdicts[i] is not None:
+            one |= {"right": verdicts[i].exact, "verdict": verdicts[i]._asdict()}
+        pictures.append(one)
+    print(json.dumps({"grid": str(arguments.out), "seed": arguments.seed, "pictures": pictures}))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    return run_command(lambda argv: generate(make_parser().parse_args(argv)), argv)

@@ -1,0 +1,290 @@
+"""Scores of the Shapes world: is what the models make *right*?
+
+The oracle reads pictures back into scenes, with nothing learned. VQGAN is scored by what survives
+its codes, CLIP by whether it finds the caption among captions that differ in little, DALL·E by
+whether its pictures hold what the caption says, for combinations of colour and shape that it was
+trained on ("seen") and for those that no caption or picture of its training had ("held out").
+
+Models in, dicts of numbers between 0 and 1 out. Captions state every attribute.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimodal.blocks.quantizer import usage
+from minimodal.clip import CLIP, normalize
+from minimodal.dalle import DALLE, to_uint8
+from minimodal.data.oracle import Verdict, score
+from minimodal.data.shapes import (
+    COLORS,
+    SHAPES,
+    Scenes,
+    ShapesSource,
+    captions,
+    has_held_out,
+    parse,
+    swap,
+)
+from minimodal.data.shapes_language import DRAWS
+from minimodal.evaluation.metrics import psnr, recall_at_k
+from minimodal.vqgan import VQGAN
+
+ATTRIBUTES = ("count", "shape", "color", "size", "background", "relation")
+
+
+def rounded(scores: dict[str, float]) -> dict[str, float]:
+    """Four digits are enough, and readable."""
+    return {name: round(float(value), 4) for name, value in scores.items()}
+
+
+def exact(verdicts: Sequence[Verdict]) -> np.ndarray:
+    """Which pictures hold all that their captions say.
+
+    returns: (N,) bool
+    """
+    return np.array([verdict.exact for verdict in verdicts])
+
+
+# --- VQGAN ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def vqgan_scores(vqgan: VQGAN, *, seed: int = 0, n: int = 2000) -> dict[str, float]:
+    """The ceiling of what its codes can draw: the oracle on reconstructions of unseen scenes."""
+    source = ShapesSource(seed, split="val", pairs="all", image_size=vqgan.config.image_size)
+    numbers = np.arange(n)
+    images = torch.from_numpy(source.images(numbers))
+    device = vqgan.last_layer.device
+    painted, indices = [], []
+    for part in images.split(250):
+        codes = vqgan.encode(part.to(device).float() / 127.5 - 1)
+        painted.append(to_uint8(vqgan.decode(codes.z)).cpu())
+        indices.append(codes.indices.cpu())
+    again = torch.cat(painted)
+    verdicts = score(source.full_captions(numbers, np.random.default_rng(seed)), again.numpy())
+    parts = vqgan.quantizer.factors(torch.cat(indices))
+    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
+    return rounded(
+        {
+            "oracle_exact": exact(verdicts).mean(),
+            "codes_used": min(used),  # of the least used codebook
+            "psnr": psnr(again, images),
+        }
+    )
+
+
+# --- CLIP ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def embed_pictures(clip: CLIP, images: np.ndarray | Tensor) -> Tensor:
+    """Unit vectors of pictures.
+
+    images: (N, 3, H, W) uint8
+    returns: (N, E)
+    """
+    device = clip.logit_scale.device
+    parts = torch.as_tensor(images).split(256)
+    found = [clip.encode_image(normalize(part.to(device))) for part in parts]
+    return F.normalize(torch.cat(found), dim=-1)
+
+
+@torch.no_grad()
+def embed_captions(clip: CLIP, texts: Sequence[str]) -> Tensor:
+    """Unit vectors of captions.
+
+    returns: (N, E)
+    """
+    tokens = clip.tokenize(list(texts), truncate=True).to(clip.logit_scale.device)
+    found = [clip.encode_text(part) for part in tokens.split(256)]
+    return F.normalize(torch.cat(found), dim=-1)
+
+
+def replace_one(scenes: Scenes, what: str, rng: np.random.Generator) -> Scenes:
+    """Scenes whose first object has another colour or shape.
+
+    what: "color" or "shape"
+    """
+    values = {name: getattr(scenes, name) for name in Scenes.__dataclass_fields__}
+    changed = values[what].copy()
+    size = len(COLORS) if what == "color" else len(SHAPES)
+    changed[:, 0] = (changed[:, 0] + rng.integers(1, size, len(scenes))) % size
+    return Scenes(**(values | {what: changed}))
+
+
+def clip_scores(clip: CLIP, *, seed: int = 0, n: int = 1000, sets: int = 8) -> dict[str, float]:
+    """Retrieval among 256 distinct captions, and choices between a caption and its near twin.
+
+    A swap exchanges the two objects' colours, shapes or places, so that the same words are true
+    of something else; a replacement changes one object's colour or shape to another.
+    """
+    source = ShapesSource(seed, split="val", image_size=clip.config.image_size)
+    rng = np.random.default_rng(seed)
+    scenes = source.scenes(np.arange(sets * 400))
+    draws = rng.random((len(scenes), DRAWS))
+    texts = captions(scenes, draws, full=True)
+    image = embed_pictures(clip, source.images(np.arange(len(scenes))))  # (N, E)
+    text = embed_captions(clip, texts)  # (N, E)
+    recalls = []
+    for start in range(0, len(texts), 400):
+        # Distinct in what they say: no one could tell "a tiny disc" from "a small circle".
+        said = [str(parse(text)) for text in texts[start : start + 400]]
+        first = np.unique(said, return_index=True)[1]
+        rows = torch.from_numpy(start + np.sort(first)[:256])
+        recalls.append(recall_at_k(image[rows], text[rows], 1))
+    by_image, by_text = np.mean(recalls, axis=0)
+    scores = {
+        "recall_at_1": min(by_image, by_text),
+        "recall_at_1_image": by_image,
+        "recall_at_1_text": by_text,
+    }
+    two = np.flatnonzero(scenes.count == 2)
+    for what in ("swap_color", "swap_shape", "swap_relation", "replace_color", "replace_shape"):
+        kind, field = what.split("_")
+        other = swap(scenes[two], field) if kind == "swap" else replace_one(scenes[two], field, rng)
+        twins = captions(other, draws[two], full=True)
+        # A twin must say something else, and nothing that CLIP was never shown.
+        fair = np.array([twin != texts[i] for twin, i in zip(twins, two, strict=True)])
+        chosen = np.flatnonzero(fair & ~has_held_out(other))[:n]
+        rows = torch.from_numpy(two[chosen])
+        twin = embed_captions(clip, [twins[i] for i in chosen])
+        right = (image[rows] * text[rows]).sum(1) > (image[rows] * twin).sum(1)
+        scores[what] = float(right.float().mean())
+    return rounded(scores)
+
+
+def rerank(clip: CLIP, prompts: Sequence[str], pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort each prompt's pictures by how well CLIP finds that they fit, best first.
+
+    pictures: (P, n, 3, H, W) uint8, n pictures for each of P prompts
+    returns: (P, n) int64 order, (P, n) cosine similarities in that order
+    """
+    P, n = pictures.shape[:2]
+    image = embed_pictures(clip, pictures.flatten(0, 1)).view(P, n, -1)  # (P, n, E)
+    text = embed_captions(clip, prompts)  # (P, E)
+    similarity = torch.einsum("pne,pe->pn", image, text).cpu()
+    ordered = similarity.sort(dim=1, descending=True, stable=True)
+    return ordered.indices, ordered.values
+
+
+# --- DALL·E --------------------------------------------------------------------------------------
+
+
+def draw(dalle: DALLE, prompts: list[str], n: int, *, seed: int, sampling: dict) -> Tensor:
+    """Pictures for prompts, in batches of 32.
+
+    returns: (N, 3, H, W) uint8, on the CPU, N = n times the prompts
+    """
+    generator = torch.Generator(dalle.rows.device).manual_seed(seed)
+    return dalle.generate(prompts, n, generator=generator, batch_size=32, **sampling).cpu()
+
+
+def dalle_scores(
+    dalle: DALLE, clip: CLIP | None = None, *, seed: int = 0, n: int = 500, sampling: dict
+) -> dict[str, float]:
+    """Share of pictures that hold all that their captions say; one sample a prompt.
+
+    sampling: temperature and guidance (the others as `DALLE.generate` has them)
+    """
+    scores: dict[str, float] = {}
+    plain = {**sampling, "guidance": 1.0}
+    for name, pairs in (("seen", "seen"), ("held_out", "held_out")):
+        source = ShapesSource(seed, split="val", pairs=pairs)
+        numbers = np.arange(n)
+        prompts = source.full_captions(numbers, np.random.default_rng(seed))
+        one = source.scenes(numbers).count == 1
+        began = time.perf_counter()
+        pictures = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
+        if name == "seen":
+            scores["images_per_second_guided"] = n / (time.perf_counter() - began)
+        verdicts = score(prompts, pictures.numpy())
+        right = exact(verdicts)
+        scores |= {name: right.mean(), f"{name}_one_object": right[one].mean()}
+        for attribute in ATTRIBUTES:
+            holds = [getattr(verdict, attribute) for verdict in verdicts]
+            stated = [value for value in holds if value is not None]
+            scores[f"{name}_{attribute}"] = np.mean(stated)
+        few = max(1, n // 2)
+        began = time.perf_counter()
+        pictures = draw(dalle, prompts[:few], 1, seed=seed, sampling=plain)
+        if name == "seen":
+            scores["images_per_second"] = few / (time.perf_counter() - began)
+        scores[f"{name}_no_guidance"] = exact(score(prompts[:few], pictures.numpy())).mean()
+        if clip is not None:
+            pictures = draw(dalle, prompts[:few], 4, seed=seed + 1, sampling=sampling)
+            sets = pictures.unflatten(0, (few, 4))  # (P, 4, 3, H, W)
+            best = rerank(clip, prompts[:few], sets)[0][:, 0]
+            kept = sets[torch.arange(few), best]
+            scores[f"{name}_rerank4"] = exact(score(prompts[:few], kept.numpy())).mean()
+    return rounded(scores)
+
+
+# --- what the scores are to be compared with -----------------------------------------------------
+
+
+def words(texts: Sequence[str], vocabulary: dict[str, int]) -> np.ndarray:
+    """Which words each caption has.
+
+    returns: (N, V) float32 of 0 and 1
+    """
+    found = np.zeros((len(texts), len(vocabulary)), np.float32)
+    for row, text in enumerate(texts):
+        for word in text.split():
+            found[row, vocabulary[word]] = 1
+    return found
+
+
+def baseline_scores(*, seed: int = 0, n: int = 500, pool: int = 20_000) -> dict[str, float]:
+    """Two answers without a generator: any training picture, and that of the nearest caption.
+
+    Nearest is the caption that shares most words (the highest Jaccard index).
+    """
+    train = ShapesSource(seed)
+    numbers = np.arange(pool)
+    known = train.full_captions(numbers, np.random.default_rng(seed + 1))
+    scores = {}
+    for name, pairs in (("", "seen"), ("_held_out", "held_out")):
+        source = ShapesSource(seed, split="val", pairs=pairs)
+        prompts = source.full_captions(np.arange(n), np.random.default_rng(seed))
+        vocabulary = {
+            w: i for i, w in enumerate({w for t in (*known, *prompts) for w in t.split()})
+        }
+        have, want = words(known, vocabulary), words(prompts, vocabulary)
+        both = want @ have.T  # (n, pool)
+        either = want.sum(1)[:, None] + have.sum(1)[None] - both
+        nearest = train.images((both / either).argmax(axis=1))
+        scores[f"chance{name}"] = exact(score(prompts, train.images(numbers[:n]))).mean()
+        scores[f"nearest_caption{name}"] = exact(score(prompts, nearest)).mean()
+    return rounded(scores)
+
+
+TARGETS = {
+    "vqgan": {"oracle_exact": 0.97, "codes_used": 0.9},
+    "clip": {"recall_at_1": 0.95, "swap_color": 0.99, "swap_shape": 0.95, "swap_relation": 0.9},
+    "dalle": {
+        "seen": 0.92, "seen_one_object": 0.98, "seen_rerank4": 0.96, "held_out": 0.5,
+        "held_out_one_object": 0.7, "images_per_second": 100,
+    },
+}  # fmt: skip
+
+
+def format_scoreboard(board: dict) -> str:
+    """A table for the terminal, with the project's targets beside the scores that have one."""
+    lines = []
+    for system in ("vqgan", "clip", "dalle", "baselines"):
+        for name, value in board.get(system, {}).items():
+            target = TARGETS.get(system, {}).get(name)
+            beside = (
+                ""
+                if target is None
+                else f"  (target {target:g}: {'met' if value >= target else 'missed'})"
+            )
+            lines.append(f"{system:10s} {name:28s} {value:8.4g}{beside}")
+    spent = board.get("seconds", {})
+    lines.append("seconds    " + "  ".join(f"{name} {value:g}" for name, value in spent.items()))
+    return "\n".join(lines)

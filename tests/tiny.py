@@ -1,0 +1,80 @@
+"""Tiny models and random tensors that the tests of the systems share."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from minimodal.blocks.transformer import Transformer
+from minimodal.clip import CLIP, CLIPConfig
+from minimodal.dalle import DALLE, DALLEConfig
+from minimodal.data.tokenizer import Tokenizer
+from minimodal.training.tasks.common import seeded
+from minimodal.vqgan import VQGAN, VQGANConfig
+
+WORDS = ["a red circle", "a blue square", "a green star", "two small red triangles"]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers."""
+    return torch.randn(shape, generator=generator(seed))
+
+
+def pictures(*shape: int, seed: int = 0) -> Tensor:
+    """Even numbers between -1 and 1."""
+    return torch.rand(shape, generator=generator(seed)) * 2 - 1
+
+
+def integers(high: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(high, shape, generator=generator(seed))
+
+
+def shake(model: nn.Module, deviation: float = 0.2) -> nn.Module:
+    """Move every parameter, so that none is 0 or 1 and predictions are far from even."""
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.add_(noise(*parameter.shape, seed=number), alpha=deviation)
+    return model
+
+
+def make_transformer(*, causal: bool) -> Transformer:
+    return seeded(lambda: Transformer(16, 2, 2, causal=causal), 0)
+
+
+def make_clip(**changes) -> CLIP:
+    config = CLIPConfig(
+        image_size=8, patch_size=4, vision_width=16, vision_depth=1, vision_heads=2, vocab_size=30,
+        text_length=7, text_width=12, text_depth=2, text_heads=2, embed_width=10,
+    )  # fmt: skip
+    return seeded(lambda: CLIP(replace(config, **changes)), 0).eval()
+
+
+def make_vqgan(**changes) -> VQGAN:
+    """A VQGAN of 16 pixels whose codes are random: those of a new model are all zero."""
+    config = VQGANConfig(image_size=16, channels=8, multipliers=(1, 2), codes=(12,), code_width=6)
+    model = seeded(lambda: VQGAN(replace(config, **changes)), 0).eval()
+    for number, book in enumerate(model.quantizer.codebooks):
+        book.codes.copy_(noise(*book.codes.shape, seed=number))
+    return model
+
+
+def make_dalle(**changes) -> DALLE:
+    """A DALL·E with strong opinions, so that a mistake changes what it draws."""
+    config = DALLEConfig(
+        vocab_size=20, text_length=5, grid=3, codes=(11,), width=16, depth=2, heads=2
+    )
+    return shake(seeded(lambda: DALLE(replace(config, **changes)), 0)).eval()
+
+
+def make_painter(**changes) -> DALLE:
+    """A DALL·E with a tokenizer and something that paints: `generate` works."""
+    tokenizer = Tokenizer.train(WORDS, 300)
+    model = shake(make_dalle(vocab_size=tokenizer.vocab_size, text_length=20, **changes), 0.5)
+    model.tokenizer = tokenizer
+    vqgan = make_vqgan(image_size=6, codes=model.config.codes)
+    model.decode_indices = vqgan.decode_indices
+    return model
