@@ -62,7 +62,8 @@ class ImageEncoder(nn.Module):
         tokens = (config.image_size // patch) ** 2 + 1
         self.patches = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positions = nn.Parameter(torch.randn(tokens, width) * width**-0.5)
+        # As large as the patches themselves: places that start faint stay unlearned for long.
+        self.positions = nn.Parameter(torch.randn(tokens, width) * 0.5)
         # differs from the paper's figure, as the paper says in 3.2: one more norm in front.
         self.norm_in = nn.LayerNorm(width)
         self.transformer = Transformer(

@@ -4,7 +4,6 @@ uint8 pictures (N, 3, H, W) in, a Pillow picture out; models never see what is d
 """
 
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,9 @@ from minimodal.errors import UserError
 
 INK, RIGHT, WRONG, PAPER = (30, 30, 30), (20, 120, 50), (190, 40, 30), (250, 250, 248)
 MARGIN, LINE = 8, 15  # pixels between tiles, and a line of text
+MOST_LINES = 6  # of a caption; the rest of a longer one is left out
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def verdict_line(verdict: Verdict) -> tuple[str, tuple[int, int, int]]:
@@ -24,10 +26,10 @@ def verdict_line(verdict: Verdict) -> tuple[str, tuple[int, int, int]]:
     if verdict.exact:
         return "right", RIGHT
     wrong = [name for name, holds in verdict._asdict().items() if holds is False]
-    return "wrong " + ", ".join(wrong), WRONG
+    return "wrong: " + ", ".join(wrong), WRONG
 
 
-def printable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def printable(text: str, font: Font) -> str:
     """A text without what would break the drawing; letters that the font lacks become boxes."""
     text = " ".join(text.split())[:200]
     try:
@@ -35,6 +37,24 @@ def printable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> 
     except (UnicodeEncodeError, ValueError):  # Pillow's oldest built-in font has Latin letters only
         text = text.encode("latin-1", "replace").decode("latin-1")
     return text
+
+
+def wrap(text: str, font: Font, width: int) -> list[str]:
+    """A text as lines of at most `width` pixels; a word that is longer is cut."""
+    lines = [""]
+    for word in printable(text, font).split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], "…"]
+    return lines if lines[0] else []
 
 
 def grid(
@@ -56,9 +76,14 @@ def grid(
     width, height = pictures.shape[-1] * scale, pictures.shape[-2] * scale
     columns = max(1, min(columns, len(pictures)))
     rows = -(-len(pictures) // columns)
-    wrapped = [textwrap.wrap(printable(c, font), max(8, width // 7)) for c in captions or []]
-    lines = max((len(w) for w in wrapped), default=0)
-    text_height = lines * LINE + (LINE if verdicts else 0) + (MARGIN // 2 if wrapped else 0)
+    below: list[list[tuple[str, tuple[int, int, int]]]] = [[] for _ in pictures]
+    for lines, caption in zip(below, captions or [], strict=False):
+        lines += [(line, INK) for line in wrap(caption, font, width)]
+    for lines, verdict in zip(below, verdicts or [], strict=False):
+        words, colour = verdict_line(verdict) if verdict is not None else ("", INK)
+        lines += [(line, colour) for line in wrap(words, font, width)]
+    most = max(map(len, below), default=0)
+    text_height = most * LINE + (MARGIN // 2 if most else 0)
     step_x, step_y = width + MARGIN, height + text_height + MARGIN
     canvas = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), PAPER)
     pen = ImageDraw.Draw(canvas)
@@ -67,12 +92,9 @@ def grid(
         enlarged = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
         canvas.paste(enlarged.resize((width, height), Image.Resampling.NEAREST), (x, y))
         y += height + MARGIN // 2
-        for line in wrapped[i] if wrapped else []:
-            pen.text((x, y), line, fill=INK, font=font)
+        for line, colour in below[i]:
+            pen.text((x, y), line, fill=colour, font=font)
             y += LINE
-        if verdicts and verdicts[i] is not None:
-            words, colour = verdict_line(verdicts[i])
-            pen.text((x, y), words, fill=colour, font=font)
     return canvas
 
 
@@ -84,12 +106,27 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
 
 
+def make_folder(folder: Path) -> None:
+    """See to it that there is a folder to write into, and those on the way to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        places = (folder, *folder.parents)
+        file = next((place for place in places if place.is_file()), folder)
+        raise UserError(f"cannot write into {folder}: {file} is a file, not a folder") from None
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write into {folder}: permission denied")
+
+
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG whole or not at all; folders on the way are made."""
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(temporary, format="PNG")
         os.replace(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None

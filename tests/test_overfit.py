@@ -3,6 +3,7 @@
 The shortest way to read how a system is trained: tensors, an optimiser, a loss, ten lines.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tiny import generator, integers
@@ -17,7 +18,7 @@ from minimodal.vqgan import VQGAN, VQGANConfig
 
 def shapes(n: int) -> torch.Tensor:
     """Pictures of the Shapes world, (n, 3, 16, 16) in [-1, 1]."""
-    return to_float(torch.from_numpy(ShapesSource(image_size=16).images(range(n))))
+    return to_float(torch.from_numpy(ShapesSource(image_size=16).images(np.arange(n))))
 
 
 def test_vqgan_paints_a_batch_from_its_codes():

@@ -1,7 +1,10 @@
 """Two processes compute what one does, for each of the three systems."""
 
+import shutil
+
 import pytest
 import systems
+import torch
 from safetensors.torch import load_file
 from test_distributed import together
 
@@ -25,8 +28,6 @@ def folders(tmp_path_factory):
         systems.train(kind, one / kind)
         if kind == "dalle":  # both learn the codes of the very same VQGAN
             (one / "dalle-vqgan").replace(one / "copied")
-    import shutil
-
     for place in (one, two):
         shutil.copytree(one / "copied", place / "dalle-vqgan")
     together(["-c", SCRIPT, str(two)])
@@ -37,19 +38,23 @@ def folders(tmp_path_factory):
 def test_two_processes_end_with_the_weights_of_one(folders, kind):
     one, two = (load_file(folder / kind / "model.safetensors") for folder in folders)
     assert one.keys() == two.keys()
-    # Adam divides a gradient by its own size, which blows rounding errors up where it is small.
-    worst = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert worst < 2e-4, worst
+    for name in one:
+        a, b = one[name], two[name]
+        if name.endswith("qkv.bias"):
+            # Softmax does not feel a constant added to the keys' scores: the gradient of the keys'
+            # bias is 0 but for rounding, which Adam, dividing by its size, turns into steps.
+            a, b = (torch.cat([t.chunk(3)[0], t.chunk(3)[2]]) for t in (a, b))
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_report_the_loss_of_one(folders, kind):
+def test_two_processes_report_the_losses_of_one(folders, kind):
     one, two = (
         [line["loss"] for line in read_metrics(folder / kind) if "loss" in line]
         for folder in folders
     )
     assert len(one) >= 4
-    assert two[0] == pytest.approx(one[0], rel=0.5)
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 def test_lambda_and_the_verdicts_are_in_the_log(folders):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from minimodal.clip import contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig, DALLELogits
 
-# --- CLIP's loss: open_clip.loss.ClipLoss, on one process and on two --------------------------------
+# --- CLIP's loss: open_clip.loss.ClipLoss, on one process and on two ------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_processs_share_of_the_loss_equals_open_clip(rank, clip_loss):
     close(loss.detach(), f"out.local_loss=1.gather_with_grad=1.rank{rank}.loss", clip_loss)
 
 
-# --- DALL·E's stream: facts and a worked example of DALLE_pytorch.DALLE -------------------------------
+# --- DALL·E's stream: facts and a worked example of DALLE_pytorch.DALLE ---------------------------
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ class Downsample(nn.Module):
         """Halve height and width.
 
         x: (B, C, H, W) features
-        returns: (B, C, H/2, W/2)
+        returns: (B, C, H//2, W//2)
         """
         # Padded on the right and below only, as the original does.
         return self.conv(F.pad(x, (0, 1, 0, 1)))

@@ -160,6 +160,7 @@ class Quantizer(nn.Module):
         """Each codebook's share of the channels as a list of vectors.
 
         z: (B, C, h, w) latents, C = groups times D
+        returns: (N, D) for each codebook
         """
         flat = rearrange(z, "B C h w -> (B h w) C")
         return list(flat.float().split(self.width, dim=1))  # groups of (N, D)
@@ -188,6 +189,7 @@ class Quantizer(nn.Module):
     def combine(self, parts: list[Tensor]) -> Tensor:
         """The groups' numbers as one: ((a K_2) + b) K_3 + c …
 
+        parts: (N,) int64 for each codebook
         returns: (N,) int64
         """
         joint = torch.zeros_like(parts[0])
@@ -199,6 +201,7 @@ class Quantizer(nn.Module):
         """The inverse of `combine`: each group's number.
 
         indices: (B, h, w) int64
+        returns: (B, h, w) int64 for each codebook
         """
         parts = []
         for size in reversed(self.sizes):

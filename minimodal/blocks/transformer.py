@@ -38,6 +38,7 @@ class KVCache:
 
         k: (B, H, T, d) keys of the new tokens
         v: (B, H, T, d) their values
+        returns: (B, H, S, d) keys, (B, H, S, d) values
         """
         start, stop = self.length, self.length + k.shape[2]
         if stop > self.capacity:

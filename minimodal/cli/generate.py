@@ -20,11 +20,13 @@ from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.oracle import Verdict, score
 from minimodal.data.shapes import parse
-from minimodal.drawing import grid, save_png, to_picture
+from minimodal.drawing import grid, make_folder, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
 from minimodal.runs import load
 from minimodal.training.distributed import pick_device
+
+MOST = 4096  # pictures of one command: more than anyone looks at, less than memory holds
 
 
 def make_parser() -> Parser:
@@ -46,7 +48,8 @@ def make_parser() -> Parser:
     add("--guidance", type=float, metavar="S",
         help="how much the caption counts; 1 is plain (default: the run's own)")  # fmt: skip
     add("--rerank", type=int, default=0, metavar="K",
-        help="draw K a prompt and keep the N that CLIP finds best (default: 0, off)")  # fmt: skip
+        help="draw K a prompt (at least N), keep the N that CLIP finds best "
+             "(default: 0, off)")  # fmt: skip
     add("--clip", type=Path, metavar="RUN",
         help="the clip run for --rerank (default: the one beside the dalle run)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -62,9 +65,12 @@ def check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with the flags before anything is loaded."""
     if arguments.n < 1:
         raise UserError(f"-n {arguments.n}: expected 1 or more pictures a prompt")
-    if arguments.rerank and arguments.rerank < arguments.n:
+    if arguments.rerank < 0:
+        raise UserError(f"--rerank {arguments.rerank}: expected 0 (off) or more")
+    each, prompts = max(arguments.n, arguments.rerank), len(arguments.prompts)
+    if each * prompts > MOST:
         raise UserError(
-            f"--rerank {arguments.rerank} draws fewer than the -n {arguments.n} to keep"
+            f"{each} pictures for each of {prompts} prompts: expected {MOST} in all or fewer"
         )
     if not 0 <= arguments.seed < 2**63:
         raise UserError(f"--seed {arguments.seed}: expected from 0 to 2^63 - 1")
@@ -153,20 +159,24 @@ def generate(arguments: argparse.Namespace) -> None:
     folder = dalle_folder(arguments.run)
     dalle = load(folder, kind="dalle").to(device)
     clip = clip_for(arguments, folder, device) if arguments.rerank else None
+    singles = arguments.out.with_suffix("")
+    if arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
+    make_folder(arguments.out.parent)  # before the drawing, which takes longest
+    make_folder(singles)
     pictures = draw(arguments, dalle, device)
     prompts, n = arguments.prompts, arguments.n
     scores = None
     if clip is not None:
-        sets = pictures.unflatten(0, (len(prompts), arguments.rerank))  # (P, K, 3, H, W)
+        sets = pictures.unflatten(0, (len(prompts), -1))  # (P, K, 3, H, W)
         order, similarity = rerank(clip, prompts, sets)
         best = [each[rank[:n]] for each, rank in zip(sets, order, strict=True)]
         pictures, scores = torch.cat(best), similarity[:, :n].flatten().tolist()
     shown = [prompt for prompt in prompts for _ in range(n)]
-    of_shapes = dalle.run["data"].split(":")[0] == "shapes"
+    of_shapes = str(dalle.run.get("data")).split(":")[0] == "shapes"
     verdicts = judged(shown, pictures) if of_shapes else None
     columns = n if len(prompts) > 1 or n < 4 else 4
     save_png(grid(pictures, shown, verdicts, columns=min(columns, 8)), arguments.out)
-    singles = arguments.out.with_suffix("")
     files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]
     for picture, file in zip(pictures, files, strict=True):
         save_png(to_picture(picture), file)
@@ -183,7 +193,10 @@ def told(
     """Print what was made, in words or as JSON."""
     known = [verdict for verdict in verdicts or [] if verdict is not None]
     if not arguments.json:
-        print(f"{arguments.out}: {len(shown)} pictures; single ones in {files[0].parent}")
+        for similarity, file in zip(scores or [], files, strict=False):
+            print(f"{file}  CLIP {similarity:.4f}")
+        noun = "picture" if len(shown) == 1 else "pictures"
+        print(f"{arguments.out}: {len(shown)} {noun}; single ones in {files[0].parent}")
         if known:
             right = sum(verdict.exact for verdict in known)
             print(f"oracle: {right} of {len(known)} right")

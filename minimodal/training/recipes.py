@@ -52,7 +52,7 @@ def vqgan_shapes() -> VQGANRecipe:
             multipliers=(1,),
             depth=1,
             encoder_kernel=1,
-            codes=(64, 128),
+            codes=(64, 48),
             code_width=16,
             codebook_decay=0.98,
         ),
@@ -95,21 +95,27 @@ def vqgan_photos() -> VQGANRecipe:
 
 
 def clip_shapes() -> CLIPRecipe:
-    """The Shapes world; batches hold captions that differ in one exchange only (hard negatives)."""
+    """The Shapes world; half of a batch are scenes that differ in one exchange (hard negatives)."""
     return CLIPRecipe(
         CLIPConfig(
-            patch_size=4,
-            vision_width=96,
+            patch_size=8,
+            vision_width=128,
             vision_depth=3,
-            vision_heads=3,
-            text_width=96,
+            vision_heads=4,
+            text_width=128,
             text_depth=3,
-            text_heads=3,
-            embed_width=96,
+            text_heads=4,
+            embed_width=128,
         ),
         CLIPTraining(vocab=512),
         TrainConfig(
-            steps=1500, batch_size=64, lr=2e-3, warmup=100, ema_decay=0.99, checkpoint_every=500
+            steps=2000,
+            batch_size=64,
+            optimizer="muon",
+            lr=2e-3,
+            warmup=100,
+            ema_decay=0.99,
+            checkpoint_every=500,
         ),
     )
 
@@ -118,7 +124,7 @@ def clip_small() -> CLIPRecipe:
     """CIFAR-sized pictures with class captions."""
     recipe = clip_shapes()
     return CLIPRecipe(
-        replace(recipe.model, vision_width=128, vision_depth=4, vision_heads=4, text_depth=2),
+        replace(recipe.model, patch_size=4, vision_depth=4, text_depth=2),
         CLIPTraining(flip=True),
         TrainConfig(steps=4000, batch_size=64, lr=1e-3, warmup=200, weight_decay=0.1),
     )
@@ -137,12 +143,12 @@ def clip_photos() -> CLIPRecipe:
 
 
 def dalle_shapes() -> DALLERecipe:
-    """The Shapes world: 14 caption and 64 picture tokens."""
+    """The Shapes world: 14 caption and 64 picture tokens; five minutes."""
     return DALLERecipe(
         DALLEConfig(width=128, depth=4, heads=4),
-        DALLETraining(vocab=512, temperature=0.5, guidance=1.5),
+        DALLETraining(vocab=512, pool=32_768, temperature=0.5, guidance=1.5),
         TrainConfig(
-            steps=3500, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
+            steps=2600, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
         ),
     )
 

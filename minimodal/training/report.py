@@ -12,7 +12,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minimodal.training.checkpoint import read_metrics, write_atomically
+from minimodal.errors import UserError
+from minimodal.training.checkpoint import load_run_config, read_metrics, write_atomically
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -27,6 +28,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } pre { overf
 """
 WIDTH, HEIGHT = 280, 120
 NOT_CURVES = {"step", "seconds", "done"}
+ORDER = ("vqgan", "clip", "dalle")  # as they are trained; other runs follow by name
 LATEST = 3  # sample pictures shown of a run, the newest last
 
 
@@ -53,6 +55,12 @@ def curve(name: str, points: list[tuple[float, float]]) -> str:
     )
 
 
+def is_number(value: Any) -> bool:
+    """What a curve can show."""
+    sort = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return sort and math.isfinite(value)
+
+
 def curves(lines: list[dict[str, Any]]) -> str:
     """A figure for each metric that was logged more than once."""
     names = dict.fromkeys(name for line in lines for name in line if name not in NOT_CURVES)
@@ -61,7 +69,7 @@ def curves(lines: list[dict[str, Any]]) -> str:
         points = [
             (line["step"], line[name])
             for line in lines
-            if isinstance(line.get(name), (int, float)) and not isinstance(line[name], bool)
+            if is_number(line.get(name)) and is_number(line.get("step"))
         ]
         if len(points) > 1:
             figures.append(curve(name, points))
@@ -89,11 +97,11 @@ def table(scores: dict[str, Any]) -> str:
 def run_section(run: Path) -> str:
     """One run: last numbers, curves, samples, configuration."""
     lines = read_metrics(run)
-    config = json.loads((run / "config.json").read_text())
+    config = load_run_config(run)
     last = {k: v for line in lines[-2:] for k, v in line.items() if k not in ("done",)}
     samples = sorted((run / "samples").glob("*.png"))[-LATEST:]
     return (
-        f"<h2>{html.escape(run.name)} ({html.escape(config['kind'])})</h2>"
+        f"<h2>{html.escape(run.resolve().name)} ({html.escape(str(config['kind']))})</h2>"
         + curves(lines)
         + "".join(picture(sample) for sample in samples)
         + table(last)
@@ -103,17 +111,36 @@ def run_section(run: Path) -> str:
     )
 
 
+def scoreboard(path: Path) -> str:
+    """The demo's scores: a table for each system, and one for what is a single value."""
+    try:
+        board = json.loads(path.read_text(encoding="utf-8"))
+        single = {name: value for name, value in board.items() if not isinstance(value, dict)}
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged: expected the JSON that the demo writes") from None
+    tables = [(name, scores) for name, scores in board.items() if isinstance(scores, dict)]
+    tables += [("run", single)] if single else []
+    return "".join(f"<h2>scores: {html.escape(name)}</h2>{table(t)}" for name, t in tables)
+
+
+def find_runs(out: Path) -> list[Path]:
+    """The folder itself if it is a run, else the runs in it."""
+    if (out / "config.json").exists():
+        return [out]
+    found = sorted(path.parent for path in out.glob("*/config.json"))
+    return sorted(found, key=lambda run: ORDER.index(run.name) if run.name in ORDER else len(ORDER))
+
+
 def write_report(out: Path) -> None:
     """Write report.html into a run folder or a demo folder."""
+    if not out.is_dir():
+        raise UserError(f"{out}: no such folder to report on; give one that train.py wrote")
     parts = [f"<h1>{html.escape(out.resolve().name)}</h1>"]
     if (out / "samples.png").exists():
         parts.append(picture(out / "samples.png"))
     if (out / "scoreboard.json").exists():
-        for system, scores in json.loads((out / "scoreboard.json").read_text()).items():
-            values = scores if isinstance(scores, dict) else {system: scores}
-            parts.append(f"<h2>scores: {html.escape(system)}</h2>{table(values)}")
-    runs = [out] if (out / "config.json").exists() else sorted(out.glob("*/config.json"))
-    parts += [run_section(run if run.is_dir() else run.parent) for run in runs]
+        parts.append(scoreboard(out / "scoreboard.json"))
+    parts += [run_section(run) for run in find_runs(out)]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>minimodal</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"

@@ -1,0 +1,189 @@
+"""The shapes in the docstrings of blocks and systems are true: each is held against a real call.
+
+`CALLS` has one line for each public function with a tensor in or out, and a test says whether
+one is missing. The sizes are all different, so that a wrong letter shows.
+"""
+
+import inspect
+
+import pytest
+import torch
+from PIL import Image
+from shape_check import check_shapes, documentation, shapes_in
+from tiny import (
+    WORDS,
+    generator,
+    integers,
+    make_clip,
+    make_dalle,
+    make_painter,
+    make_transformer,
+    make_vqgan,
+    noise,
+    pictures,
+)
+
+from minimodal import clip, dalle, vqgan
+from minimodal.blocks import conv, quantizer, sampling, transformer
+from minimodal.data.shapes import ShapesSource
+from minimodal.data.tokenizer import Tokenizer
+from minimodal.evaluation import metrics
+from minimodal.training.tasks import common
+
+MODULES = (transformer, conv, quantizer, sampling, clip, vqgan, dalle, common, metrics)
+
+STACK = make_transformer(causal=True)  # D = 16
+Q, K, V = noise(2, 4, 3, 6), noise(2, 4, 5, 6, seed=1), noise(2, 4, 5, 6, seed=2)
+CACHE = STACK.new_cache(2, 9, device=Q.device, dtype=Q.dtype)
+MAP = noise(2, 8, 4, 6)
+BOOK = quantizer.Codebook(7, 4, decay=0.9)
+QUANTIZER = quantizer.Quantizer((7, 5), 4)
+LATENTS, Z = noise(2, 8, 3, 5), noise(30, 4)
+LOGITS = noise(2, 9)
+CLIP = make_clip(vocab_size=Tokenizer().vocab_size)
+CLIP.tokenizer = Tokenizer()
+PHOTOS, TOKENS = noise(2, 3, 8, 8), integers(30, 3, 7)
+ROWS = dict(image=noise(2, 10), text=noise(2, 10, seed=1), scale=torch.ones(1))
+COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
+JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
+IMAGES = pictures(2, 3, 16, 24)
+VERDICT = noise(2, 1, 3, 5)
+ONE, TWO = make_dalle(), make_dalle(codes=(5, 4))
+TEXT, CODES = integers(20, 2, 5), integers(11, 2, 3, 3)
+PARTS = [integers(5, 2, 4), integers(4, 2, 4)]
+PAINTER = make_painter()
+BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
+W = torch.ones(2, 3, requires_grad=True)
+
+CLIP_SIZES = {"E": 10, "T": 7}
+STREAM = {"T": 5, "N": 9, "V": 25, "K": 11, "D": 16}
+
+# (function, arguments, letters that the arguments do not bind)
+CALLS = [
+    (CACHE.extend, dict(layer=0, k=noise(2, 2, 3, 8), v=noise(2, 2, 3, 8)), {"S": 3}),
+    (transformer.quick_gelu, dict(x=noise(2, 3, 4)), {}),
+    (transformer.causal_mask, dict(queries=2, keys=5, device=Q.device), {}),
+    (transformer.attend, dict(q=Q, k=K, v=V, mask=torch.ones(3, 5, dtype=torch.bool)), {}),
+    (STACK.blocks[0].attention.forward, dict(x=noise(2, 3, 16), mask=torch.ones(3, 3).bool()), {}),
+    (STACK.blocks[0].forward, dict(x=noise(2, 3, 16), mask=None), {}),
+    (STACK.forward, dict(x=noise(2, 3, 16)), {}),
+    (conv.PositionNorm(8).forward, dict(x=MAP), {}),
+    (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
+    (conv.PixelAttention(8).forward, dict(x=MAP), {}),
+    (conv.Downsample(8).forward, dict(x=MAP), {}),
+    (conv.Upsample(8).forward, dict(x=MAP), {}),
+    (quantizer.usage, dict(indices=integers(7, 20), size=7), {}),
+    (quantizer.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
+    (quantizer.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
+    (BOOK.start, dict(z=Z, generator=generator()), {}),
+    (BOOK.update, dict(z=Z, generator=generator()), {}),
+    (QUANTIZER.split, dict(z=LATENTS), {"N": 30, "D": 4}),
+    (QUANTIZER.forward, dict(z=LATENTS), {}),
+    (QUANTIZER.pairs, dict(z=LATENTS), {}),
+    (QUANTIZER.combine, dict(parts=[integers(7, 9), integers(5, 9)]), {"N": 9}),
+    (QUANTIZER.factors, dict(indices=integers(35, 2, 3, 5)), {}),
+    (QUANTIZER.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
+    (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
+    (QUANTIZER.update, dict(z=LATENTS, generator=generator()), {}),
+    (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
+    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
+    (
+        sampling.draw,
+        dict(logits=LOGITS, config=sampling.SamplingConfig(), generator=generator()),
+        {},
+    ),
+    (CLIP.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
+    (CLIP.text_encoder.forward, dict(tokens=TOKENS), CLIP_SIZES),
+    (CLIP.encode_image, dict(images=PHOTOS), CLIP_SIZES),
+    (CLIP.encode_text, dict(tokens=TOKENS), CLIP_SIZES),
+    (CLIP.forward, dict(images=PHOTOS, tokens=TOKENS), CLIP_SIZES),
+    (CLIP.tokenize, dict(texts=["a", "b", "c"]), {"B": 3, "T": 7}),
+    (CLIP.preprocess, dict(picture=Image.new("RGB", (9, 9))), {"H": 8, "W": 8}),
+    (clip.normalize, dict(images=BYTES), {}),
+    (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
+    (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
+    (
+        clip.class_embeddings,
+        dict(clip=CLIP, names=["a", "b", "c"], templates=["{}", "x {}"]),
+        {"N": 3, "E": 10},
+    ),
+    (JOINT.encoder.forward, dict(x=IMAGES), {"C": 6, "h": 8, "w": 12}),
+    (PAIR.encoder.forward, dict(x=IMAGES), {"D": 6, "h": 4, "w": 6}),
+    (PAIR.appearance.forward, dict(x=IMAGES), {"D": 6, "h": 4, "w": 6}),
+    (JOINT.decoder.forward, dict(z=noise(2, 6, 8, 12)), {"H": 16, "W": 24}),
+    (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
+    (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
+    (PAIR.decode, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
+    (PAIR.decode_indices, dict(indices=integers(35, 2, 4, 6)), {"H": 16, "W": 24}),
+    (JOINT.forward, dict(images=IMAGES), {"h": 8, "w": 12}),
+    (JOINT.forward, dict(images=IMAGES, quantize=False), {"h": 8, "w": 12}),
+    (vqgan.PatchDiscriminator(channels=4).forward, dict(images=IMAGES), {"h": 3, "w": 5}),
+    (vqgan.hinge_loss, dict(real=VERDICT, fake=VERDICT), {}),
+    (vqgan.generator_loss, dict(fake=VERDICT), {}),
+    (
+        vqgan.adaptive_weight,
+        dict(reconstruction=W.sum(), adversarial=(2 * W).sum(), last_layer=W),
+        {},
+    ),
+    (TWO.image_heads[1].forward, dict(h=noise(2, 3, 16), previous=integers(5, 2, 3)), {"K": 4}),
+    (ONE.with_padding, dict(text=TEXT), {}),
+    (TWO.factors, dict(codes=integers(20, 2, 9)), {}),
+    (ONE.embed_text, dict(text=TEXT), STREAM),
+    (TWO.embed_codes, dict(parts=PARTS, first=2), {"D": 16}),
+    (ONE.forward, dict(text=TEXT, codes=CODES), STREAM),
+    (ONE.full_logits, dict(text=TEXT, codes=CODES), STREAM),
+    (ONE.loss, dict(text=TEXT, codes=CODES), {}),
+    (
+        ONE.next_code,
+        dict(
+            h=noise(4, 1, 16), config=sampling.SamplingConfig(guidance=2.0), generator=generator()
+        ),
+        {"B": 2},
+    ),
+    (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
+    (PAINTER.tokenize, dict(prompts=WORDS), {"B": 4, "T": 20}),
+    (PAINTER.generate, dict(prompts=WORDS, n=2, generator=generator()), {"N": 8, "H": 6, "W": 6}),
+    (dalle.to_uint8, dict(images=IMAGES), {}),
+    (common.to_float, dict(images=BYTES), {}),
+    (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
+    (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
+    (common.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
+    (metrics.psnr, dict(first=BYTES, second=BYTES), {}),
+    (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "symbols"), CALLS, ids=lambda x: getattr(x, "__qualname__", "")
+)
+def test_a_docstring_tells_the_shapes(function, arguments, symbols):
+    check_shapes(function, arguments, function(**arguments), symbols)
+
+
+def public(owner) -> list:
+    """Functions of a module or class that callers may use, methods included."""
+    found = []
+    for name, value in vars(owner).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != owner_module(owner):
+            continue
+        if inspect.isclass(value):
+            found += public(value)
+        elif inspect.isfunction(value):
+            found.append(value)
+    return found
+
+
+def owner_module(owner) -> str:
+    return owner.__name__ if inspect.ismodule(owner) else owner.__module__
+
+
+def speaks_of_shapes(function) -> bool:
+    return any(shapes_in(text) for text in documentation(function.__doc__).values())
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_no_function_with_shapes_is_missing_from_the_calls(module):
+    called = {getattr(function, "__qualname__", "") for function, _, _ in CALLS}
+    speaking = {f.__qualname__ for f in public(module) if speaks_of_shapes(f)}
+    assert speaking, "the docstrings are not found"
+    assert speaking <= called, f"not called in CALLS: {sorted(speaking - called)}"
