@@ -57,6 +57,12 @@ class VQGANConfig:
                 "which this VQGAN shrinks pictures"
             )
 
+        if self.encoder_kernel == 1 and (len(self.multipliers) > 1 or self.attention):
+            raise UserError(
+                "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
+                "multiplier and no attention (shrink the picture by `patch` instead)"
+            )
+
     @property
     def factor(self) -> int:
         """f: pixels of the picture a side of one code."""
@@ -293,7 +299,8 @@ class VQGAN(nn.Module):
 class PatchDiscriminator(nn.Module):
     """Judges overlapping parts of a picture, one logit a part (Isola et al. 2017, PatchGAN).
 
-    With `depth` halvings a logit sees a square of `receptive_field` pixels.
+    With `depth` halvings the convolutions behind a logit see `receptive_field` pixels a side (the
+    norms between them add a little of the whole picture's brightness and contrast).
     """
 
     def __init__(self, *, channels: int = 32, depth: int = 2) -> None:

@@ -5,6 +5,10 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
+
+# The models of the tests are tiny: a second thread costs more in waiting than it saves.
+torch.set_num_threads(1)
 
 
 def _is_local(family: int, address) -> bool:

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import WORDS, integers, make_clip, noise
 
-from minimodal.clip import MEAN, STD, CLIPConfig, class_embeddings, contrastive_loss, normalize
+from minimodal.clip import (
+    MEAN,
+    STD,
+    CLIPConfig,
+    class_embeddings,
+    contrastive_loss,
+    difference_loss,
+    normalize,
+)
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
 
@@ -254,3 +262,42 @@ def test_a_clip_without_a_tokenizer_says_how_to_get_one():
 def test_an_image_size_that_patches_do_not_fill_is_an_error():
     with pytest.raises(UserError, match="image size 30 is not a multiple of patch size 4"):
         CLIPConfig(image_size=30, patch_size=4)
+
+
+def faint(common: int, *, n: int = 16, width: int = 32) -> torch.Tensor:
+    """Embeddings that share a large part and differ in a faint one, the same for every `common`."""
+    own = torch.randn(n, width, generator=torch.Generator().manual_seed(0))
+    shared = torch.randn(width, generator=torch.Generator().manual_seed(common))
+    return F.normalize(100 * shared + own, dim=-1)
+
+
+def test_differences_see_what_the_contrastive_loss_is_blind_to():
+    image, text, scale = faint(1), faint(2), torch.tensor([20.0])
+    blind = contrastive_loss(image, text, scale, captions=torch.arange(16))
+    assert blind.item() > 0.9 * math.log(16)
+    assert difference_loss(image, text, scale).item() < 0.1
+
+
+def test_difference_loss_of_neighbours_is_the_equation():
+    rng = np.random.default_rng(0)
+    image, text = rng.standard_normal((2, 4, 3))
+    u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    terms = []
+    for pairs in (((0, 1), (2, 3)), ((0, 2), (1, 3))):
+        du, dv = (
+            np.stack([(x[i] - x[j]) / np.linalg.norm(x[i] - x[j]) for i, j in pairs])
+            for x in (u, v)
+        )
+        for logits in (5 * du @ dv.T, 5 * dv @ du.T):
+            terms.append(np.mean(np.log(np.exp(logits).sum(1)) - np.diag(logits)))
+    ours = difference_loss(
+        torch.from_numpy(image).float(), torch.from_numpy(text).float(), torch.tensor([5.0])
+    )
+    assert ours.item() == pytest.approx(np.mean(terms), abs=1e-5)
+
+
+def test_equal_captions_leave_the_difference_loss_finite():
+    text = torch.ones(4, 8, requires_grad=True)
+    loss = difference_loss(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), text, torch.tensor([5.0]))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(text.grad).all()

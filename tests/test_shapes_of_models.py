@@ -103,6 +103,11 @@ CALLS = [
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
     (
+        clip.difference_loss,
+        dict(image=noise(4, 10), text=noise(4, 10), scale=torch.ones(1)),
+        {},
+    ),
+    (
         clip.class_embeddings,
         dict(clip=CLIP, names=["a", "b", "c"], templates=["{}", "x {}"]),
         {"N": 3, "E": 10},

@@ -22,7 +22,7 @@ LAYERS = (
     ("errors",),
     ("data", "blocks"),
     ("clip", "vqgan", "dalle", "vqgan_clip", "unclip"),
-    ("training", "evaluation", "pretrained", "runs"),
+    ("training", "evaluation", "pretrained", "runs", "drawing"),
     ("", "cli"),  # "": `import minimodal`, the front door
     ("__main__", *SCRIPTS),
 )

@@ -15,7 +15,7 @@ from minimodal.blocks.transformer import attend
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with up to 32 groups, as many as divide the channels."""
-    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g > 1)
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
     # eps as in the original implementation: its checkpoints were trained with it.
     return nn.GroupNorm(groups, channels, eps=1e-6)
 

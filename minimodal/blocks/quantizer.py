@@ -96,11 +96,10 @@ class Codebook(nn.Module):
 
         z: (N, D) latents of real pictures
         """
-        # Seeding in chunks of codes, not one by one: K passes over the data would be slow, and
-        # the later rounds mend a seed that was drawn twice.
+        # Seeding in growing chunks, not one by one: K passes over the data would be slow.
         codes = z[draw_far(torch.ones_like(z[:, 0]), 1, generator)]  # (1, D)
         while len(codes) < self.size:
-            more = min(len(codes), self.size - len(codes))
+            more = min(max(1, len(codes) // 8), self.size - len(codes))
             codes = torch.cat([codes, z[draw_far(nearest(z, codes)[1], more, generator)]])
         self.codes.copy_(codes)
         self.counts.zero_()

@@ -29,7 +29,9 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             first = unknown[0].split("=")[0]
-            close = difflib.get_close_matches(first, self.flags(found), n=1, cutoff=0.5)
+            known = self.flags(found)
+            close = [flag for flag in known if flag.startswith(first)]  # was it shortened?
+            close = close or difflib.get_close_matches(first, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"unknown argument {unknown[0]}{hint}")
         return found

@@ -107,7 +107,7 @@ def clip_shapes() -> CLIPRecipe:
             text_heads=4,
             embed_width=128,
         ),
-        CLIPTraining(vocab=512),
+        CLIPTraining(vocab=512, difference_weight=1.0),
         TrainConfig(
             steps=2000,
             batch_size=64,

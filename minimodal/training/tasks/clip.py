@@ -14,9 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.clip import CLIP, CLIPConfig, class_embeddings, contrastive_loss, normalize
+from minimodal.clip import (
+    CLIP,
+    CLIPConfig,
+    class_embeddings,
+    contrastive_loss,
+    difference_loss,
+    normalize,
+)
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.errors import UserError
 from minimodal.evaluation.metrics import recall_at_k
 from minimodal.training.contract import Phase
 from minimodal.training.tasks.common import (
@@ -36,6 +44,7 @@ class CLIPTraining:
     vocab: int = 2048  # at most so many tokens; fewer where the captions have fewer words
     max_text_length: int = 48  # tokens, start and end included; longer captions are cut
     flip: bool = False  # mirror half of the pictures
+    difference_weight: float = 0.0  # of the loss on differences between neighbours of the batch
 
 
 class CLIPTask:
@@ -54,6 +63,8 @@ class CLIPTask:
         batch_size: int,
         seed: int,
     ) -> None:
+        if training.difference_weight > 0 and batch_size % 4:
+            raise UserError(f"batch_size {batch_size}: difference_weight needs a multiple of 4")
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
         self.model = seeded(lambda: CLIP(config), seed)
@@ -87,16 +98,22 @@ class CLIPTask:
         image = self.model.encode_image(normalize(batch["images"])).float()  # (b, E)
         text = self.model.encode_text(batch["tokens"]).float()  # (b, E)
         scale = self.model.logit_scale.exp()
+        all_image, all_text = self.gather(image), self.gather(text)  # (B, E)
         loss = contrastive_loss(
             image,
             text,
             scale,
             captions=batch["captions"],
-            all_image=self.gather(image),
-            all_text=self.gather(text),
+            all_image=all_image,
+            all_text=all_text,
             all_captions=self.gather(batch["captions"]),
         )
-        return loss, {"logit_scale": scale.detach().squeeze()}
+        metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}
+        if self.training.difference_weight > 0:
+            differences = difference_loss(all_image, all_text, scale)
+            loss = loss + self.training.difference_weight * differences
+            metrics["differences"] = differences.detach()
+        return loss, metrics
 
     def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
         """Keep the temperature in bounds."""

@@ -1,0 +1,297 @@
+"""generate.py on tiny untrained runs: what it writes, what it says, how it refuses."""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import make_clip, make_dalle, make_vqgan
+
+from minimodal.cli.common import Parser, run_command
+from minimodal.cli.generate import main, make_parser
+from minimodal.dalle import DALLE
+from minimodal.data.tokenizer import Tokenizer
+from minimodal.errors import UserError
+from minimodal.training.checkpoint import save_config, save_weights
+
+SIDE = 6  # pixels of the pictures that the tiny run draws
+TOKENIZER = Tokenizer.train(["a large red circle", "a small blue square"], 300)
+
+
+def write_run(out: Path, kind: str, model, *, data: str = "shapes", **more) -> None:
+    described = {"kind": kind, "model": {**asdict(model.config), **more}, "train": {}, "data": data}
+    save_config(out, described)
+    save_weights(out, model)
+    if kind != "vqgan":
+        TOKENIZER.save(out / "tokenizer.json")
+
+
+def write_demo(out: Path, *, data: str = "shapes", **sampling) -> Path:
+    """A demo folder with untrained runs."""
+    vocab = TOKENIZER.vocab_size
+    vqgan = make_vqgan(image_size=SIDE, codes=(11,))
+    write_run(out / "dalle", "dalle", make_dalle(vocab_size=vocab, text_length=20), data=data,
+              **({"sampling": sampling} if sampling else {}))  # fmt: skip
+    write_run(out / "dalle" / "vqgan", "vqgan", vqgan, data=data)
+    write_run(out / "vqgan", "vqgan", vqgan, data=data)
+    clip = make_clip(vocab_size=vocab, text_length=20, image_size=SIDE, patch_size=3)
+    write_run(out / "clip", "clip", clip, data=data)
+    return out
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    return write_demo(tmp_path_factory.mktemp("runs") / "demo", temperature=0.8, guidance=2.0)
+
+
+@pytest.fixture
+def run(demo, tmp_path, monkeypatch, capsys):
+    """Call the command in an empty folder: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, folder: Path = demo) -> tuple[int, str, str]:
+        device = [] if "--device" in words else ["--device", "cpu"]
+        try:
+            status = main([*words, "--run", str(folder), *device])
+        except SystemExit as leave:
+            status = leave.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def command(words: list, demo: Path, folder: Path) -> subprocess.Popen:
+    """The script itself, in a process and a folder of its own."""
+    script = Path(__file__).resolve().parents[1] / "generate.py"
+    return subprocess.Popen(
+        [sys.executable, str(script), *words, "--run", str(demo), "--device", "cpu"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def refusal(result: tuple[int, str, str]) -> str:
+    """The message of a command that must refuse, with one line on stderr and no other word."""
+    status, out, err = result
+    assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert len(err) < 400
+    return err
+
+
+def pixels(path: str) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+# --- what it writes ------------------------------------------------------------------------------
+
+
+def test_a_grid_and_the_single_pictures_are_written(run):
+    status, out, _ = run("a large red circle", "a blue square", "-n", "3", "--out", "new/set.png")
+    assert status == 0 and "6 pictures" in out and "oracle: " in out
+    names = [f"{p:03d}-{i}.png" for p in range(2) for i in range(3)]
+    assert sorted(p.name for p in Path("new/set").iterdir()) == names
+    assert pixels("new/set/000-0.png").shape == (SIDE, SIDE, 3)
+    assert pixels("new/set.png").shape[1] > 3 * 96
+
+
+def test_the_seed_decides_the_pictures(run):
+    for out, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
+        run("a red circle", "-n", "2", "--seed", seed, "--out", out)
+    assert (pixels("a/000-1.png") == pixels("b/000-1.png")).all()
+    assert (pixels("a/000-0.png") != pixels("a/000-1.png")).any()
+    assert (pixels("a/000-0.png") != pixels("c/000-0.png")).any()
+
+
+def test_json_is_one_object_and_all_that_stdout_has(run):
+    status, out, _ = run("a red circle", "a dragon", "-n", "2", "--rerank", "3", "--json")
+    told = json.loads(out)
+    assert status == 0 and told["grid"] == "pictures.png" and len(told["pictures"]) == 4
+    first, last = told["pictures"][0], told["pictures"][3]
+    assert first["prompt"] == "a red circle" and set(first["verdict"]) >= {"count", "color"}
+    assert isinstance(first["right"], bool) and "right" not in last
+    assert all(Path(p["file"]).is_file() and -1 <= p["clip"] <= 1 for p in told["pictures"])
+    assert first["clip"] >= told["pictures"][1]["clip"]
+
+
+def test_rerank_shows_the_best_of_more(run):
+    common = ("a red circle", "--seed", "3")
+    few = json.loads(run(*common, "-n", "2", "--rerank", "9", "--json")[1])["pictures"]
+    every = json.loads(run(*common, "-n", "9", "--rerank", "9", "--json", "--out", "all.png")[1])
+    assert [p["clip"] for p in few] == [p["clip"] for p in every["pictures"][:2]]
+    assert (pixels(few[0]["file"]) == pixels(every["pictures"][0]["file"])).all()
+
+
+def test_rerank_below_n_still_shows_n(run):
+    status, out, _ = run("a red circle", "-n", "3", "--rerank", "2", "--json")
+    assert status == 0 and len(json.loads(out)["pictures"]) == 3
+
+
+def test_the_runs_own_sampling_is_the_default_and_flags_win(run, demo, tmp_path, monkeypatch):
+    seen = []
+    original = DALLE.generate
+
+    def spy(self, *args, **named):
+        seen.append((named["temperature"], named["guidance"]))
+        return original(self, *args, **named)
+
+    monkeypatch.setattr(DALLE, "generate", spy)
+    run("a red circle", "-n", "1")
+    run("a red circle", "-n", "1", "--temperature", "0", "--guidance", "1")
+    run("a red circle", "-n", "1", folder=write_demo(tmp_path / "plain"))
+    assert seen == [(0.8, 2.0), (0.0, 1.0), (1.0, 1.0)]
+
+
+def test_a_dalle_run_by_itself_will_do_and_finds_the_clip_beside_it(run, demo):
+    assert run("a red circle", "-n", "1", "--rerank", "2", folder=demo / "dalle")[0] == 0
+
+
+def test_the_oracle_judges_the_shapes_world_only(run, tmp_path):
+    other = write_demo(tmp_path / "other", data="coco:somewhere")
+    status, out, err = run("a red circle", "-n", "1", folder=other)
+    assert status == 0 and "oracle" not in out and "verdict" not in err
+
+
+def test_a_prompt_that_the_oracle_cannot_read_is_drawn_and_said_once(run):
+    status, out, err = run("a dragon", "-n", "3")
+    assert status == 0 and err.count("no verdict for 'a dragon'") == 1 and "oracle:" not in out
+
+
+@pytest.mark.parametrize("prompt", ["🎉 star", "日本", "a\nb", "\x00", "RED"])
+def test_any_short_prompt_can_be_drawn(run, prompt):
+    assert run(prompt, "-n", "1")[0] == 0
+
+
+def test_a_prompt_of_invalid_bytes_can_be_drawn(demo, tmp_path):
+    done = command([b"a \xff circle", "-n", "1", "--rerank", "2"], demo, tmp_path)
+    _, err = done.communicate(timeout=60)
+    assert done.returncode == 0 and b"Traceback" not in err
+    assert (tmp_path / "pictures" / "000-0.png").exists()
+
+
+def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
+    assert "truncate" in refusal(run("red " * 2500, "-n", "1"))
+    assert run("red " * 2500, "-n", "1", "--truncate")[0] == 0
+
+
+# --- how it refuses ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "PROMPT"),
+        (("",), "a prompt is empty"),
+        (("a", " \n"), "a prompt is empty"),
+        (("a", "-n", "0"), "-n 0: expected 1 or more"),
+        (("a", "-n", "many"), "invalid int value: 'many'"),
+        (("a", "-n", "99999999999"), "expected 4096 in all or fewer"),
+        (("a", "--rerank", "5000"), "expected 4096 in all or fewer"),
+        (("a", "--rerank", "-1"), "--rerank -1: expected 0"),
+        (("a", "--top-k", "-1"), "top-k -1: expected 0"),
+        (("a", "--top-p", "0"), "top-p 0.0: expected more than 0"),
+        (("a", "--top-p", "1.5"), "top-p 1.5: expected more than 0"),
+        (("a", "--temperature", "nan"), "temperature nan: expected 0"),
+        (("a", "--guidance", "-2"), "guidance -2.0: expected 0"),
+        (("a", "--seed", "-1"), "--seed -1: expected from 0"),
+        (("a", "--method", "magic"), "invalid choice: 'magic'"),
+        (("a", "--temprature", "1"), "did you mean --temperature?"),
+        (("a", "--out", "picture.jpg"), "ends in .png"),
+        (("a", "--device", "tpu"), "tpu: expected auto, cpu or cuda"),
+    ],
+)
+def test_a_bad_flag_is_refused_in_one_line(run, words, message):
+    assert message in refusal(run(*words))
+
+
+def test_a_missing_or_wrong_run_is_named(run, demo, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for folder, message in (
+        (tmp_path / "absent", "absent: no such folder"),
+        (tmp_path / "file", "file is no run folder"),
+        (tmp_path / "empty", "empty is no run folder"),
+        (demo / "clip", "holds a trained clip, not a dalle"),
+    ):
+        assert message in refusal(run("a red circle", folder=folder))
+
+
+def test_rerank_without_a_clip_says_how_to_give_one(run, demo, tmp_path):
+    lonely = write_demo(tmp_path / "lonely")
+    (lonely / "clip").rename(tmp_path / "elsewhere")
+    asked = ("a red circle", "-n", "1", "--rerank", "2")
+    assert "give --clip RUN" in refusal(run(*asked, folder=lonely))
+    assert run(*asked, "--clip", str(tmp_path / "elsewhere"), folder=lonely)[0] == 0
+    wrong = run(*asked, "--clip", str(demo / "vqgan"), folder=lonely)
+    assert "holds a trained vqgan, not a clip" in refusal(wrong)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_drawing(run, monkeypatch):
+    monkeypatch.setattr(DALLE, "generate", lambda *_, **__: pytest.fail("it drew"))
+    Path("file").touch()
+    Path("folder.png").mkdir()
+    for out, message in (
+        ("file/x.png", "file is a file, not a folder"),
+        ("file.png", "file is a file, not a folder"),  # the folder of the single pictures
+        ("folder.png", "is a folder"),
+    ):
+        assert message in refusal(run("a red circle", "--out", out))
+
+
+def test_ctrl_c_leaves_with_130_and_no_picture(run, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DALLE, "generate", stop)
+    status, out, err = run("a red circle")
+    assert status == 130 and out == "" and "Traceback" not in err
+    assert not Path("pictures.png").exists()
+
+
+# --- what all commands share ---------------------------------------------------------------------
+
+
+def test_the_exit_status_says_what_happened(capsys):
+    def refuse(argv):
+        raise UserError("no good")
+
+    assert run_command(lambda argv: None, []) == 0
+    assert run_command(refuse, []) == 2
+    assert capsys.readouterr().err == "error: no good\n"
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda argv: 1 / 0, [])
+
+
+def test_help_names_the_default_of_every_flag():
+    parser = make_parser()
+    for action in parser._actions:
+        if action.option_strings and action.nargs != 0:
+            assert "default:" in action.help, action.option_strings
+
+
+def test_an_abbreviated_flag_is_no_flag(capsys):
+    parser = Parser(prog="x")
+    parser.add_argument("--temperature", type=float)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--temp", "1"])
+    assert "did you mean --temperature?" in capsys.readouterr().err
+    assert parser.parse_args(["--temperature", "1"]) == argparse.Namespace(temperature=1.0)
+
+
+def test_a_closed_pipe_is_quiet(demo, tmp_path):
+    process = command(["a red circle", "-n", "1", "--json"], demo, tmp_path)
+    process.stdout.close()  # nobody reads
+    err = process.stderr.read().decode()
+    process.wait(60)
+    assert "Traceback" not in err and "Exception" not in err
+    assert (tmp_path / "pictures.png").exists()
