@@ -109,7 +109,7 @@ def clip_shapes() -> CLIPRecipe:
         ),
         CLIPTraining(vocab=512, difference_weight=1.0),
         TrainConfig(
-            steps=2000,
+            steps=2400,
             batch_size=64,
             optimizer="muon",
             lr=2e-3,
