@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import make_clip, make_dalle, make_vqgan
 
@@ -17,6 +19,8 @@ from minimodal.cli.generate import main, make_parser
 from minimodal.dalle import DALLE
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
+from minimodal.evaluation.scoreboard import rerank
+from minimodal.runs import load
 from minimodal.training.checkpoint import save_config, save_weights
 
 SIDE = 6  # pixels of the pictures that the tiny run draws
@@ -74,6 +78,7 @@ def command(words: list, demo: Path, folder: Path) -> subprocess.Popen:
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
     )
 
 
@@ -127,6 +132,16 @@ def test_rerank_shows_the_best_of_more(run):
     every = json.loads(run(*common, "-n", "9", "--rerank", "9", "--json", "--out", "all.png")[1])
     assert [p["clip"] for p in few] == [p["clip"] for p in every["pictures"][:2]]
     assert (pixels(few[0]["file"]) == pixels(every["pictures"][0]["file"])).all()
+
+
+def test_the_first_picture_is_the_one_that_clip_finds_best(run, demo):
+    run("a red circle", "-n", "9", "--out", "plain.png")
+    drawn = np.stack([pixels(f"plain/000-{i}.png") for i in range(9)]).transpose(0, 3, 1, 2)
+    order, _ = rerank(load(demo / "clip"), ["a red circle"], torch.from_numpy(drawn)[None])
+    run("a red circle", "-n", "2", "--rerank", "9", "--out", "best.png")
+    assert order[0, :2].tolist() != [0, 1]
+    for place, number in enumerate(order[0, :2].tolist()):
+        assert (pixels(f"best/000-{place}.png") == pixels(f"plain/000-{number}.png")).all()
 
 
 def test_rerank_below_n_still_shows_n(run):
@@ -292,6 +307,6 @@ def test_a_closed_pipe_is_quiet(demo, tmp_path):
     process = command(["a red circle", "-n", "1", "--json"], demo, tmp_path)
     process.stdout.close()  # nobody reads
     err = process.stderr.read().decode()
-    process.wait(60)
+    assert process.wait(60) == 1
     assert "Traceback" not in err and "Exception" not in err
     assert (tmp_path / "pictures.png").exists()

@@ -1,6 +1,7 @@
 """The scoreboard against models whose scores are known: perfect ones, blind ones, random ones."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,11 +20,13 @@ from minimodal.data.shapes import (
     SIZES,
     Scenes,
     ShapesSource,
+    has_held_out,
     parse,
     render,
     swap,
 )
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.evaluation import scoreboard
 from minimodal.evaluation.scoreboard import (
     baseline_scores,
     clip_scores,
@@ -159,6 +162,32 @@ def test_a_clip_that_understands_has_full_marks_and_a_blind_one_none():
     assert {blind[name] for name in blind if "recall" not in name} == {0.0}
 
 
+def test_twins_are_of_the_same_words_and_never_of_a_pair_that_training_held_out(monkeypatch):
+    asked, reader = [], Reader()
+    read_texts = reader.tokenize
+    monkeypatch.setattr(
+        reader, "tokenize", lambda texts, **named: asked.append(texts) or read_texts(texts, **named)
+    )
+    clip_scores(reader, sets=1)
+    originals, _, _, relations, *_ = asked
+    assert len(asked) == 6 and all(asked)
+    for texts in asked:
+        assert not has_held_out(scenes_of([parse(text) for text in texts])).any()
+
+    def nouns(text: str) -> str:
+        """A caption without what tells where things are."""
+        return re.sub(r"\b(to|the|its|it|left|right|of|above|over|below|under|beneath) ?", "", text)
+
+    assert {nouns(text).strip() for text in relations} <= {nouns(t).strip() for t in originals}
+
+
+def test_recall_is_that_of_the_harder_direction(monkeypatch):
+    monkeypatch.setattr(scoreboard, "recall_at_k", lambda *_: (0.25, 0.75))
+    scores = clip_scores(Blind(), sets=1)
+    assert scores["recall_at_1"] == scores["recall_at_1_image"] == 0.25
+    assert scores["recall_at_1_text"] == 0.75
+
+
 def test_an_untrained_clip_guesses():
     tokenizer = Tokenizer.train(["a red circle"], 300)
     clip = make_clip(image_size=16, vocab_size=tokenizer.vocab_size, text_length=90)
@@ -196,6 +225,17 @@ def test_one_wrong_attribute_is_blamed_alone():
     scores = dalle_scores(Painter(wrong_background), n=40, sampling=SAMPLING)
     assert scores["seen"] == scores["seen_background"] == scores["held_out_one_object"] == 0
     assert scores["seen_shape"] == scores["seen_color"] == scores["seen_relation"] == 1
+
+
+def test_one_object_is_scored_by_itself():
+    def two_are_too_many(scenes: Scenes, first: bool) -> Scenes:
+        values = {f: getattr(scenes, f) for f in Scenes.__dataclass_fields__}
+        spoilt = np.where(scenes.count == 2, (scenes.background + 1) % 3, scenes.background)
+        return Scenes(**(values | {"background": spoilt}))
+
+    scores = dalle_scores(Painter(two_are_too_many), n=40, sampling=SAMPLING)
+    for split in ("seen", "held_out"):
+        assert scores[f"{split}_one_object"] == 1 > scores[split] > 0
 
 
 def test_reranking_is_scored_on_the_best_of_four():

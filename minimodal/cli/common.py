@@ -50,6 +50,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     """Run a command on its arguments; returns the exit status."""
     try:
         command(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

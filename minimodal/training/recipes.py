@@ -58,11 +58,11 @@ def vqgan_shapes() -> VQGANRecipe:
         ),
         VQGANTraining(
             warm_start=500,
-            discriminator_start=3000,
-            gan_start=3300,
-            gan_ramp=200,
+            discriminator_start=2400,
+            gan_start=2650,
+            gan_ramp=150,
         ),
-        TrainConfig(steps=3600, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
+        TrainConfig(steps=3000, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
     )
 
 
@@ -146,9 +146,9 @@ def dalle_shapes() -> DALLERecipe:
     """The Shapes world: 14 caption and 64 picture tokens; five minutes."""
     return DALLERecipe(
         DALLEConfig(width=128, depth=4, heads=4),
-        DALLETraining(vocab=512, pool=32_768, temperature=0.5, guidance=1.5),
+        DALLETraining(vocab=512, pool=24_576, temperature=0.5, guidance=1.5),
         TrainConfig(
-            steps=2600, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
+            steps=2500, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
         ),
     )
 
