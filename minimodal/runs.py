@@ -6,10 +6,11 @@ of its VQGAN, so that it draws wherever it is moved. Read `training/checkpoint.p
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
@@ -40,6 +41,14 @@ def fill(model: nn.Module, path: Path) -> None:
         ) from None
 
 
+def painter(vqgan: VQGAN) -> Callable[[Tensor], Tensor]:
+    """VQGAN's decoder for DALL·E to call: no part of its weights, but on the device of its codes.
+
+    returns: a function from codes (B, h, w) int64 to pictures (B, 3, H, W) in [-1, 1]
+    """
+    return lambda codes: vqgan.to(codes.device).decode_indices(codes)
+
+
 def load(path: str | Path, *, kind: str | None = None) -> VQGAN | CLIP | DALLE:
     """The model of a run folder, in eval mode, on the CPU; `model.run` is its config.json.
 
@@ -57,8 +66,7 @@ def load(path: str | Path, *, kind: str | None = None) -> VQGAN | CLIP | DALLE:
         elif run["kind"] == "dalle":
             model = DALLE(rebuild(DALLEConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
-            # The bound method, not the module: VQGAN's weights are not DALL·E's.
-            model.decode_indices = load(path / "vqgan", kind="vqgan").decode_indices
+            model.decode_indices = painter(load(path / "vqgan", kind="vqgan"))
         else:
             raise UserError(f"{path} holds a '{run['kind']}', which this version cannot load")
     except (KeyError, TypeError) as error:

@@ -298,6 +298,8 @@ def test_difference_loss_of_neighbours_is_the_equation():
 
 def test_equal_captions_leave_the_difference_loss_finite():
     text = torch.ones(4, 8, requires_grad=True)
-    loss = difference_loss(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), text, torch.tensor([5.0]))
+    loss = difference_loss(
+        torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), text, torch.tensor([5.0])
+    )
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(text.grad).all()

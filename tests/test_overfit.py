@@ -49,7 +49,7 @@ def test_clip_tells_the_pairs_of_a_batch_apart():
     )  # fmt: skip
     clip = seeded(lambda: CLIP(config), 0)
     optimizer = torch.optim.Adam(clip.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(100):
         image, text = clip.encode_image(images), clip.encode_text(tokens)
         loss = contrastive_loss(image, text, clip.logit_scale.exp(), captions=torch.arange(16))
         optimizer.zero_grad()

@@ -103,6 +103,11 @@ CALLS = [
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
     (
+        metrics.zero_shot_accuracy,
+        dict(similarities=noise(4, 3), labels=integers(3, 4)),
+        {},
+    ),
+    (
         clip.difference_loss,
         dict(image=noise(4, 10), text=noise(4, 10), scale=torch.ones(1)),
         {},

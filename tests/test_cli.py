@@ -1,0 +1,133 @@
+"""train.py as a person meets it: what is wrong is said in one line, with status 2."""
+
+import json
+import shutil
+
+import pytest
+import systems
+from PIL import Image
+
+import minimodal
+from minimodal.cli.train import main
+from minimodal.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A small run of each system."""
+    out = tmp_path_factory.mktemp("runs")
+    for kind in ("vqgan", "clip", "dalle"):
+        systems.train(kind, out / kind)
+    return out
+
+
+def fails(argv: list, capsys) -> str:
+    """The one line that a command says before it leaves with status 2."""
+    try:
+        status = main([str(word) for word in argv])
+    except SystemExit as left:  # argparse leaves by itself
+        status = left.code
+    said = capsys.readouterr().err.strip().splitlines()
+    assert status == 2
+    assert len(said) == 1 and said[0].startswith("error: "), said
+    return said[0]
+
+
+def flags(**changes) -> list:
+    """A command line that would train for a moment, with some flags changed."""
+    values = {"data": "shapes:64", "out": "unused", "steps": 2, **changes}
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["vqgan", *flags(data="shape")], "shapes"),
+        (["vqgan", *flags(data="cifar10:/no/such/folder")], "/no/such/folder"),
+        (["vqgan", *flags(steps="many")], "--steps"),
+        (["vqgan", *flags(), "--batchsize", "4"], "--batch-size"),
+        (["vqgan", *flags(lr=-1)], "lr -1"),
+        (["vqgan", *flags(device="gpu")], "auto, cpu or cuda"),
+        (["vqgan", *flags(limit=0)], "limit"),
+        (["dalle", *flags()], "--vqgan"),
+        (["dalle", *flags(vqgan="/no/such/run")], "/no/such/run"),
+        (["demo", "--minutes", "0"], "--minutes 0"),
+        (["painting"], "painting"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(argv, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in fails(argv, capsys)
+    assert not (tmp_path / "unused" / "config.json").exists()
+
+
+def test_an_empty_folder_is_named(tmp_path, capsys):
+    said = fails(["vqgan", *flags(data=f"folder:{tmp_path}", out=tmp_path / "out")], capsys)
+    assert str(tmp_path) in said
+
+
+def test_a_folder_without_captions_says_what_to_add(tmp_path, capsys):
+    for i in range(20):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    argv = ["clip", *flags(data=f"folder:{tmp_path}", out=tmp_path / "out")]
+    assert "captions.jsonl" in fails(argv, capsys)
+
+
+def test_a_run_of_another_kind_is_refused(runs, tmp_path, capsys):
+    argv = ["dalle", *flags(vqgan=runs / "clip", out=tmp_path / "out")]
+    assert "clip" in fails(argv, capsys)
+
+
+def test_a_run_is_never_overwritten(runs, capsys):
+    before = (runs / "vqgan" / "model.safetensors").read_bytes()
+    assert "--resume" in fails(["vqgan", *flags(out=runs / "vqgan")], capsys)
+    assert (runs / "vqgan" / "model.safetensors").read_bytes() == before
+
+
+def test_damaged_weights_are_named(runs, tmp_path):
+    shutil.copytree(runs / "clip", tmp_path / "clip")
+    weights = tmp_path / "clip" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        minimodal.load(tmp_path / "clip")
+
+
+def test_weights_of_another_shape_are_named(runs, tmp_path):
+    shutil.copytree(runs / "clip", tmp_path / "clip")
+    path = tmp_path / "clip" / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["vision_depth"] += 1
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="does not fit"):
+        minimodal.load(tmp_path / "clip")
+
+
+def test_a_command_trains_resumes_and_reports(tmp_path, capsys):
+    argv = ["vqgan", *flags(out=tmp_path / "run"), "--precision", "float32", "--channels", "16"]
+    assert main([str(word) for word in argv]) == 0
+    assert (tmp_path / "run" / "report.html").read_text().startswith("<!doctype html>")
+    assert minimodal.load(tmp_path / "run").config.channels == 16
+    longer = [4 if word == 2 else word for word in argv] + ["--resume"]
+    assert main([str(word) for word in longer]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in lines) == 4
+
+
+def test_help_shows_the_values_for_the_data_at_hand(capsys):
+    for data, channels in (("shapes", 96), ("cifar10:anywhere", 64)):
+        with pytest.raises(SystemExit):
+            main(["vqgan", "--data", data, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"(default: {channels})" in shown
+
+
+def test_a_loaded_dalle_draws_what_it_drew_before_it_was_moved(runs, tmp_path):
+    import torch
+
+    shutil.copytree(runs / "dalle", tmp_path / "moved")
+    one, two = (
+        minimodal.load(run).generate(["a red circle"], generator=torch.Generator().manual_seed(0))
+        for run in (runs / "dalle", tmp_path / "moved")
+    )
+    assert torch.equal(one, two)
