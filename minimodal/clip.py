@@ -287,3 +287,27 @@ def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tens
         tokens = clip.tokenize([t.format(name) for t in templates], truncate=True).to(device)
         means.append(F.normalize(clip.encode_text(tokens), dim=-1).mean(dim=0))  # (E,)
     return F.normalize(torch.stack(means), dim=-1)  # (N, E)
+
+
+@torch.no_grad()
+def embed_pictures(clip: CLIP, images: Tensor) -> Tensor:
+    """Unit vectors of pictures.
+
+    images: (N, 3, H, W) uint8
+    returns: (N, E)
+    """
+    device = clip.logit_scale.device
+    parts = images.split(256)
+    found = [clip.encode_image(normalize(part.to(device))) for part in parts]
+    return F.normalize(torch.cat(found), dim=-1)
+
+
+@torch.no_grad()
+def embed_captions(clip: CLIP, texts: list[str]) -> Tensor:
+    """Unit vectors of captions.
+
+    returns: (N, E)
+    """
+    tokens = clip.tokenize(texts, truncate=True).to(clip.logit_scale.device)
+    found = [clip.encode_text(part) for part in tokens.split(256)]
+    return F.normalize(torch.cat(found), dim=-1)

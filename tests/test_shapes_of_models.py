@@ -102,6 +102,8 @@ CALLS = [
     (clip.normalize, dict(images=BYTES), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
+    (clip.embed_pictures, dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()), CLIP_SIZES),
+    (clip.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
         metrics.zero_shot_accuracy,
         dict(similarities=noise(4, 3), labels=integers(3, 4)),

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minimodal.blocks.quantizer import usage
-from minimodal.clip import CLIP, normalize
+from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE, to_uint8
 from minimodal.data.oracle import Verdict, score
 from minimodal.data.shapes import (
@@ -89,30 +88,6 @@ def vqgan_scores(vqgan: VQGAN, *, seed: int = 0, n: int = 2000) -> dict[str, flo
 # --- CLIP ----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def embed_pictures(clip: CLIP, images: np.ndarray | Tensor) -> Tensor:
-    """Unit vectors of pictures.
-
-    images: (N, 3, H, W) uint8
-    returns: (N, E)
-    """
-    device = clip.logit_scale.device
-    parts = torch.as_tensor(images).split(256)
-    found = [clip.encode_image(normalize(part.to(device))) for part in parts]
-    return F.normalize(torch.cat(found), dim=-1)
-
-
-@torch.no_grad()
-def embed_captions(clip: CLIP, texts: Sequence[str]) -> Tensor:
-    """Unit vectors of captions.
-
-    returns: (N, E)
-    """
-    tokens = clip.tokenize(list(texts), truncate=True).to(clip.logit_scale.device)
-    found = [clip.encode_text(part) for part in tokens.split(256)]
-    return F.normalize(torch.cat(found), dim=-1)
-
-
 def replace_one(scenes: Scenes, what: str, rng: np.random.Generator) -> Scenes:
     """Scenes whose first object has another colour or shape.
 
@@ -157,7 +132,7 @@ def clip_scores(clip: CLIP, *, seed: int = 0, n: int = 1000, sets: int = 8) -> d
     scenes = source.scenes(np.arange(sets * 400))
     draws = rng.random((len(scenes), DRAWS))
     texts = captions(scenes, draws, full=True)
-    image = embed_pictures(clip, source.images(np.arange(len(scenes))))  # (N, E)
+    image = embed_pictures(clip, torch.from_numpy(source.images(np.arange(len(scenes)))))  # (N, E)
     text = embed_captions(clip, texts)  # (N, E)
     said, recalls = statements(scenes), []
     for start in range(0, len(texts), 400):
@@ -195,7 +170,7 @@ def rerank(clip: CLIP, prompts: Sequence[str], pictures: Tensor) -> tuple[Tensor
     """
     P, n = pictures.shape[:2]
     image = embed_pictures(clip, pictures.flatten(0, 1)).view(P, n, -1)  # (P, n, E)
-    text = embed_captions(clip, prompts)  # (P, E)
+    text = embed_captions(clip, list(prompts))  # (P, E)
     similarity = torch.einsum("pne,pe->pn", image, text).cpu()
     ordered = similarity.sort(dim=1, descending=True, stable=True)
     return ordered.indices, ordered.values

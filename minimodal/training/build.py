@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from minimodal.data.loading import DataSource, open_data
+from minimodal.data.loading import DataSource, open_data, parse_spec
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
@@ -25,6 +25,9 @@ TOKENIZER_PICTURES = 20_000  # whose captions a tokenizer learns from
 
 def open_both(spec: str, image_size: int, limit: int | None) -> tuple[DataSource, DataSource]:
     """The training and the validation split of a SPEC."""
+    part = parse_spec(spec).part
+    if part is not None:
+        print(f"{spec}: scores of the run are on {part}, which it trains on too", file=sys.stderr)
     train = open_data(spec, image_size=image_size, split="train", limit=limit)
     val = open_data(spec, image_size=image_size, split="val", limit=limit)
     return train, val

@@ -20,6 +20,7 @@ from minimodal.clip import (
     class_embeddings,
     contrastive_loss,
     difference_loss,
+    embed_pictures,
     normalize,
 )
 from minimodal.data.loading import DataSource, batch_indices
@@ -121,21 +122,11 @@ class CLIPTask:
         return {}
 
     @torch.no_grad()
-    def embed(self, model: CLIP, images: np.ndarray) -> Tensor:
-        """Unit vectors of pictures.
-
-        images: (N, 3, H, W) uint8
-        returns: (N, E)
-        """
-        device = model.logit_scale.device
-        parts = torch.from_numpy(images).split(128)
-        found = [model.encode_image(normalize(part.to(device))) for part in parts]
-        return F.normalize(torch.cat(found), dim=-1)
-
-    @torch.no_grad()
     def evaluate(self, model: CLIP) -> dict[str, float]:
         """Zero-shot accuracy where the data has classes, else retrieval among unseen pairs."""
-        image = self.embed(model, all_pictures(self.val, 2 * EVALUATION_PICTURES))
+        image = embed_pictures(
+            model, torch.from_numpy(all_pictures(self.val, 2 * EVALUATION_PICTURES))
+        )
         if self.val.class_names is not None:
             model.tokenizer = self.tokenizer
             classes = class_embeddings(model, list(self.val.class_names), ["a photo of a {}"])
@@ -154,11 +145,11 @@ class CLIPTask:
     @torch.no_grad()
     def sample(self, model: CLIP, step: int) -> Tensor:
         """Similarities of 24 pictures (rows) and their captions (columns), dark to bright."""
-        images = all_pictures(self.val, 24)
+        images = torch.from_numpy(all_pictures(self.val, 24))
         captions = [self.val.all_captions(i)[0] for i in range(len(images))]
         device = model.logit_scale.device
         text = F.normalize(model.encode_text(self.tokens(captions).to(device)), dim=-1)
-        similarity = (self.embed(model, images) @ text.T).cpu()  # (24, 24)
+        similarity = (embed_pictures(model, images) @ text.T).cpu()  # (24, 24)
         low, high = similarity.min(), similarity.max()
         levels = ((similarity - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
         return levels.repeat_interleave(10, 0).repeat_interleave(10, 1).expand(3, -1, -1)
