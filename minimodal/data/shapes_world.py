@@ -212,12 +212,26 @@ def _exchangeable(pairs: str) -> np.ndarray:
     )
 
 
+@lru_cache(maxsize=2)
+def _other_shapes(pairs: str) -> np.ndarray:
+    """For each colour and shape 60 other shapes that this colour may have, each equally often.
+
+    returns: (colours, shapes, 60)
+    """
+    allowed = ~_IS_HELD if pairs == "seen" else np.ones_like(_IS_HELD)
+    table = np.zeros((*allowed.shape, 60), np.int64)
+    for c, s in np.ndindex(allowed.shape):
+        others = [t for t in range(len(SHAPES)) if t != s and allowed[c, t]]
+        table[c, s] = np.resize(others, 60)  # 60 is a multiple of 3, 4 and 5
+    return table
+
+
 def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "seen") -> Scenes:
     """Scenes in groups of four, indices 4g to 4g + 3.
 
     Half of the groups are four unrelated scenes. The others are one scene of two objects in four
     variants: as it is; with the relation reversed; with the axis, the colours or the shapes
-    exchanged; with both. Only who is where tells the first two apart.
+    exchanged or one shape replaced; with both. Only who is where tells the first two apart.
     pairs: "seen" or "all"
     """
     if pairs not in ("seen", "all"):  # a held-out pair loses itself when colours are exchanged
@@ -227,7 +241,9 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     draws = Draws(seed, indices // 4, stream=stream)
     two = _exchangeable(pairs)
     related, kind = draws.below(2) == 1, draws.below(4)
-    base = _assemble(draws, np.full(len(indices), 2), two[draws.below(len(two))])
+    pair = two[draws.below(len(two))]  # (N, 2, 2)
+    other = _other_shapes(pairs)[pair[:, 0, 0], pair[:, 0, 1], draws.below(60)]
+    base = _assemble(draws, np.full(len(indices), 2), pair)
     # Unrelated scenes come from a stream of their own.
     plain = draw_scenes(seed, indices, stream=stream + 4, pairs=pairs)
     values = {
@@ -239,7 +255,9 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
         for f in fields(base)
     }
     late = member >= 2
-    swaps = {"color": late & (kind == 0), "shape": late & (kind == 1), "axis": late & (kind >= 2)}
+    replaced = related & late & (kind == 3)
+    values["shape"][:, 0] = np.where(replaced, other, values["shape"][:, 0])
+    swaps = {"color": late & (kind == 0), "shape": late & (kind == 1), "axis": late & (kind == 2)}
     for what, wanted in (swaps | {"relation": member % 2 == 1}).items():
         rows = np.flatnonzero(related & wanted)
         changed = swap(Scenes(**{name: value[rows] for name, value in values.items()}), what)

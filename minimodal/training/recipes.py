@@ -52,7 +52,7 @@ def vqgan_shapes() -> VQGANRecipe:
             multipliers=(1,),
             depth=1,
             encoder_kernel=1,
-            codes=(64, 48),
+            codes=(64, 40),
             code_width=16,
             codebook_decay=0.98,
         ),
