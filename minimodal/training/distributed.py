@@ -7,6 +7,7 @@ which do nothing on a single process. Tensors on the CPU travel by gloo and thos
 
 import atexit
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -83,6 +84,10 @@ def cleanup() -> None:
     """Leave the group of processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # Gloo's threads outlive the group when DistributedDataParallel has used it, and letting go
+        # of the last tensor takes the interpreter's lock: a thread that asks for it while the
+        # interpreter shuts down ends the process with "terminate called". Let them have it first.
+        time.sleep(0.2)
 
 
 class _Gather(torch.autograd.Function):
