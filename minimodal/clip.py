@@ -34,6 +34,7 @@ class CLIPConfig:
 
     image_size: int = 32
     patch_size: int = 4
+    stem: tuple[int, ...] = ()  # widths of 3x3 convolutions, stride 2, ahead of the patches
     vision_width: int = 128
     vision_depth: int = 4
     vision_heads: int = 4
@@ -51,6 +52,11 @@ class CLIPConfig:
             raise UserError(
                 f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
             )
+        if self.patch_size % 2 ** len(self.stem):
+            raise UserError(
+                f"patch size {self.patch_size} is too small for {len(self.stem)} convolutions in "
+                "the stem, each of which halves the picture"
+            )
 
 
 class ImageEncoder(nn.Module):
@@ -60,7 +66,14 @@ class ImageEncoder(nn.Module):
         super().__init__()
         width, patch = config.vision_width, config.patch_size
         tokens = (config.image_size // patch) ** 2 + 1
-        self.patches = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        # differs from the paper: small patches cost tokens and large ones, read by one matrix, blur
+        # what has a shape; a few convolutions in front read it cheaply (Xiao et al. 2021).
+        self.stem = nn.ModuleList()
+        channels = 3
+        for wider in config.stem:
+            self.stem.append(nn.Conv2d(channels, wider, 3, stride=2, padding=1))
+            channels, patch = wider, patch // 2
+        self.patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         # As large as the patches themselves: places that start faint stay unlearned for long.
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.5)
@@ -83,8 +96,10 @@ class ImageEncoder(nn.Module):
         images: (B, 3, H, W) normalised pictures
         returns: (B, E)
         """
-        B = images.shape[0]
-        x = rearrange(self.patches(images), "B D h w -> B (h w) D")  # (B, h*w, D)
+        B, x = images.shape[0], images
+        for conv in self.stem:
+            x = F.gelu(conv(x))  # (B, C, H/2, W/2), and so on
+        x = rearrange(self.patches(x), "B D h w -> B (h w) D")  # (B, h*w, D)
         x = torch.cat([self.class_token.expand(B, 1, -1).to(x.dtype), x], dim=1)  # (B, 1+h*w, D)
         x = self.transformer(self.norm_in(x + self.positions))
         return self.projection(self.norm_out(x[:, 0]))  # (B, E)

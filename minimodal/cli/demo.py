@@ -7,15 +7,20 @@ interrupted demo goes on where it stopped. Read `recipes.py` and `evaluation/sco
 
 import argparse
 import json
+import multiprocessing
+import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from minimodal.cli.common import run_command
 from minimodal.data.oracle import score
 from minimodal.data.shapes import ShapesSource
 from minimodal.drawing import grid, save_png
@@ -46,6 +51,8 @@ def add_demo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=FULL, metavar="M",
                         help="scales the stages' steps (default: 10)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on where it stopped, which the demo does anyway")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
@@ -54,35 +61,66 @@ def scaled(config: TrainConfig, share: float, seed: int) -> TrainConfig:
     return replace(config, steps=max(1, round(config.steps * share)), seed=seed)
 
 
+def train_stage(name: str, out: Path, *, share: float, seed: int, device: str) -> float:
+    """Train one of vqgan, clip and dalle, or finish it; the seconds it took."""
+    began, folder = time.perf_counter(), out / name
+    if name == "vqgan":
+        recipe = vqgan_shapes()
+        events = ("warm_start", "discriminator_start", "gan_start", "gan_ramp")
+        times = {event: max(1, round(getattr(recipe.training, event) * share)) for event in events}
+        engine = scaled(recipe.engine, share, seed)
+        recipe = recipe._replace(training=replace(recipe.training, **times), engine=engine)
+        task = build_vqgan(recipe, "shapes")
+    elif name == "clip":
+        engine = scaled(clip_shapes().engine, share, seed)
+        task = build_clip(clip_shapes()._replace(engine=engine), "shapes")
+    else:
+        engine = scaled(dalle_shapes().engine, share, seed)
+        recipe = dalle_shapes()._replace(engine=engine)
+        kind = distributed.pick_device(device)
+        task = build_dalle(recipe, "shapes", vqgan_run=out / "vqgan", device=kind)
+    run(task, engine, folder, data_spec="shapes", resume=folder.exists(), device=device)
+    return time.perf_counter() - began
+
+
+def train_beside(out: Path, settings: dict, threads: int, spent: Synchronized) -> None:
+    """CLIP's stage as a process of its own."""
+    torch.set_num_threads(threads)
+
+    def stage(_: Sequence[str]) -> None:
+        spent.value = train_stage("clip", out, **settings)
+
+    sys.exit(run_command(stage, []))
+
+
 def train_stages(out: Path, share: float, seed: int, device: str) -> dict[str, float]:
-    """VQGAN, CLIP and DALL·E in turn; the seconds of each."""
-    vqgan, clip, dalle = vqgan_shapes(), clip_shapes(), dalle_shapes()
-    events = ("warm_start", "discriminator_start", "gan_start", "gan_ramp")
-    vqgan = vqgan._replace(
-        training=replace(
-            vqgan.training,
-            **{name: max(1, round(getattr(vqgan.training, name) * share)) for name in events},
-        ),
-        engine=scaled(vqgan.engine, share, seed),
-    )
-    clip = clip._replace(engine=scaled(clip.engine, share, seed))
-    dalle = dalle._replace(engine=scaled(dalle.engine, share, seed))
-    kind = distributed.pick_device(device)
-    makers = {
-        "vqgan": (lambda: build_vqgan(vqgan, "shapes"), vqgan.engine),
-        "clip": (lambda: build_clip(clip, "shapes"), clip.engine),
-        "dalle": (
-            lambda: build_dalle(dalle, "shapes", vqgan_run=out / "vqgan", device=kind),
-            dalle.engine,
-        ),
-    }
-    seconds = {}
-    for name, (make, config) in makers.items():
-        began = time.perf_counter()
-        folder = out / name
-        run(make(), config, folder, data_spec="shapes", resume=folder.exists(), device=device)
-        seconds[name] = time.perf_counter() - began
-    return seconds
+    """VQGAN, CLIP and DALL·E; the seconds of each.
+
+    CLIP needs nothing of the others. These small models keep one core busy but not two, so on
+    the CPU it trains beside them, in a process of its own with half of the threads.
+    """
+    settings = {"share": share, "seed": seed, "device": device}
+    threads = torch.get_num_threads()
+    alone = "WORLD_SIZE" not in os.environ and distributed.pick_device(device) == "cpu"
+    if not alone or threads < 2:
+        return {name: train_stage(name, out, **settings) for name in ("vqgan", "clip", "dalle")}
+    context = multiprocessing.get_context("spawn")
+    spent = context.Value("d")
+    beside = context.Process(target=train_beside, args=(out, settings, threads // 2, spent))
+    beside.start()
+    torch.set_num_threads(threads - threads // 2)
+    try:
+        seconds = {name: train_stage(name, out, **settings) for name in ("vqgan", "dalle")}
+        beside.join()
+    except BaseException:
+        beside.terminate()  # which saves its state
+        beside.join()
+        raise
+    finally:
+        torch.set_num_threads(threads)
+    if beside.exitcode:
+        raise UserError(f"{out / 'clip'}: the training of CLIP failed, see above")
+    return {"vqgan": seconds["vqgan"], "clip": spent.value, "dalle": seconds["dalle"]}
 
 
 def machine() -> dict[str, str | int]:

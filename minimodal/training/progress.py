@@ -7,6 +7,7 @@ engine reads after each step.
 """
 
 import contextlib
+import multiprocessing
 import signal
 import sys
 import threading
@@ -63,7 +64,8 @@ class Progress:
         self.first = self.fraction = fraction
         self.samples, self.speed, self.loss = 0, 0.0, float("nan")
         self.bar = None
-        if show and sys.stderr.isatty():
+        # Two bars on one terminal would overwrite each other: a child process writes lines.
+        if show and sys.stderr.isatty() and multiprocessing.parent_process() is None:
             form = name + " {percentage:3.0f}%|{bar:16}| {desc}"
             self.bar = tqdm(total=1.0, initial=fraction, bar_format=form)
 
