@@ -20,7 +20,7 @@ from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe
 from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask
 from minimodal.training.tasks.dalle import cached_codes
 
-TOKENIZER_PICTURES = 20_000  # whose captions a tokenizer learns from
+TOKENIZER_PICTURES = 5_000  # whose captions a tokenizer learns from
 
 
 def open_both(spec: str, image_size: int, limit: int | None) -> tuple[DataSource, DataSource]:

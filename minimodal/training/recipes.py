@@ -99,6 +99,7 @@ def clip_shapes() -> CLIPRecipe:
     return CLIPRecipe(
         CLIPConfig(
             patch_size=8,
+            stem=(32, 64, 128),
             vision_width=128,
             vision_depth=3,
             vision_heads=4,
@@ -109,7 +110,7 @@ def clip_shapes() -> CLIPRecipe:
         ),
         CLIPTraining(vocab=512, difference_weight=1.0),
         TrainConfig(
-            steps=2400,
+            steps=3000,
             batch_size=64,
             optimizer="muon",
             lr=2e-3,
