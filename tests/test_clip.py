@@ -218,6 +218,36 @@ def test_a_picture_is_read_the_same_in_any_batch():
     )
 
 
+@pytest.mark.parametrize("stem", [(), (6,), (6, 8)])
+def test_a_stem_changes_what_a_patch_is_read_by_and_not_how_many_there_are(stem):
+    clip = make_clip(stem=stem)
+    seen = []
+    clip.image_encoder.transformer.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape))
+    clip.encode_image(noise(2, 3, 8, 8))
+    assert seen == [(2, 1 + 4, 16)]
+
+
+def test_with_a_stem_a_patch_sees_beyond_its_edges():
+    plain, stem = make_clip(), make_clip(stem=(6,))
+    image = noise(1, 3, 8, 8)
+    changed = image.clone()
+    changed[..., 0, 3] += 1  # the first patch's last column: beside the second patch
+
+    def second_patch(clip, image):
+        x = image
+        for conv in clip.image_encoder.stem:
+            x = F.gelu(conv(x))
+        return clip.image_encoder.patches(x)[0, :, 0, 1]
+
+    assert torch.equal(second_patch(plain, image), second_patch(plain, changed))
+    assert not torch.equal(second_patch(stem, image), second_patch(stem, changed))
+
+
+def test_a_patch_too_small_for_the_stem_is_refused():
+    with pytest.raises(UserError, match="patch size 4 is too small for 3"):
+        CLIPConfig(patch_size=4, stem=(8, 8, 8))
+
+
 # --- pictures and captions in --------------------------------------------------------------------
 
 

@@ -115,17 +115,20 @@ def train_stages(out: Path, share: float, seed: int, device: str) -> dict[str, f
     beside = context.Process(target=train_beside, args=(out, settings, threads // 2, spent))
     beside.start()
     torch.set_num_threads(threads - threads // 2)
+    seconds = {}
     try:
-        seconds = {name: train_stage(name, out, **settings) for name in ("vqgan", "dalle")}
-        beside.join()
+        for name in ("vqgan", "dalle"):
+            seconds[name] = train_stage(name, out, **settings)
+            if name == "dalle":
+                beside.join()
+            if beside.exitcode:
+                raise UserError(f"{out / 'clip'}: the training of CLIP failed, see above")
     except BaseException:
         beside.terminate()  # which saves its state
         beside.join()
         raise
     finally:
         torch.set_num_threads(threads)
-    if beside.exitcode:
-        raise UserError(f"{out / 'clip'}: the training of CLIP failed, see above")
     return {"vqgan": seconds["vqgan"], "clip": spent.value, "dalle": seconds["dalle"]}
 
 
