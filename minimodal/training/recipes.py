@@ -58,12 +58,12 @@ def vqgan_shapes() -> VQGANRecipe:
             codebook_decay=0.98,
         ),
         VQGANTraining(
-            warm_start=400,
-            discriminator_start=1750,
-            gan_start=1930,
-            gan_ramp=110,
+            warm_start=450,
+            discriminator_start=2150,
+            gan_start=2370,
+            gan_ramp=130,
         ),
-        TrainConfig(steps=2200, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
+        TrainConfig(steps=2700, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
     )
 
 
