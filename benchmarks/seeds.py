@@ -27,8 +27,10 @@ ROWS = {
 
 
 def shown(value: float, *, share: bool) -> str:
-    """A share in percent, another number as it is."""
-    return f"{100 * value:.1f}" if share else f"{value:.0f}"
+    """A share in percent, another number with three digits at least."""
+    if share:
+        return f"{100 * value:.1f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def main() -> None:

@@ -228,6 +228,17 @@ def test_resuming_with_another_configuration_names_the_field(finished, name, cha
         toys.train("line", finished[0], resume=True, **{"ema_decay": 0.9, **change})
 
 
+def test_of_a_group_of_settings_only_the_changed_one_is_named(tmp_path):
+    def described(flip: bool) -> dict:
+        training = {"vocab": 512, "flip": flip}
+        return {"kind": "clip", "data": "shapes", "model": {"training": training}, "train": {}}
+
+    checkpoint.save_config(tmp_path, described(False))
+    checkpoint.check_same(tmp_path, described(False))
+    with pytest.raises(UserError, match="trained with flip False, not True;"):
+        checkpoint.check_same(tmp_path, described(True))
+
+
 def test_resuming_with_another_kind_names_both(finished):
     with pytest.raises(UserError, match="a trained line, not a gan"):
         toys.train("gan", finished[0], resume=True)

@@ -152,9 +152,12 @@ def check_same(out: Path, config: dict[str, Any]) -> None:
         if name in MAY_CHANGE or (name == "precision" and now == "auto"):
             continue
         if before != now:
+            if isinstance(before, dict) and isinstance(now, dict):  # a part of the model's settings
+                changed = next(n for n in {**before, **now} if before.get(n) != now.get(n))
+                name, before, now = changed, before.get(changed), now.get(changed)
             raise UserError(
                 f"{out} was trained with {name} {before}, not {now}; resume it with the same "
-                f"or train in another --out"
+                "or train in another --out"
             )
 
 
