@@ -11,6 +11,7 @@ pictures (B, 3, H, W), normalised by CLIP's mean and deviation, and tokens (B, T
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minimodal.blocks.transformer import Transformer
-from minimodal.data.images import centre_square
+from minimodal.data.images import centre_square, to_rgb
 from minimodal.errors import UserError
 
 # Means and deviations of the colour channels of the original's training pictures.
@@ -48,6 +49,9 @@ class CLIPConfig:
     end_id: int = 2  # the token whose position is the caption's summary
 
     def __post_init__(self) -> None:
+        sizes = (self.image_size, self.patch_size, self.embed_width, *self.stem)
+        if min(sizes) < 1:
+            raise UserError("a CLIP's image size, patch size, widths and stem are 1 or more")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
@@ -200,7 +204,7 @@ class CLIP(nn.Module):
 
         returns: (3, H, W) float32, normalised
         """
-        pixels = centre_square(picture.convert("RGB"), self.config.image_size)
+        pixels = centre_square(to_rgb(picture), self.config.image_size)
         return normalize(torch.from_numpy(pixels)[None])[0]
 
     @torch.no_grad()
@@ -209,14 +213,20 @@ class CLIP(nn.Module):
         self.logit_scale.clamp_(max=math.log(100))
 
 
+@lru_cache(maxsize=8)
+def statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """MEAN and STD as (3, 1, 1) tensors; copied to a device once, since a copy waits for it."""
+    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
+
+
 def normalize(images: Tensor) -> Tensor:
     """uint8 pictures to CLIP's input.
 
     images: (B, 3, H, W) uint8
     returns: (B, 3, H, W) float32
     """
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    mean, std = statistics(images.device)
     return (images.float() / 255 - mean) / std
 
 
@@ -268,8 +278,9 @@ def difference_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
     over neighbours i, j in the batch at distance 1 and 2 within each four. It is not in the paper.
     Why it is here: who is left of whom is a faint part of both embeddings at first, and all the
-    rest of them drowns its gradient, so that CLIP stays blind to it (README, "relations"). In the
-    difference of two pictures that share everything else only that part is left, at full size.
+    rest of them drowns its gradient, so that CLIP learns it late or
+    never (README, "What it reaches"). In the difference of two pictures that share everything
+    else only that part is left, at full size.
     For one pair of pictures it is the directional loss of Gal et al. 2021 (StyleGAN-NADA).
 
     image: (B, E) picture embeddings of the global batch, B a multiple of 4

@@ -51,6 +51,9 @@ class VQGANConfig:
     codebook_decay: float = 0.99
 
     def __post_init__(self) -> None:
+        sizes = (self.image_size, self.patch, self.channels, self.depth, self.code_width)
+        if min(*sizes, *self.multipliers, *self.codes) < 1 or not (self.multipliers and self.codes):
+            raise UserError("a VQGAN's sizes, multipliers and codes are numbers of 1 or more")
         if self.image_size % self.factor:
             raise UserError(
                 f"image size {self.image_size} is not a multiple of {self.factor}, the factor by "
@@ -217,10 +220,12 @@ class Reconstruction(NamedTuple):
 
     pictures: (B, 3, H, W) painted back, about [-1, 1]
     codes: Codes of the pictures
+    latents: (B, C, h, w) what the encoder said before it was rounded
     """
 
     pictures: Tensor
     codes: Codes
+    latents: Tensor
 
 
 class VQGAN(nn.Module):
@@ -287,8 +292,8 @@ class VQGAN(nn.Module):
         else:
             B, C, h, w = latents.shape
             unrounded = torch.zeros(B, h, w, dtype=torch.int64, device=images.device)
-            codes = Codes(latents, unrounded, latents.new_zeros(()), latents)
-        return Reconstruction(self.decoder(codes.z), codes)
+            codes = Codes(latents, unrounded, latents.new_zeros(()))
+        return Reconstruction(self.decoder(codes.z), codes, latents)
 
     @property
     def last_layer(self) -> Tensor:

@@ -37,7 +37,7 @@ def make_clip(engine: TrainConfig = ENGINE) -> Task:
     """A CLIP of one layer a tower."""
     recipe = clip_shapes()
     model = replace(
-        recipe.model, vision_width=16, vision_depth=1, vision_heads=2, text_width=16,
+        recipe.model, stem=(8,), vision_width=16, vision_depth=1, vision_heads=2, text_width=16,
         text_depth=1, text_heads=2, embed_width=16,
     )  # fmt: skip
     return build_clip(recipe._replace(model=model, engine=engine), "shapes:400")

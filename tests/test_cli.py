@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import systems
@@ -10,6 +11,8 @@ from PIL import Image
 import minimodal
 from minimodal.cli.train import main
 from minimodal.errors import UserError
+from minimodal.training.engine import run
+from minimodal.training.recipes import scale_events, vqgan_shapes
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,17 @@ def flags(**changes) -> list:
         (["vqgan", *flags(lr=-1)], "lr -1"),
         (["vqgan", *flags(device="gpu")], "auto, cpu or cuda"),
         (["vqgan", *flags(limit=0)], "limit"),
+        (["vqgan", *flags(seed=-1)], "seed -1"),
+        (["vqgan", *flags(minutes="inf")], "minutes inf"),
+        (["vqgan", *flags(patch=0)], "1 or more"),
+        (["vqgan", *flags(compile="yes")], "--compile off"),
+        (["clip", *flags(), "--vision-heads", "3"], "not divisible by 3 heads"),
+        (["clip", *flags(), "--activation", "foo"], "gelu"),
+        (["clip", *flags(), "--patch-size", "0"], "1 or more"),
+        (["clip", *flags(), "--accumulate", "32"], "smaller --accumulate"),
+        (["dalle", *flags(vqgan="x"), "--guidance", "-1"], "guidance -1"),
+        (["dalle", *flags(vqgan="x"), "--pool", "0"], "pool 0"),
+        (["demo", "--minutes", "inf"], "--minutes inf"),
         (["dalle", *flags()], "--vqgan"),
         (["dalle", *flags(vqgan="/no/such/run")], "/no/such/run"),
         (["demo", "--minutes", "0"], "--minutes 0"),
@@ -72,6 +86,43 @@ def test_a_folder_without_captions_says_what_to_add(tmp_path, capsys):
         Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
     argv = ["clip", *flags(data=f"folder:{tmp_path}", out=tmp_path / "out")]
     assert "captions.jsonl" in fails(argv, capsys)
+
+
+def test_an_out_below_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    argv = ["vqgan", *flags(out=tmp_path / "notes.txt" / "run")]
+    assert "notes.txt is a file" in fails(argv, capsys)
+
+
+def test_events_keep_their_place_in_a_run_of_other_steps():
+    given = vqgan_shapes()
+    short = given._replace(engine=replace(given.engine, steps=given.engine.steps // 10))
+    events = scale_events(short, given).training
+    assert events.warm_start == round(given.training.warm_start / 10)
+    assert events.gan_start == round(given.training.gan_start / 10)
+    chosen = short._replace(training=replace(given.training, warm_start=7))
+    assert scale_events(chosen, given).training.warm_start == 7
+
+
+def test_a_vqgan_that_ended_in_its_warm_start_is_refused(tmp_path, capsys):
+    short = replace(systems.ENGINE, steps=1)
+    run(systems.make_vqgan(short), short, tmp_path / "vqgan", data_spec="shapes", device="cpu")
+    capsys.readouterr()
+    argv = ["dalle", *flags(vqgan=tmp_path / "vqgan", out=tmp_path / "dalle")]
+    assert "has no codes yet" in fails(argv, capsys)
+
+
+def test_resuming_on_another_vqgan_is_refused(runs, tmp_path, capsys):
+    shutil.copytree(runs / "dalle", tmp_path / "dalle")
+    shutil.copytree(runs / "dalle-vqgan", tmp_path / "dalle-vqgan")
+    systems.train("dalle", tmp_path / "dalle", resume=True)  # the same one
+    engine = replace(systems.ENGINE, steps=6)
+    other = tmp_path / "other"
+    run(systems.make_vqgan(engine), engine, other, data_spec="shapes", device="cpu")
+    weights = "model.safetensors"
+    (tmp_path / "dalle-vqgan" / weights).write_bytes((other / weights).read_bytes())
+    with pytest.raises(UserError, match="trained with vqgan "):
+        systems.train("dalle", tmp_path / "dalle", resume=True)
 
 
 def test_a_run_of_another_kind_is_refused(runs, tmp_path, capsys):

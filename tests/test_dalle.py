@@ -171,6 +171,7 @@ def make_task(**training) -> DALLETask:
         tokenizer=tokenizer,
         vqgan=make_vqgan(),
         vqgan_run=None,
+        vqgan_digest="",
         codes=integers(11, 800 if training.get("flip") else 400, 3, 3).int(),
         batch_size=1500,
         seed=0,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minimodal.data.folder import open_folder, read_csv, read_folder, read_jsonl
+from minimodal.data.images import split_by_name
 from minimodal.errors import UserError
 
 
@@ -27,6 +28,12 @@ def write_jsonl(root, *records) -> None:
 def write_csv(root, *rows) -> None:
     with open(root / "captions.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+def read_names(root, split: str) -> list[str]:
+    """The pictures of a split of a folder."""
+    names = sorted(read_folder(root))
+    return [names[i] for i in split_by_name(names, split)]
 
 
 # --- the three forms -----------------------------------------------------------------------------
@@ -98,6 +105,19 @@ def test_pictures_and_captions_stay_together(tmp_path):
             assert data.all_captions(i) == [f"number {level}"]
         seen += levels.tolist()
     assert sorted(seen) == [i for i in range(40) if i != 7]
+
+
+def test_the_share_of_broken_pictures_is_that_of_the_whole_folder(tmp_path):
+    names = [f"{i:02}.png" for i in range(40)]
+    draw(tmp_path, *names)
+    few = read_names(tmp_path, "val")
+    assert len(few) < 20  # one of them is more than 5 % of this split
+    (tmp_path / few[0]).write_bytes(b"cut")
+    assert len(open_folder(tmp_path, image_size=4, split="val")) == len(few) - 1
+    for name in few:
+        (tmp_path / name).write_bytes(b"cut")
+    with pytest.raises(UserError, match="are broken|broken pictures only"):
+        open_folder(tmp_path, image_size=4, split="val")
 
 
 def test_pictures_without_a_caption_are_left_out_and_counted(tmp_path, capsys):

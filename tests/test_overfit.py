@@ -30,12 +30,12 @@ def test_vqgan_paints_a_batch_from_its_codes():
     vqgan.quantizer.start(vqgan.latents(images), random)
     optimizer = torch.optim.Adam(vqgan.parameters(), lr=3e-3)
     for _ in range(200):
-        painted, codes = vqgan(images)
+        painted, codes, latents = vqgan(images)
         loss = F.l1_loss(painted, images) + codes.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        vqgan.quantizer.update(codes.latents.detach(), random)
+        vqgan.quantizer.update(latents.detach(), random)
     vqgan.eval()
     assert F.l1_loss(vqgan.decode_indices(vqgan.encode(images).indices), images) < 0.02
 

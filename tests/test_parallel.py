@@ -30,6 +30,7 @@ def folders(tmp_path_factory):
             (one / "dalle-vqgan").replace(one / "copied")
     for place in (one, two):
         shutil.copytree(one / "copied", place / "dalle-vqgan")
+    shutil.rmtree(two / "dalle-vqgan" / "codes")  # so that both make them, and one writes them
     together(["-c", SCRIPT, str(two)])
     return one, two
 

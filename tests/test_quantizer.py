@@ -64,10 +64,11 @@ def test_a_code_is_rounded_to_itself():
     assert torch.equal(quantizer(quantizer.vectors(indices)).indices, indices)
 
 
-def test_the_latents_come_out_as_they_went_in():
+def test_quantizing_leaves_the_latents_as_they_were():
     quantizer, z = make(), noise(2, 4, 3, 5)
     kept = z.clone()
-    assert torch.equal(quantizer(z).latents, kept) and torch.equal(z, kept)
+    quantizer(z)
+    assert torch.equal(z, kept)
 
 
 # --- gradients -----------------------------------------------------------------------------------

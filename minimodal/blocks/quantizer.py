@@ -24,13 +24,11 @@ class Codes(NamedTuple):
     z: (B, C, h, w) the codes' vectors; gradients pass straight through to the encoder
     indices: (B, h, w) int64, 0 to K - 1 (K: the product over the groups)
     loss: () commitment loss, moves the encoder only
-    latents: (B, C, h, w) what the encoder said before it was rounded
     """
 
     z: Tensor
     indices: Tensor
     loss: Tensor
-    latents: Tensor
 
 
 class Usage(NamedTuple):
@@ -121,7 +119,8 @@ class Codebook(nn.Module):
         """
         gamma = self.decay if decay is None else decay
         indices, distances = nearest(z, self.codes)  # (N,), (N,)
-        n = torch.bincount(indices, minlength=self.size).to(z.dtype)
+        # Not bincount: on CUDA it waits for the device, to learn the greatest index.
+        n = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(distances))
         m = torch.zeros_like(self.sums).index_add_(0, indices, z)
         self.counts.lerp_(n, 1 - gamma)
         self.sums.lerp_(m, 1 - gamma)
@@ -176,7 +175,7 @@ class Quantizer(nn.Module):
         # moves the codes is absent because the averages do its work.
         loss = self.beta * F.mse_loss(z.float(), vectors)
         straight = z + (vectors - z).detach()
-        return Codes(straight, self.combine(parts).view(B, h, w), loss, z)
+        return Codes(straight, self.combine(parts).view(B, h, w), loss)
 
     def pairs(self, z: Tensor) -> list[tuple[Tensor, Codebook]]:
         """Each group's vectors beside its codebook.

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minimodal.errors import UserError
+
 
 class KVCache:
     """Keys and values of the tokens seen so far, preallocated for every layer.
@@ -93,8 +95,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        if heads < 1 or width % heads:
+            raise UserError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -128,6 +130,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.fc = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
+        if activation not in ACTIVATIONS:
+            raise UserError(f"activation {activation}: expected {' or '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
 
     def forward(

@@ -7,6 +7,7 @@ interrupted demo goes on where it stopped. Read `recipes.py` and `evaluation/sco
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -38,7 +39,7 @@ from minimodal.training.build import build_clip, build_dalle, build_vqgan
 from minimodal.training.checkpoint import write_atomically
 from minimodal.training.contract import TrainConfig
 from minimodal.training.engine import run
-from minimodal.training.recipes import clip_shapes, dalle_shapes, vqgan_shapes
+from minimodal.training.recipes import clip_shapes, dalle_shapes, scale_events, vqgan_shapes
 from minimodal.training.report import write_report
 
 FULL = 10.0  # minutes that the recipes' steps take on two idle cores, scores included
@@ -71,11 +72,8 @@ def train_stage(name: str, out: Path, *, share: float, seed: int, device: str) -
     """Train one of vqgan, clip and dalle, or finish it; the seconds it took."""
     began, folder = time.perf_counter(), out / name
     if name == "vqgan":
-        recipe = vqgan_shapes()
-        events = ("warm_start", "discriminator_start", "gan_start", "gan_ramp")
-        times = {event: max(1, round(getattr(recipe.training, event) * share)) for event in events}
-        engine = scaled(recipe.engine, share, seed)
-        recipe = recipe._replace(training=replace(recipe.training, **times), engine=engine)
+        engine = scaled(vqgan_shapes().engine, share, seed)
+        recipe = scale_events(vqgan_shapes()._replace(engine=engine), vqgan_shapes())
         task = build_vqgan(recipe, "shapes")
     elif name == "clip":
         engine = scaled(clip_shapes().engine, share, seed)
@@ -83,8 +81,7 @@ def train_stage(name: str, out: Path, *, share: float, seed: int, device: str) -
     else:
         engine = scaled(dalle_shapes().engine, share, seed)
         recipe = dalle_shapes()._replace(engine=engine)
-        kind = distributed.pick_device(device)
-        task = build_dalle(recipe, "shapes", vqgan_run=out / "vqgan", device=kind)
+        task = build_dalle(recipe, "shapes", vqgan_run=out / "vqgan", device=device)
     run(task, engine, folder, data_spec="shapes", resume=folder.exists(), device=device)
     return time.perf_counter() - began
 
@@ -185,8 +182,8 @@ def draw_samples(out: Path, seed: int, device: str) -> None:
 
 def run_demo(arguments: argparse.Namespace) -> None:
     """All stages, the samples, the scoreboard and the report."""
-    if not arguments.minutes > 0:
-        raise UserError(f"--minutes {arguments.minutes}: expected more than 0")
+    if not 0 < arguments.minutes < math.inf:
+        raise UserError(f"--minutes {arguments.minutes}: expected a number above 0")
     began, out = time.perf_counter(), arguments.out
     if distributed.start(arguments.device).main:
         print(PRIOR, file=sys.stderr)
@@ -204,6 +201,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     board |= {"machine": machine(), "seed": arguments.seed}
     text = json.dumps(board, indent=2) + "\n"
     write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
-    write_report(out)
+    for folder in (out, *(out / name for name in seconds)):
+        write_report(folder)
     print(format_scoreboard(board))
     print(f"pictures: {out / 'samples.png'}   report: {out / 'report.html'}")

@@ -19,9 +19,17 @@ from minimodal.cli.demo import add_demo_flags, run_demo
 from minimodal.data.loading import KINDS, parse_spec
 from minimodal.training import distributed
 from minimodal.training.build import build_clip, build_dalle, build_vqgan
+from minimodal.training.checkpoint import load_run_config
 from minimodal.training.contract import Task
 from minimodal.training.engine import run
-from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe, recipe_for
+from minimodal.training.recipes import (
+    EVENTS,
+    CLIPRecipe,
+    DALLERecipe,
+    VQGANRecipe,
+    recipe_for,
+    scale_events,
+)
 from minimodal.training.report import write_report
 
 SYSTEMS = {
@@ -121,26 +129,44 @@ def chosen(part: Any, arguments: argparse.Namespace) -> Any:
     return dataclasses.replace(part, **{name: getattr(arguments, name) for name in names})
 
 
-def build(system: str, recipe: Recipe, arguments: argparse.Namespace, device: str) -> Task:
+def place_events(recipe: VQGANRecipe, given: VQGANRecipe, out: Path | None) -> VQGANRecipe:
+    """When a VQGAN's events happen: as the flags say, or as in the run that is resumed from `out`,
+    or at the same places of the run as in the given recipe."""
+    placed = scale_events(recipe, given)
+    if out is None or not (out / "config.json").is_file():
+        return placed
+    stored = load_run_config(out, kind="vqgan")["model"].get("training", {})
+    kept = {
+        event: stored[event]
+        for event in EVENTS
+        if event in stored and getattr(recipe.training, event) == getattr(given.training, event)
+    }
+    return placed._replace(training=dataclasses.replace(placed.training, **kept))
+
+
+def build(recipe: Recipe, arguments: argparse.Namespace) -> Task:
     """The task of a command line."""
     if isinstance(recipe, VQGANRecipe):
         return build_vqgan(recipe, arguments.data, limit=arguments.limit)
     if isinstance(recipe, CLIPRecipe):
         return build_clip(recipe, arguments.data, limit=arguments.limit)
     return build_dalle(
-        recipe, arguments.data, vqgan_run=arguments.vqgan, device=device, limit=arguments.limit
-    )
+        recipe, arguments.data, vqgan_run=arguments.vqgan, device=arguments.device,
+        limit=arguments.limit,
+    )  # fmt: skip
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train one system."""
     system = arguments.command
     parse_spec(arguments.data)  # before anything slow
-    device = distributed.pick_device(arguments.device)
+    distributed.pick_device(arguments.device)
     given = recipe_for(system, arguments.data.split(":")[0])
     values = {part: chosen(getattr(given, part), arguments) for part in given._fields}
     recipe = type(given)(**values)
-    task = build(system, recipe, arguments, device)
+    if isinstance(recipe, VQGANRecipe):
+        recipe = place_events(recipe, given, arguments.out if arguments.resume else None)
+    task = build(recipe, arguments)
     run(
         task,
         recipe.engine,

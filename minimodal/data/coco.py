@@ -97,10 +97,11 @@ def open_coco(
         print(f"{file}: left out {bare} of {len(captions)} without a caption", file=sys.stderr)
     if not names:
         raise UserError(f"{file}: has no caption; get it anew from where COCO is published")
+    total = len(names)
     if divide:
         names = [names[i] for i in split_by_name(names, split, seed=seed)]
     names = [names[i] for i in first_n(len(names), limit, seed=seed)]
     files = [path / wanted / name for name in names]
-    loaded = load_images(files, image_size, workers=workers, what=f"coco {wanted}")
+    loaded = load_images(files, image_size, workers=workers, what=f"coco {wanted}", total=total)
     lists = [captions[names[i]] for i in loaded.kept]
     return ImageSource(name="coco", pixels=loaded.images, caption_lists=lists)

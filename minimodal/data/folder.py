@@ -186,10 +186,11 @@ def open_folder(
     if len(names) < len(captions):
         bare = len(captions) - len(names)
         print(f"{path}: left out {bare} of {len(captions)} without a caption", file=sys.stderr)
+    total = len(names)
     names = [names[i] for i in split_by_name(names, split, seed=seed)]
     names = [names[i] for i in first_n(len(names), limit, seed=seed)]
     files = [path / name for name in names]
-    loaded = load_images(files, image_size, workers=workers, what=f"folder {path}")
+    loaded = load_images(files, image_size, workers=workers, what=f"folder {path}", total=total)
     return ImageSource(
         name="folder",
         pixels=loaded.images,

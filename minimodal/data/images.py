@@ -41,7 +41,8 @@ VALIDATION_SHARE = 0.1
 # --- one picture ---------------------------------------------------------------------------------
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB: what is transparent becomes white, 16 bits become 8."""
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers: save it with 8 bits a channel")
     if picture.mode.startswith("I"):
@@ -70,7 +71,7 @@ def _open_rgb(source: str | os.PathLike | bytes, at_least: int | None) -> Image.
             upright = ImageOps.exif_transpose(picture)
         except Exception:  # damaged EXIF beside sound pixels: keep them as they lie
             upright = picture
-        return _to_rgb(upright)
+        return to_rgb(upright)
 
 
 def _reason(error: Exception) -> str:
@@ -175,11 +176,17 @@ def _check_memory(count: int, size: int, *, what: str) -> None:
 
 
 def load_images(
-    paths: Sequence[str | os.PathLike], size: int, *, workers: int = 2, what: str = "pictures"
+    paths: Sequence[str | os.PathLike],
+    size: int,
+    *,
+    workers: int = 2,
+    what: str = "pictures",
+    total: int | None = None,
 ) -> LoadedImages:
     """Decode picture files into one array, with threads; skip and name the broken ones.
 
-    `what` says in messages which data set this is. More than 5 % broken files are a `UserError`.
+    `what` says in messages which data set this is. More broken files than 5 % of
+    `total` are a `UserError`: how many the data set has, where the paths are a part of it only.
     returns: images (M, 3, S, S) uint8, kept (M,) int64, broken [(path, reason)]
     """
     _check_memory(len(paths), size, what=what)
@@ -202,7 +209,9 @@ def load_images(
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not decode the rest first
     broken = [(os.fspath(p), r) for p, r in zip(paths, reasons, strict=True) if r is not None]
     named = [f"{path} ({reason})" for path, reason in broken]
-    skip_or_stop(named, len(paths), what=f"{what}, pictures")
+    skip_or_stop(named, max(len(paths), total or 0), what=f"{what}, pictures")
+    if named and len(named) == len(paths):
+        raise UserError(f"{what}: a split has broken pictures only: {named[0]}. Mend or remove it.")
     kept = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
     for to, i in enumerate(kept):  # close the gaps in place: a copy would double the memory
         if to < i:

@@ -158,7 +158,7 @@ class Tokenizer:
 
     pad_id, start_id, end_id = 0, 1, 2
 
-    def __init__(self, merges: Sequence[Pair] = (), *, lower: bool = True) -> None:
+    def __init__(self, merges: Sequence[Pair] = (), *, lower: bool = False) -> None:
         self.merges = [tuple(pair) for pair in merges]
         self.lower = lower
         self._rank = {pair: FIRST_MERGE + i for i, pair in enumerate(self.merges)}
@@ -177,7 +177,7 @@ class Tokenizer:
         return len(self._bytes)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, *, lower: bool = True) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, *, lower: bool = False) -> "Tokenizer":
         """Learn at most vocab_size tokens from texts; their order does not matter.
 
         With `lower`, capitals are made small here and whenever a text is encoded.

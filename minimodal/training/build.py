@@ -2,7 +2,7 @@
 
 Here the pieces meet: data sources are opened, a tokenizer learns the captions, pictures become
 codes, and configurations get the numbers that only the data can tell (vocabulary, caption
-length, grid of codes). Read `tasks.py` and `recipes.py` before.
+length, grid of codes). Read `tasks/` and `recipes.py` before.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
 from minimodal.runs import load
+from minimodal.training import distributed
 from minimodal.training.checkpoint import digest
 from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe
 from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask
@@ -47,7 +48,7 @@ def learn_words(source: DataSource, vocab: int, longest: int) -> tuple[Tokenizer
     `longest`: what is longer will be cut, and is counted here)."""
     numbers = range(min(TOKENIZER_PICTURES, len(source)))
     captions = [caption for i in numbers for caption in source.all_captions(i)]
-    tokenizer = Tokenizer.train(captions, vocab)
+    tokenizer = Tokenizer.train(captions, vocab, lower=True)
     lengths = [len(tokenizer.encode(caption)) for caption in captions]
     cut = sum(length > longest for length in lengths)
     if cut:
@@ -105,15 +106,22 @@ def build_dalle(
     vqgan_run: Path,
     device: str = "cpu",
     limit: int | None = None,
-    write_cache: bool = True,
 ) -> DALLETask:
     """DALL·E on a SPEC and the codes of a trained VQGAN."""
-    vqgan = load(vqgan_run, kind="vqgan").to(device)
+    here = distributed.start(device)
+    vqgan = load(vqgan_run, kind="vqgan").to(here.device)
+    if not any(book.counts.any() for book in vqgan.quantizer.codebooks):
+        raise UserError(
+            f"{vqgan_run} has no codes yet: its training ended before they were placed, at step "
+            f"{vqgan.run['model']['training']['warm_start']}; train it longer or with a smaller "
+            "--warm-start"
+        )
     train, val = open_both(spec, vqgan.config.image_size, limit)
     need_captions(train, spec)
     tokenizer, longest = learn_words(train, recipe.training.vocab, recipe.training.max_text_length)
     pictures = min(len(train), recipe.training.pool)
-    described = f"{digest(vqgan_run / 'model.safetensors')} {train.fingerprint()} {pictures}"
+    weights = digest(vqgan_run / "model.safetensors")
+    described = f"{weights} {train.fingerprint()} {pictures}"
     key = hashlib.sha256(f"{described} {recipe.training.flip}".encode()).hexdigest()[:16]
     codes = cached_codes(
         vqgan_run / "codes" / f"{key}.safetensors",
@@ -121,7 +129,7 @@ def build_dalle(
         train,
         n=pictures,
         flip=recipe.training.flip,
-        write=write_cache,
+        write=here.main,  # several writers would take each other's files away
     )
     model = replace(
         recipe.model,
@@ -139,6 +147,7 @@ def build_dalle(
         tokenizer=tokenizer,
         vqgan=vqgan,
         vqgan_run=vqgan_run,
+        vqgan_digest=weights,
         codes=codes,
         batch_size=recipe.engine.batch_size,
         seed=recipe.engine.seed,

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
 # How long a run lasts and what it reports may change when it goes on; what it computes may not.
@@ -125,6 +126,7 @@ def state_for(out: Path, config: dict[str, Any], *, resume: bool) -> dict[str, A
         names = ("config.json", "model.safetensors", "metrics.jsonl", "state")
         if any((out / name).exists() for name in names):
             raise UserError(f"{out} holds a run already; use --resume or another --out")
+        make_folder(out)
         return None
     state = newest_state(out)
     if state is not None:

@@ -1,7 +1,7 @@
 """What the engine and a system agree on: a `TrainConfig`, a `Task` with its phases.
 
 The engine knows nothing of pictures or text; a task knows nothing of devices, processes, files
-or precision. A task gives nets, batches and losses; `tasks.py` has one for each system. Sizes: a
+or precision. A task gives nets, batches and losses; `tasks/` has one for each system. Sizes: a
 batch is a dict of tensors whose first dimension is this process's share of a micro-batch.
 """
 
@@ -23,7 +23,7 @@ class TrainConfig:
     steps: int = 1000
     minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
     batch_size: int = 32  # of the whole step: all micro-batches of all processes
-    accumulate: int = 1  # micro-batches a step
+    accumulate: int = 1  # micro-batches a step; CLIP contrasts within each
     optimizer: str = "adamw"  # adamw, or muon: that for the matrices of Transformers
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
@@ -54,6 +54,10 @@ class TrainConfig:
                 raise UserError(f"{name} {getattr(self, name)}: expected from 0 to below 1")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr {self.lr}: expected a number above 0")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed {self.seed}: expected from 0 to {2**32 - 1}")
+        if not math.isfinite(self.minutes):
+            raise UserError(f"minutes {self.minutes}: expected a number")
         if self.optimizer not in ("adamw", "muon"):
             raise UserError(f"optimizer {self.optimizer}: expected adamw or muon")
         if self.precision not in ("auto", "float32", "bfloat16"):

@@ -45,8 +45,7 @@ __all__ = ["Interrupted", "Phase", "Task", "TrainConfig", "run", "train_step"]
 def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[str, Tensor | float]:
     """One optimiser step of each phase over the micro-batches of this process; its metrics.
 
-    The metrics of the first phase have their own names (with loss and grad_norm), those of the
-    second begin with its name. Nothing here waits for the device.
+    Loss and grad_norm of the second phase begin with its name. Nothing here waits for the device.
     """
     config, step = training.config, training.step
     metrics: dict[str, Tensor | float] = {}

@@ -144,6 +144,11 @@ def build(task: Task, config: TrainConfig, *, here: Distributed) -> Training:
     for net in nets:
         net.to(here.device).train()
     known = {id(p) for net in nets for p in net.parameters()}
+    if config.compile and len(task.phases) > 1:
+        raise UserError(
+            f"compile: {task.name} takes gradients within its loss (λ), which compiled graphs do "
+            "not keep; leave --compile off"
+        )
     phases = []
     for phase in task.phases:
         found = {id(p): p for net in phase.nets for p in net.parameters() if p.requires_grad}

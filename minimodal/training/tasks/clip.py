@@ -23,10 +23,11 @@ from minimodal.clip import (
     embed_pictures,
     normalize,
 )
+from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
-from minimodal.evaluation.metrics import recall_at_k
+from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
 from minimodal.training.contract import Phase
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
@@ -98,6 +99,11 @@ class CLIPTask:
         """This process's pairs against those of all processes."""
         image = self.model.encode_image(normalize(batch["images"])).float()  # (b, E)
         text = self.model.encode_text(batch["tokens"]).float()  # (b, E)
+        if self.training.difference_weight > 0 and len(image) % 4:
+            raise UserError(
+                f"difference_weight needs micro-batches of 4, 8, … rows, these have {len(image)}: "
+                "choose another --batch-size or a smaller --accumulate"
+            )
         scale = self.model.logit_scale.exp()
         all_image, all_text = self.gather(image), self.gather(text)  # (B, E)
         loss = contrastive_loss(
@@ -129,11 +135,10 @@ class CLIPTask:
         )
         if self.val.class_names is not None:
             model.tokenizer = self.tokenizer
-            classes = class_embeddings(model, list(self.val.class_names), ["a photo of a {}"])
+            names = [class_captions(name)[0] for name in self.val.class_names]  # "an airplane"
+            classes = class_embeddings(model, names, list(TEMPLATES))
             labels = torch.from_numpy(self.val.labels[: len(image)]).to(image.device)
-            return {
-                "val_zero_shot": float(((image @ classes.T).argmax(1) == labels).float().mean())
-            }
+            return {"val_zero_shot": zero_shot_accuracy(image @ classes.T, labels)}
         captions = [self.val.all_captions(i)[0] for i in range(len(image))]
         # Pictures with the same caption cannot be told apart by it: one of each is kept.
         first = np.sort(np.unique(captions, return_index=True)[1])[:256]
@@ -156,7 +161,8 @@ class CLIPTask:
 
     def config(self) -> dict[str, Any]:
         """The model's configuration and what else shaped the training."""
-        return {**asdict(self.model.config), "training": asdict(self.training)}
+        training = {**asdict(self.training), "data": self.train.fingerprint()}
+        return {**asdict(self.model.config), "training": training}
 
     def save_files(self, out: Path) -> None:
         """The tokenizer."""

@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from minimodal.blocks.sampling import SamplingConfig
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.errors import UserError
 from minimodal.training.checkpoint import write_atomically
 from minimodal.training.contract import Phase
 from minimodal.training.tasks.common import (
@@ -44,6 +46,11 @@ class DALLETraining:
     temperature: float = 1.0  # what generate.py uses by default; also the next
     guidance: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise UserError(f"pool {self.pool}: expected at least 1")
+        SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
+
 
 @torch.no_grad()
 def tokenize_pictures(
@@ -55,12 +62,19 @@ def tokenize_pictures(
     returns: (N, h, w) int32; with flip the mirror images follow, N = 2 n
     """
     codes = []
-    for mirrored in (False, True) if flip else (False,):
-        for start in range(0, n, 256):
-            images = source.images(np.arange(start, min(start + 256, n)))
-            images = images[..., ::-1] if mirrored else images
-            x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-            codes.append(vqgan.encode(x).indices.cpu().int())
+    # Whatever the caller computes in: bfloat16 by autocast, or TF32 products on CUDA.
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        for mirrored in (False, True) if flip else (False,):
+            for start in range(0, n, 256):
+                images = source.images(np.arange(start, min(start + 256, n)))
+                images = images[..., ::-1] if mirrored else images
+                x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+                with torch.autocast(device.type, enabled=False):
+                    codes.append(vqgan.encode(x).indices.cpu().int())
+    finally:
+        torch.set_float32_matmul_precision(allowed)
     return torch.cat(codes)
 
 
@@ -97,6 +111,7 @@ class DALLETask:
         tokenizer: Tokenizer,
         vqgan: VQGAN,
         vqgan_run: Path,
+        vqgan_digest: str,
         codes: Tensor,
         batch_size: int,
         seed: int,
@@ -104,6 +119,7 @@ class DALLETask:
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
         self.vqgan, self.vqgan_run, self.codes = vqgan, vqgan_run, codes
+        self.vqgan_digest = vqgan_digest
         self.mirrors = 2 if training.flip else 1
         self.model = seeded(lambda: DALLE(config), seed)
         self.phases = (Phase("dalle", (self.model,)),)
@@ -169,7 +185,12 @@ class DALLETask:
             "temperature": self.training.temperature,
             "guidance": self.training.guidance,
         }
-        training = {**asdict(self.training), "pictures": len(self.codes)}
+        training = {
+            **asdict(self.training),
+            "pictures": len(self.codes),
+            "vqgan": self.vqgan_digest,  # so that resuming notices another VQGAN or other data
+            "data": self.train.fingerprint(),
+        }
         return {**asdict(self.model.config), "sampling": sampling, "training": training}
 
     def save_files(self, out: Path) -> None:
@@ -177,4 +198,6 @@ class DALLETask:
         self.tokenizer.save(out / "tokenizer.json")
         (out / "vqgan").mkdir(exist_ok=True)
         for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(self.vqgan_run / name, out / "vqgan" / name)
+            source, copy = self.vqgan_run / name, out / "vqgan" / name
+            if source.resolve() != copy.resolve():
+                write_atomically(copy, lambda path, source=source: shutil.copyfile(source, path))

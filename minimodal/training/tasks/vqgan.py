@@ -113,9 +113,9 @@ class VQGANTask:
         images = to_float(batch["images"])
         if phase == "discriminator":
             return self.discriminator_loss(images, batch["painted"], step)
-        painted, codes = self.model(images, quantize=step >= self.training.warm_start)
+        painted, codes, latents = self.model(images, quantize=step >= self.training.warm_start)
         painted = painted.float()
-        batch["painted"], batch["latents"] = painted.detach(), codes.latents.detach().float()
+        batch["painted"], batch["latents"] = painted.detach(), latents.detach().float()
         reconstruction = F.l1_loss(painted, images)
         loss = reconstruction + codes.loss
         if step < self.training.warm_start:
@@ -195,7 +195,8 @@ class VQGANTask:
 
     def config(self) -> dict[str, Any]:
         """The model's configuration and what else shaped the training."""
-        return {**asdict(self.model.config), "training": asdict(self.training)}
+        training = {**asdict(self.training), "data": self.train.fingerprint()}
+        return {**asdict(self.model.config), "training": training}
 
     def save_files(self, out: Path) -> None:
         """Nothing beside the weights."""
