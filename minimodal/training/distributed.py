@@ -49,7 +49,10 @@ def share_threads(processes: int) -> None:
     """Give each of the processes on this machine its share of the cores."""
     # torchrun sets OMP_NUM_THREADS=1 where the user has not set it, so 1 is no one's wish.
     if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+        # macOS cannot say which cores a process may use.
+        known = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
 
 
 def start(device: str = "auto") -> Distributed:
