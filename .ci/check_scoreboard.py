@@ -2,8 +2,9 @@
 
 python .ci/check_scoreboard.py RUN/scoreboard.json
 
-The floors are for a demo of two minutes. They are far below what the full demo reaches: they
-catch what is broken, not what is a little worse.
+The floors are for a demo of four minutes, which reached 0.75, 0.92 and 0.82 (seed 0). They are
+far below that, since other machines round differently: they catch what is broken, not what is a
+little worse.
 """
 
 import json
@@ -12,8 +13,8 @@ from pathlib import Path
 
 FLOORS = {
     ("vqgan", "oracle_exact"): 0.5,
-    ("clip", "recall_at_1"): 0.3,
-    ("dalle", "seen_one_object"): 0.1,
+    ("clip", "recall_at_1"): 0.6,
+    ("dalle", "seen_one_object"): 0.4,
 }
 
 
