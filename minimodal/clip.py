@@ -20,8 +20,10 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
+from minimodal.blocks.contrastive import rows_cross_entropy
+from minimodal.blocks.resnet import AttentionPool, ModifiedResNet
 from minimodal.blocks.transformer import Transformer
-from minimodal.data.images import centre_square, to_rgb
+from minimodal.data.images import centre_square, resize_then_crop, to_rgb
 from minimodal.errors import UserError
 
 # Means and deviations of the colour channels of the original's training pictures.
@@ -36,19 +38,34 @@ class CLIPConfig:
     image_size: int = 32
     patch_size: int = 4
     stem: tuple[int, ...] = ()  # widths of 3x3 convolutions, stride 2, ahead of the patches
+    resnet: tuple[int, ...] = ()  # blocks a stage; not empty: a ResNet reads the pictures
     vision_width: int = 128
     vision_depth: int = 4
     vision_heads: int = 4
+    vision_mlp_ratio: float = 4.0
+    vision_activation: str = "gelu"  # gelu or quick_gelu
+    vision_norm_eps: float = 1e-5
     vocab_size: int = 512
     text_length: int = 16
     text_width: int = 128
     text_depth: int = 4
     text_heads: int = 4
+    text_mlp_ratio: float = 4.0
+    text_activation: str = "gelu"  # gelu or quick_gelu
+    text_norm_eps: float = 1e-5
     embed_width: int = 128
-    activation: str = "gelu"
     end_id: int = 2  # the token whose position is the caption's summary
+    pooling: str = "end"  # at the first end_id, or "largest": at the largest id
+    logit_bias: bool = False  # a learned number is added to the logits (SigLIP)
+    preprocessing: str = "square"  # crop, then resize; "openai": resize, then crop
 
     def __post_init__(self) -> None:
+        if self.pooling not in ("end", "largest"):
+            raise UserError(f"pooling {self.pooling}: expected end or largest")
+        if self.preprocessing not in ("square", "openai"):
+            raise UserError(f"preprocessing {self.preprocessing}: expected square or openai")
+        if self.resnet and (len(self.resnet) != 4 or self.image_size % 32):
+            raise UserError("a ResNet has four stages and reads pictures of 32, 64, … pixels")
         sizes = (self.image_size, self.patch_size, self.embed_width, *self.stem)
         if min(sizes) < 1:
             raise UserError("a CLIP's image size, patch size, widths and stem are 1 or more")
@@ -61,6 +78,32 @@ class CLIPConfig:
                 f"patch size {self.patch_size} is too small for {len(self.stem)} convolutions in "
                 "the stem, each of which halves the picture"
             )
+
+
+@lru_cache(maxsize=8)
+def statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """MEAN and STD as (3, 1, 1) tensors; copied to a device once, since a copy waits for it."""
+    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    return mean.view(3, 1, 1), std.view(3, 1, 1)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 pictures to CLIP's input.
+
+    images: (B, 3, H, W) uint8
+    returns: (B, 3, H, W) float32
+    """
+    mean, std = statistics(images.device)
+    return (images.float() / 255 - mean) / std
+
+
+def clip_preprocess(picture: Image.Image, size: int) -> Tensor:
+    """What OpenAI's CLIP does to a picture: shorter side to `size`, centre, normalise.
+
+    returns: (3, size, size) float32
+    """
+    pixels = resize_then_crop(picture, size)
+    return normalize(torch.from_numpy(pixels)[None])[0]
 
 
 class ImageEncoder(nn.Module):
@@ -82,15 +125,17 @@ class ImageEncoder(nn.Module):
         # As large as the patches themselves: places that start faint stay unlearned for long.
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.5)
         # differs from the paper's figure, as the paper says in 3.2: one more norm in front.
-        self.norm_in = nn.LayerNorm(width)
+        self.norm_in = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.transformer = Transformer(
             width,
             config.vision_depth,
             config.vision_heads,
             causal=False,
-            activation=config.activation,
+            mlp_ratio=config.vision_mlp_ratio,
+            activation=config.vision_activation,
+            norm_eps=config.vision_norm_eps,
         )
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_out = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.projection = nn.Linear(width, config.embed_width, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
@@ -109,20 +154,48 @@ class ImageEncoder(nn.Module):
         return self.projection(self.norm_out(x[:, 0]))  # (B, E)
 
 
+class ResNetEncoder(nn.Module):
+    """The paper's other image tower: a ResNet whose last map is read by attention (section 2.4)."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.resnet = ModifiedResNet(config.resnet, config.vision_width)
+        self.pool = AttentionPool(
+            32 * config.vision_width,
+            config.vision_heads,
+            grid=config.image_size // 32,
+            out=config.embed_width,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures to embeddings, not normalised.
+
+        images: (B, 3, H, W) normalised pictures
+        returns: (B, E)
+        """
+        return self.pool(self.resnet(images))
+
+
 class TextEncoder(nn.Module):
     """A causal Transformer whose output at the end token stands for the caption."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         width = config.text_width
-        self.end_id = config.end_id
+        self.end_id, self.pooling = config.end_id, config.pooling
         self.tokens = nn.Embedding(config.vocab_size, width)
         self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.transformer = Transformer(
-            width, config.text_depth, config.text_heads, causal=True, activation=config.activation
+            width,
+            config.text_depth,
+            config.text_heads,
+            causal=True,
+            mlp_ratio=config.text_mlp_ratio,
+            activation=config.text_activation,
+            norm_eps=config.text_norm_eps,
         )
-        self.norm_out = nn.LayerNorm(width)
+        self.norm_out = nn.LayerNorm(width, eps=config.text_norm_eps)
         self.projection = nn.Linear(width, config.embed_width, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
 
@@ -135,8 +208,10 @@ class TextEncoder(nn.Module):
         B, T = tokens.shape
         x = self.tokens(tokens) + self.positions[:T]  # (B, T, D)
         x = self.norm_out(self.transformer(x))
-        # Causal attention: the first end token has read the whole caption and no padding.
-        end = (tokens == self.end_id).int().argmax(dim=1)  # (B,)
+        # Causal attention: the first end token has read the whole caption and no padding. In the
+        # original's code that is the largest id, which it is in its own vocabulary.
+        ends = tokens if self.pooling == "largest" else (tokens == self.end_id).int()
+        end = ends.argmax(dim=1)  # (B,)
         return self.projection(x[torch.arange(B, device=x.device), end])  # (B, E)
 
 
@@ -157,10 +232,13 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = ResNetEncoder(config) if config.resnet else ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
-        # ln of the inverse temperature, 1/0.07 at the start (section 2.5).
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
+        # ln of the inverse temperature, 1/0.07 at the start (section 2.5); SigLIP begins at 10,
+        # with a bias of -10 that makes all pairs unlikely, as nearly all are.
+        start = 10 if config.logit_bias else 1 / 0.07
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(start)))
+        self.logit_bias = nn.Parameter(torch.full((1,), -10.0)) if config.logit_bias else None
         self.tokenizer = None  # set by whoever builds or loads the model
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -188,6 +266,8 @@ class CLIP(nn.Module):
         image = F.normalize(self.encode_image(images), dim=-1)  # (B, E)
         text = F.normalize(self.encode_text(tokens), dim=-1)  # (N, E)
         per_image = self.logit_scale.exp() * image @ text.T  # (B, N)
+        if self.logit_bias is not None:
+            per_image = per_image + self.logit_bias
         return CLIPLogits(per_image, per_image.T)
 
     def tokenize(self, texts: str | list[str], *, truncate: bool = False) -> Tensor:
@@ -196,7 +276,10 @@ class CLIP(nn.Module):
         returns: (B, T) int64
         """
         if self.tokenizer is None:
-            raise UserError("this CLIP has no tokenizer: load it with minimodal.load")
+            raise UserError(
+                "this CLIP has no tokenizer: load a run with minimodal.load; for an original "
+                "checkpoint give CLIP's merges file, bpe_simple_vocab_16e6.txt.gz"
+            )
         return self.tokenizer(texts, self.config.text_length, truncate=truncate)
 
     def preprocess(self, picture: Image.Image) -> Tensor:
@@ -204,30 +287,15 @@ class CLIP(nn.Module):
 
         returns: (3, H, W) float32, normalised
         """
-        pixels = centre_square(to_rgb(picture), self.config.image_size)
-        return normalize(torch.from_numpy(pixels)[None])[0]
+        size = self.config.image_size
+        if self.config.preprocessing == "openai":
+            return clip_preprocess(picture, size)
+        return normalize(torch.from_numpy(centre_square(to_rgb(picture), size))[None])[0]
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
         """Keep the logits' scale at 100 or less (section 2.5); call after each step."""
         self.logit_scale.clamp_(max=math.log(100))
-
-
-@lru_cache(maxsize=8)
-def statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """MEAN and STD as (3, 1, 1) tensors; copied to a device once, since a copy waits for it."""
-    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-    return mean.view(3, 1, 1), std.view(3, 1, 1)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """uint8 pictures to CLIP's input.
-
-    images: (B, 3, H, W) uint8
-    returns: (B, 3, H, W) float32
-    """
-    mean, std = statistics(images.device)
-    return (images.float() / 255 - mean) / std
 
 
 def contrastive_loss(
@@ -239,6 +307,7 @@ def contrastive_loss(
     all_image: Tensor | None = None,
     all_text: Tensor | None = None,
     all_captions: Tensor | None = None,
+    rows: int = 0,
 ) -> Tensor:
     """Symmetric cross-entropy over the pairs of a batch (figure 3 of the paper).
 
@@ -249,7 +318,9 @@ def contrastive_loss(
     spread evenly over its occurrences, since none of those pictures is wrong for it.
 
     With several processes the rows are this process's pairs and the columns (`all_…`) those of
-    all; the mean over the processes is then the loss of the global batch.
+    all; the mean over the processes is then the loss of the global batch. With `rows` no more than
+    so many rows of logits exist at a time (`blocks/contrastive.py`): the memory grows with B and
+    not with B².
 
     image: (b, E) picture embeddings
     text: (b, E) caption embeddings
@@ -264,6 +335,12 @@ def contrastive_loss(
     columns_i = image if all_image is None else F.normalize(all_image.float(), dim=-1)  # (B, E)
     columns_t = text if all_text is None else F.normalize(all_text.float(), dim=-1)  # (B, E)
     columns_c = captions if all_captions is None else all_captions
+    if rows:
+        numbers = {"own": captions, "others": columns_c, "rows": rows}
+        if all_image is None:
+            return rows_cross_entropy(image, text, scale, **numbers, both=True)
+        by_image = rows_cross_entropy(image, columns_t, scale, **numbers)
+        return (by_image + rows_cross_entropy(text, columns_i, scale, **numbers)) / 2
     same = (captions[:, None] == columns_c[None, :]).float()  # (b, B)
     target = same / same.sum(dim=1, keepdim=True)
     loss_image = F.cross_entropy(scale * image @ columns_t.T, target)
@@ -323,8 +400,13 @@ def embed_pictures(clip: CLIP, images: Tensor) -> Tensor:
     returns: (N, E)
     """
     device = clip.logit_scale.device
-    parts = images.split(256)
-    found = [clip.encode_image(normalize(part.to(device))) for part in parts]
+    size = clip.config.image_size
+    if images.shape[2:] != (size, size):  # an original CLIP reads larger ones than we draw
+        pictures = (Image.fromarray(one.permute(1, 2, 0).cpu().numpy()) for one in images)
+        parts = torch.stack([clip.preprocess(picture) for picture in pictures]).split(256)
+        found = [clip.encode_image(part.to(device)) for part in parts]
+    else:
+        found = [clip.encode_image(normalize(part.to(device))) for part in images.split(256)]
     return F.normalize(torch.cat(found), dim=-1)
 
 

@@ -1,8 +1,10 @@
-"""`minimodal.load`: from a run folder back to a model.
+"""`minimodal.load`: from a run folder, or an original checkpoint, to a model.
 
 A run folder says in config.json which system it holds and how it was shaped; the weights are in
 model.safetensors, a tokenizer beside them where there are captions. A DALL·E run carries a copy
-of its VQGAN, so that it draws wherever it is moved. Read `training/checkpoint.py` before.
+of its VQGAN, so that it draws wherever it is moved. A file, or a folder that others wrote, is
+taken for an original CLIP; which loader it needs shows in its names. Read
+`training/checkpoint.py` before, and `pretrained/` for the originals.
 """
 
 import dataclasses
@@ -16,6 +18,11 @@ from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
+from minimodal.pretrained import huggingface_clip, openai_clip
+from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
+from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.huggingface_clip import load_huggingface_clip
+from minimodal.pretrained.openai_clip import load_open_clip
 from minimodal.training.checkpoint import load_run_config, load_weights
 from minimodal.vqgan import VQGAN, VQGANConfig
 
@@ -49,12 +56,73 @@ def painter(vqgan: VQGAN) -> Callable[[Tensor], Tensor]:
     return lambda codes: vqgan.to(codes.device).decode_indices(codes)
 
 
-def load(path: str | Path, *, kind: str | None = None) -> VQGAN | CLIP | DALLE:
-    """The model of a run folder, in eval mode, on the CPU; `model.run` is its config.json.
+def is_original(path: Path) -> bool:
+    """Whether a path is a checkpoint that others wrote, and no run folder."""
+    if not path.is_dir():
+        return path.exists()
+    if (path / "open_clip_config.json").exists():
+        return True
+    config = path / "config.json"
+    return config.exists() and "model_type" in read_json(config)
 
-    With `kind` ("vqgan", "clip", "dalle") a run of another system is an error.
+
+def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLIPTokenizer | None:
+    """CLIP's tokenizer: of a merges file, of the checkpoint's folder, or of an installed package.
+
+    None where there is none, or none of the model's vocabulary: pictures can still be embedded.
+    """
+    if merges is None and path.is_dir() and (path / "merges.txt").exists():
+        merges = path / "merges.txt"
+    try:
+        tokenizer = load_clip_tokenizer(merges)
+    except UserError:
+        if merges is not None:
+            raise
+        return None
+    if tokenizer.vocab_size != clip.config.vocab_size:
+        if merges is not None:
+            raise UserError(
+                f"{merges} makes {tokenizer.vocab_size} tokens and {path} knows "
+                f"{clip.config.vocab_size}: it is the merges file of another model"
+            )
+        return None
+    return tokenizer
+
+
+def load_original(path: Path, *, merges: str | Path | None) -> CLIP:
+    """An original CLIP: OpenAI's, OpenCLIP's or Hugging Face's, as its names say."""
+    if path.is_dir():
+        theirs = (path / "open_clip_config.json").exists()
+        clip = load_open_clip(path) if theirs else load_huggingface_clip(path)
+    else:
+        tensors, beside = read_tensors(path), path.parent / "config.json"
+        if "visual_projection.weight" in tensors:
+            config = read_json(beside) if beside.exists() else None
+            clip = huggingface_clip.convert(tensors, config, source=str(path))
+        else:
+            # OpenAI's archives hold this number, and no others do.
+            theirs = "input_resolution" in tensors
+            activation = "quick_gelu" if theirs else "gelu"
+            clip = openai_clip.convert(
+                tensors, source=str(path), activation=activation, vision={}, text={}
+            )
+    clip.tokenizer = original_tokenizer(clip, path, merges)
+    return clip
+
+
+def load(
+    path: str | Path, *, kind: str | None = None, merges: str | Path | None = None
+) -> VQGAN | CLIP | DALLE:
+    """The model of a run folder or an original checkpoint, in eval mode, on the CPU.
+
+    `model.run` is the run's config.json. With `kind` ("vqgan", "clip", "dalle") another system is
+    an error. `merges` is the file of an original CLIP's tokenizer (bpe_simple_vocab_16e6.txt.gz).
     """
     path = Path(path)
+    if is_original(path):
+        if kind not in (None, "clip"):
+            raise UserError(f"{path} is a checkpoint, where a folder of a {kind} run is expected")
+        return load_original(path, merges=merges)
     run = load_run_config(path, kind=kind)
     model: VQGAN | CLIP | DALLE
     try:

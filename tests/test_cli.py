@@ -57,7 +57,7 @@ def flags(**changes) -> list:
         (["vqgan", *flags(patch=0)], "1 or more"),
         (["vqgan", *flags(compile="yes")], "--compile off"),
         (["clip", *flags(), "--vision-heads", "3"], "not divisible by 3 heads"),
-        (["clip", *flags(), "--activation", "foo"], "gelu"),
+        (["clip", *flags(), "--text-activation", "foo"], "gelu"),
         (["clip", *flags(), "--patch-size", "0"], "1 or more"),
         (["clip", *flags(), "--accumulate", "32"], "smaller --accumulate"),
         (["dalle", *flags(vqgan="x"), "--guidance", "-1"], "guidance -1"),

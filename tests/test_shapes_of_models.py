@@ -24,13 +24,25 @@ from tiny import (
 )
 
 from minimodal import clip, dalle, vqgan
-from minimodal.blocks import conv, quantizer, sampling, transformer
+from minimodal.blocks import contrastive, conv, quantizer, resnet, sampling, transformer
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.evaluation import metrics
 from minimodal.training.tasks import common
 
-MODULES = (transformer, conv, quantizer, sampling, clip, vqgan, dalle, common, metrics)
+MODULES = (
+    transformer,
+    contrastive,
+    resnet,
+    conv,
+    quantizer,
+    sampling,
+    clip,
+    vqgan,
+    dalle,
+    common,
+    metrics,
+)
 
 STACK = make_transformer(causal=True)  # D = 16
 Q, K, V = noise(2, 4, 3, 6), noise(2, 4, 5, 6, seed=1), noise(2, 4, 5, 6, seed=2)
@@ -44,6 +56,9 @@ CLIP = make_clip(vocab_size=Tokenizer().vocab_size)
 CLIP.tokenizer = Tokenizer()
 PHOTOS, TOKENS = noise(2, 3, 8, 8), integers(30, 3, 7)
 ROWS = dict(image=noise(2, 10), text=noise(2, 10, seed=1), scale=torch.ones(1))
+NUMBERS = dict(own=torch.arange(2), others=torch.arange(6))
+PAIRS = dict(queries=noise(2, 10), keys=noise(6, 10), scale=torch.ones(1))
+RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_heads=2)
 COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
 IMAGES = pictures(2, 3, 16, 24)
@@ -100,6 +115,23 @@ CALLS = [
     (CLIP.tokenize, dict(texts=["a", "b", "c"]), {"B": 3, "T": 7}),
     (CLIP.preprocess, dict(picture=Image.new("RGB", (9, 9))), {"H": 8, "W": 8}),
     (clip.normalize, dict(images=BYTES), {}),
+    (clip.clip_preprocess, dict(picture=Image.new("RGB", (9, 9)), size=8), {"size": 8}),
+    (RESNET.image_encoder.forward, dict(images=noise(2, 3, 64, 64)), {"E": 10}),
+    (RESNET.image_encoder.pool.forward, dict(x=noise(2, 128, 2, 2)), {"E": 10}),
+    (
+        RESNET.image_encoder.resnet.forward,
+        dict(images=noise(2, 3, 64, 32)),
+        {"C": 128, "h": 2, "w": 1},
+    ),
+    (
+        RESNET.image_encoder.resnet.stages[1][0].forward,
+        dict(x=noise(2, 16, 6, 4)),
+        {"C'": 32, "H'": 3, "W'": 2},
+    ),
+    (contrastive.positives, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
+    (contrastive.column_sums, dict(rows=1, **PAIRS), {}),
+    (contrastive.rows_cross_entropy, dict(rows=1, **PAIRS, **NUMBERS), {}),
+    (contrastive.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
     (clip.embed_pictures, dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()), CLIP_SIZES),
@@ -158,6 +190,7 @@ CALLS = [
     (dalle.to_uint8, dict(images=IMAGES), {}),
     (common.to_float, dict(images=BYTES), {}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
+    (common.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
     (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
     (common.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
     (metrics.psnr, dict(first=BYTES, second=BYTES), {}),

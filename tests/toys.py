@@ -49,6 +49,9 @@ class Line:
         y = np.sin(x.sum(1, keepdims=True))
         return {"x": torch.from_numpy(x[rows]), "y": torch.from_numpy(y[rows])}
 
+    def before_step(self, step, batches):
+        pass
+
     def loss(self, batch, phase, step):
         time.sleep(self.delay)
         error = (self.model(batch["x"]) - batch["y"]).float().square().mean()

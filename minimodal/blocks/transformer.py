@@ -122,12 +122,14 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: float, activation: str) -> None:
+    def __init__(
+        self, width: int, heads: int, *, mlp_ratio: float, activation: str, norm_eps: float
+    ) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.norm1 = nn.LayerNorm(width)
+        hidden = round(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.fc = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
         if activation not in ACTIVATIONS:
@@ -162,11 +164,13 @@ class Transformer(nn.Module):
         causal: bool,
         mlp_ratio: float = 4.0,
         activation: str = "gelu",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.width, self.depth, self.heads, self.causal = width, depth, heads, causal
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation) for _ in range(depth)
+            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps)
+            for _ in range(depth)
         )
         read, write = width**-0.5, (width * 2 * depth) ** -0.5
         for block in self.blocks:

@@ -16,7 +16,7 @@ from typing import Any
 
 from minimodal.cli.common import Parser, run_command
 from minimodal.cli.demo import add_demo_flags, run_demo
-from minimodal.data.loading import KINDS, parse_spec
+from minimodal.data.loading import KINDS, parse_spec, split_spec
 from minimodal.training import distributed
 from minimodal.training.build import build_clip, build_dalle, build_vqgan
 from minimodal.training.checkpoint import load_run_config
@@ -39,7 +39,15 @@ SYSTEMS = {
 }
 # What the data or another flag decides, so that it is no flag of its own.
 DECIDED = {
-    "clip": ("vocab_size", "text_length", "end_id"),
+    "clip": (
+        "vocab_size",
+        "text_length",
+        "end_id",
+        "pooling",
+        "preprocessing",
+        "resnet",
+        "logit_bias",
+    ),  # fmt: skip
     "dalle": ("vocab_size", "text_length", "pad_id", "grid", "codes"),
 }
 
@@ -89,7 +97,10 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
     """The parser of one system, with a recipe's values as defaults."""
     parser = commands.add_parser(system, help=SYSTEMS[system], description=SYSTEMS[system])
     parser.add_argument(
-        "--data", required=True, metavar="SPEC", help=f"{'|'.join(KINDS)}[:PATH][:N], see README"
+        "--data",
+        required=True,
+        metavar="SPEC",
+        help=f"{'|'.join(KINDS)}[:PATH][:N], or several with commas, see README",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     if system == "dalle":
@@ -159,7 +170,8 @@ def build(recipe: Recipe, arguments: argparse.Namespace) -> Task:
 def train(arguments: argparse.Namespace) -> None:
     """Train one system."""
     system = arguments.command
-    parse_spec(arguments.data)  # before anything slow
+    for part in split_spec(arguments.data):
+        parse_spec(part)  # before anything slow
     distributed.pick_device(arguments.device)
     given = recipe_for(system, arguments.data.split(":")[0])
     values = {part: chosen(getattr(given, part), arguments) for part in given._fields}

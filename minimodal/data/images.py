@@ -113,6 +113,26 @@ def centre_square(picture: Image.Image, size: int) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1).copy()  # Pillow's own memory is read-only
 
 
+def resize_then_crop(picture: Image.Image, size: int) -> np.ndarray:
+    """Resize the shorter side (bicubic, antialiased), crop the centre: as torchvision does it.
+
+    Resizing comes before the change to RGB, which counts for palettes and transparency.
+    returns: (3, S, S) uint8, S = size
+    """
+    short, long = sorted(picture.size)
+    longer = int(size * long / short)
+    if size * longer > MAX_PIXELS:
+        raise UserError(
+            f"a picture of {picture.width} x {picture.height} pixels is too long and thin"
+        )
+    wanted = (size, longer) if picture.width <= picture.height else (longer, size)
+    if picture.size != wanted:
+        picture = picture.resize(wanted, Image.Resampling.BICUBIC)
+    left, top = (round((side - size) / 2) for side in wanted)
+    cropped = picture.crop((left, top, left + size, top + size)).convert("RGB")
+    return np.asarray(cropped).transpose(2, 0, 1).copy()
+
+
 def decode(source: str | os.PathLike | bytes, size: int) -> np.ndarray:
     """Read a picture file (a path, or its bytes), crop the centred square, resize it.
 
@@ -354,6 +374,24 @@ class ImageSource:
         for captions in self.caption_lists:
             digest.update(json.dumps(list(captions)).encode() + b"\n")
         return digest.hexdigest()
+
+
+def join_sources(sources: Sequence[ImageSource]) -> ImageSource:
+    """Several sources as one; classes stay where all have the same."""
+    first = sources[0]
+    if len({source.has_captions for source in sources}) > 1:
+        raise UserError("some of the data has captions and some has none")
+    alike = all(source.class_names == first.class_names for source in sources)
+    labels = [source.labels for source in sources if source.labels is not None]
+    keep = alike and len(labels) == len(sources)
+    return ImageSource(
+        name=first.name,
+        pixels=np.concatenate([source.pixels for source in sources]),
+        caption_lists=[captions for source in sources for captions in source.caption_lists],
+        labels=np.concatenate(labels) if keep else None,
+        class_names=first.class_names if keep else None,
+        add_captions=first.add_captions,
+    )
 
 
 def files_below(folder: Path) -> list[str]:

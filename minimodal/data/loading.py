@@ -2,7 +2,8 @@
 
     shapes | cifar10:PATH | cifar100:PATH | coco:PATH[:train2017|val2017] | folder:PATH
 
-each with an optional `:N` behind it, for N pictures only. `open_data` gives an object with
+each with an optional `:N` behind it, for N pictures only; several with commas between are trained
+on together and scored on the first. `open_data` gives an object with
 `images(indices)` uint8 (B, 3, S, S) and `captions(indices, rng)`; ShapesSource draws them when
 asked, ImageSource (images.py) has them in memory. `batch_indices` says which pictures step
 number t trains on, from (seed, t) alone: resuming needs a step number and no replay. Read the
@@ -20,7 +21,7 @@ import numpy as np
 from minimodal.data.cifar import open_cifar
 from minimodal.data.coco import PARTS, open_coco
 from minimodal.data.folder import open_folder
-from minimodal.data.images import ImageSource
+from minimodal.data.images import ImageSource, join_sources
 from minimodal.data.shapes import ShapesSource
 from minimodal.errors import UserError
 
@@ -61,6 +62,11 @@ class DataSource(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of all that decides the pictures and captions."""
+
+
+def split_spec(spec: str) -> list[str]:
+    """The parts of "cifar10:A,cifar10:B"; a comma in a path is none between parts."""
+    return re.split(rf",(?=(?:{'|'.join(KINDS)})(?::|,|$))", spec)
 
 
 def _count(text: str, spec: str) -> int:
@@ -119,6 +125,13 @@ def open_data(
         raise UserError(f"image size {image_size!r}: expected a number of pixels, 1 or more")
     if limit is not None:
         limit = _count(str(limit), f"{spec} with limit={limit}")
+    parts = split_spec(spec)
+    if len(parts) > 1:
+        if any(parse_spec(part).kind == "shapes" for part in parts):
+            raise UserError(f"--data {spec}: shapes is endless by itself and joins no other data")
+        wanted = parts if split == "train" else parts[:1]
+        common = {"image_size": image_size, "split": split, "limit": limit, "seed": seed}
+        return join_sources([open_data(part, **common) for part in wanted])
     kind, path, part, limit_in_spec = parse_spec(spec)
     limit = min((n for n in (limit, limit_in_spec) if n is not None), default=None)
     if kind == "shapes":
@@ -165,3 +178,43 @@ def batch_indices(
         here = epochs == epoch
         chosen[here] = _epoch_order(groups, seed=seed, epoch=epoch)[places[here]]
     return (chosen[:, None] * group + np.arange(group)).reshape(-1)
+
+
+def distinct_rows(
+    source: DataSource, batch_size: int, step: int, *, seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """Which pictures are in batch number `step`, with a caption each that no other one has.
+
+    For pictures with classes, whose captions are templates: the classes take turns, each round in
+    a seeded order, and a class's next turn brings its next picture and its next template. A pure
+    function of its arguments, as `batch_indices` is.
+    returns: (B,) int64, and B captions
+    """
+    if source.labels is None:
+        raise UserError(f"{source.name}: its pictures have no classes, which unique captions need")
+    members = _members(source)
+    classes, templates = len(members), len(source.all_captions(int(members[0][0])))
+    # A batch that does not begin and end with a round may meet a class once more.
+    most = -(-batch_size // classes) + (batch_size % classes > 0)
+    if most > templates and batch_size > 1:
+        raise UserError(
+            f"batch size {batch_size}: {classes} classes with {templates} captions each make no "
+            f"more than {classes * templates} distinct ones; take {classes} or a multiple"
+        )
+    rounds, places = np.divmod(step * batch_size + np.arange(batch_size), classes)
+    chosen, captions = np.empty(batch_size, np.int64), []
+    for i, (turn, place) in enumerate(zip(rounds.tolist(), places.tolist(), strict=True)):
+        label = int(_epoch_order(classes, seed=seed, epoch=turn)[place])
+        own = members[label]
+        epoch, at = divmod(turn, len(own))
+        order = np.random.default_rng((seed % 2**64, epoch, label)).permutation(len(own))
+        chosen[i] = own[order[at]]
+        captions.append(source.all_captions(int(chosen[i]))[(turn + label) % templates])
+    return chosen, captions
+
+
+def _members(source: DataSource) -> list[np.ndarray]:
+    found = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
+    if not found:
+        raise UserError(f"{source.name}: it has no pictures")
+    return found

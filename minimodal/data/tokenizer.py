@@ -67,6 +67,21 @@ def merge(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
     return merged
 
 
+def apply_merges(ids: list[int], rank: dict[Pair, int]) -> list[int]:
+    """Merge the neighbours of a piece until no pair is left to merge.
+
+    rank: the token that a pair becomes; the smallest was learned first
+    """
+    while len(ids) > 1:
+        # Merges apply in the order they were learned, whatever their place in the word.
+        known = [(rank[pair], pair) for pair in pairwise(ids) if pair in rank]
+        if not known:
+            break
+        new, pair = min(known)
+        ids = merge(ids, pair, new)
+    return ids
+
+
 def token_bytes(merges: Iterable[Pair]) -> list[bytes]:
     """What each token stands for; specials stand for nothing."""
     table = [b""] * len(SPECIALS) + [bytes([byte]) for byte in range(256)]
@@ -196,17 +211,6 @@ class Tokenizer:
 
     # --- text to ids -----------------------------------------------------------------------------
 
-    def _encode_piece(self, piece: str) -> list[int]:
-        ids = to_ids(piece)
-        while len(ids) > 1:
-            pairs = set(pairwise(ids))
-            # Merges apply in the order they were learned, whatever their place in the word.
-            first = min(pairs, key=lambda pair: self._rank.get(pair, self.vocab_size))
-            if first not in self._rank:
-                break
-            ids = merge(ids, first, self._rank[first])
-        return ids
-
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end. "<|end|>" in a text is seven characters."""
         ids: list[int] = []
@@ -215,7 +219,7 @@ class Tokenizer:
             if known is None:
                 if len(self._cache) >= CACHE_WORDS:
                     self._cache.clear()
-                known = self._cache[piece] = self._encode_piece(piece)
+                known = self._cache[piece] = apply_merges(to_ids(piece), self._rank)
             ids += known
         return ids
 

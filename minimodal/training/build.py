@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from minimodal.data.loading import DataSource, open_data, parse_spec
+from minimodal.data.loading import DataSource, open_data, parse_spec, split_spec
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
@@ -26,7 +26,7 @@ TOKENIZER_PICTURES = 5_000  # whose captions a tokenizer learns from
 
 def open_both(spec: str, image_size: int, limit: int | None) -> tuple[DataSource, DataSource]:
     """The training and the validation split of a SPEC."""
-    part = parse_spec(spec).part
+    part = parse_spec(split_spec(spec)[0]).part
     if part is not None:
         print(f"{spec}: scores of the run are on {part}, which it trains on too", file=sys.stderr)
     train = open_data(spec, image_size=image_size, split="train", limit=limit)
@@ -87,6 +87,7 @@ def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CL
         vocab_size=tokenizer.vocab_size,
         text_length=longest + 2,  # start and end
         end_id=tokenizer.end_id,
+        logit_bias=recipe.training.loss == "sigmoid",
     )
     return CLIPTask(
         model,

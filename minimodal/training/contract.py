@@ -23,7 +23,7 @@ class TrainConfig:
     steps: int = 1000
     minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
     batch_size: int = 32  # of the whole step: all micro-batches of all processes
-    accumulate: int = 1  # micro-batches a step; CLIP contrasts within each
+    accumulate: int = 1  # micro-batches a step: less memory, the same step
     optimizer: str = "adamw"  # adamw, or muon: that for the matrices of Transformers
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
@@ -90,6 +90,12 @@ class Task(Protocol):
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Rows of the global batch of a step, on the CPU. Runs in a thread, ahead of time."""
+
+    def before_step(self, step: int, batches: list[dict]) -> None:
+        """What the losses need to know of all the step's micro-batches, left in their dicts.
+
+        Called without gradients, in the step's precision, before the first loss.
+        """
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the rows and detached metrics.

@@ -49,6 +49,8 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
     """
     config, step = training.config, training.step
     metrics: dict[str, Tensor | float] = {}
+    with torch.no_grad(), probe.autocast(training.here.device, config.precision):
+        training.task.before_step(step, batches)
     for trained in training.phases:
         select(training.phases, trained)
         prefix = "" if trained is training.phases[0] else f"{trained.phase.name}_"

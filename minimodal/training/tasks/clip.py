@@ -1,4 +1,10 @@
-"""CLIP's training: symmetric cross-entropy over the pictures and captions of the global batch.
+"""CLIP's training: each picture of the global batch against each caption of it.
+
+Global means over all processes and all micro-batches of a step. The embeddings of other processes
+are gathered, with gradients. Micro-batches are embedded twice (Gao et al. 2021, GradCache): once
+without gradients, to know the loss and its derivative by each embedding, and once more, a
+micro-batch at a time, to pass that derivative on to the weights. Both give the very gradient of
+one large batch.
 
 Read `minimodal/clip.py` before. Whether a batch holds captions that differ in little (hard
 negatives) is a matter of the data source, which keeps groups of pictures together.
@@ -14,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimodal.blocks.contrastive import rows_sigmoid
 from minimodal.clip import (
     CLIP,
     CLIPConfig,
@@ -24,7 +31,7 @@ from minimodal.clip import (
     normalize,
 )
 from minimodal.data.cifar import TEMPLATES, class_captions
-from minimodal.data.loading import DataSource, batch_indices
+from minimodal.data.loading import DataSource, batch_indices, distinct_rows
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
@@ -36,7 +43,10 @@ from minimodal.training.tasks.common import (
     flip_some,
     identity,
     seeded,
+    shift_all,
 )
+
+LOGITS = 2**20  # more than these are made some rows at a time
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,18 @@ class CLIPTraining:
     vocab: int = 2048  # at most so many tokens; fewer where the captions have fewer words
     max_text_length: int = 48  # tokens, start and end included; longer captions are cut
     flip: bool = False  # mirror half of the pictures
+    shift: int = 0  # move pictures by up to so many pixels, edges repeated
+    unique: bool = False  # no caption twice in a batch; for data with classes
+    loss: str = "softmax"  # softmax (CLIP) or sigmoid (SigLIP)
+    loss_rows: int = 0  # rows of logits at a time; 0: all, or about a million logits if more
     difference_weight: float = 0.0  # of the loss on differences between neighbours of the batch
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("softmax", "sigmoid"):
+            raise UserError(f"loss {self.loss}: expected softmax or sigmoid")
+        for name in ("shift", "loss_rows", "difference_weight"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
 
 
 class CLIPTask:
@@ -67,6 +88,8 @@ class CLIPTask:
     ) -> None:
         if training.difference_weight > 0 and batch_size % 4:
             raise UserError(f"batch_size {batch_size}: difference_weight needs a multiple of 4")
+        if training.unique:
+            distinct_rows(train, batch_size, 0, seed=seed)  # or say now why not
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
         self.model = seeded(lambda: CLIP(config), seed)
@@ -81,13 +104,20 @@ class CLIPTask:
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Pictures, a caption for each, and a number for each caption, equal where they are."""
         rng = draws(self.seed, step)
-        indices = batch_indices(
-            len(self.train), self.batch_size, step, seed=self.seed, group=self.train.group
-        )
+        if self.training.unique:
+            indices, captions = distinct_rows(self.train, self.batch_size, step, seed=self.seed)
+        else:
+            indices = batch_indices(
+                len(self.train), self.batch_size, step, seed=self.seed, group=self.train.group
+            )
+            captions = None
         images = self.train.images(indices[rows])
         if self.training.flip:
             images = flip_some(images, rng.random(len(indices))[rows] < 0.5)
-        captions = self.train.captions(indices, rng)
+        if self.training.shift > 0:
+            most = self.training.shift
+            images = shift_all(images, rng.integers(-most, most + 1, (len(indices), 2))[rows])
+        captions = captions or self.train.captions(indices, rng)
         _, numbers = np.unique(captions, return_inverse=True)
         return {
             "images": torch.from_numpy(np.ascontiguousarray(images)),
@@ -95,32 +125,80 @@ class CLIPTask:
             "captions": torch.from_numpy(numbers[rows].astype(np.int64)),
         }
 
+    def embed(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Pictures and captions of a micro-batch, not normalised.
+
+        returns: (b, E) float32, (b, E) float32
+        """
+        image = self.model.encode_image(normalize(batch["images"])).float()  # (b, E)
+        return image, self.model.encode_text(batch["tokens"]).float()
+
+    def objective(
+        self, image: Tensor, text: Tensor, captions: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of this process's pairs against those of all processes, and its parts.
+
+        image: (b, E) picture embeddings
+        text: (b, E) caption embeddings
+        captions: (b,) int64, equal where captions are equal
+        """
+        model, training = self.model, self.training
+        scale = model.logit_scale.exp()
+        all_image, all_text = self.gather(image), self.gather(text)  # (B, E)
+        others, B = self.gather(captions), len(all_image)
+        rows = training.loss_rows or (max(1, LOGITS // B) if B * B > LOGITS else 0)
+        if training.loss == "sigmoid":
+            queries, keys = F.normalize(image, dim=-1), F.normalize(all_text, dim=-1)
+            loss = rows_sigmoid(
+                queries, keys, scale, model.logit_bias,
+                own=captions, others=others, rows=rows or B,
+            )  # fmt: skip
+        else:
+            columns = {"all_image": all_image, "all_text": all_text, "all_captions": others}
+            if rows and all_image is image:  # one process: both ways in one go
+                columns = {}
+            loss = contrastive_loss(image, text, scale, captions=captions, rows=rows, **columns)
+        metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}
+        if training.difference_weight > 0:
+            differences = difference_loss(all_image, all_text, scale)
+            loss = loss + training.difference_weight * differences
+            metrics["differences"] = differences.detach()
+        return loss, metrics
+
+    def before_step(self, step: int, batches: list[dict]) -> None:
+        """With several micro-batches: the loss of all of them, and its derivative by each
+        embedding, by the temperature and by the bias."""
+        if len(batches) == 1:
+            return
+        pairs = [self.embed(batch) for batch in batches]
+        image, text = (torch.cat(tensors).requires_grad_() for tensors in zip(*pairs, strict=True))
+        numbers = torch.cat([batch["captions"] for batch in batches])
+        scalars = [p for p in (self.model.logit_scale, self.model.logit_bias) if p is not None]
+        with torch.enable_grad():
+            loss, metrics = self.objective(image, text, numbers)
+            d_image, d_text, *d_scalars = torch.autograd.grad(loss, [image, text, *scalars])
+        size = len(batches[0]["captions"])
+        parts = zip(d_image.split(size), d_text.split(size), strict=True)
+        for batch, (d_i, d_t) in zip(batches, parts, strict=True):
+            batch["pulls"] = (d_i, d_t, scalars, d_scalars, len(batches), loss.detach(), metrics)
+
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's pairs against those of all processes."""
-        image = self.model.encode_image(normalize(batch["images"])).float()  # (b, E)
-        text = self.model.encode_text(batch["tokens"]).float()  # (b, E)
+        image, text = self.embed(batch)
         if self.training.difference_weight > 0 and len(image) % 4:
             raise UserError(
                 f"difference_weight needs micro-batches of 4, 8, … rows, these have {len(image)}: "
                 "choose another --batch-size or a smaller --accumulate"
             )
-        scale = self.model.logit_scale.exp()
-        all_image, all_text = self.gather(image), self.gather(text)  # (B, E)
-        loss = contrastive_loss(
-            image,
-            text,
-            scale,
-            captions=batch["captions"],
-            all_image=all_image,
-            all_text=all_text,
-            all_captions=self.gather(batch["captions"]),
-        )
-        metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}
-        if self.training.difference_weight > 0:
-            differences = difference_loss(all_image, all_text, scale)
-            loss = loss + self.training.difference_weight * differences
-            metrics["differences"] = differences.detach()
-        return loss, metrics
+        if "pulls" not in batch:
+            return self.objective(image, text, batch["captions"])
+        d_image, d_text, scalars, d_scalars, count, value, metrics = batch["pulls"]
+        # Linear in the embeddings, with the loss's own derivatives as slopes. The engine takes the
+        # mean over the micro-batches: theirs add up, the temperature's must count once.
+        pulled = count * ((image * d_image).sum() + (text * d_text).sum())
+        for scalar, slope in zip(scalars, d_scalars, strict=True):
+            pulled = pulled + (scalar * slope).sum()
+        return value + pulled - pulled.detach(), metrics
 
     def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
         """Keep the temperature in bounds."""

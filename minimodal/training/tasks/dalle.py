@@ -141,6 +141,9 @@ class DALLETask:
         codes = self.codes[torch.from_numpy(indices[rows])].long()
         return {"text": self.tokens(captions[rows]), "codes": codes}
 
+    def before_step(self, step: int, batches: list[dict]) -> None:
+        """Nothing: each picture's loss is its own."""
+
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """1/8 text and 7/8 image."""
         return self.model.loss(batch["text"], batch["codes"])

@@ -108,6 +108,9 @@ class VQGANTask:
             images = flip_some(images, draws(self.seed, step).random(len(indices))[rows] < 0.5)
         return {"images": torch.from_numpy(np.ascontiguousarray(images))}
 
+    def before_step(self, step: int, batches: list[dict]) -> None:
+        """Nothing: each picture's loss is its own."""
+
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss, or the discriminator's on what the generator just painted."""
         images = to_float(batch["images"])

@@ -1,0 +1,146 @@
+"""Contrastive losses over batches too large for their matrix of logits.
+
+The logits of B pictures against B captions are B² numbers, and automatic differentiation keeps
+several copies: more than a gigabyte for B = 8192. Here they are made some rows at a time and
+thrown away; the memory grows with B.
+
+Unit vectors in, a mean loss out: `rows_cross_entropy` for CLIP's softmax, `rows_sigmoid` for
+SigLIP's sigmoid. `minimodal/clip.py` has the plain form of the first; read it before.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def positives(rows: Tensor, columns: Tensor) -> Tensor:
+    """Where a row's caption is a column's.
+
+    rows: (b,) int64 caption numbers
+    columns: (B,) int64
+    returns: (b, B) bool
+    """
+    return rows[:, None] == columns[None, :]
+
+
+def column_sums(queries: Tensor, keys: Tensor, scale: Tensor, *, rows: int) -> Tensor:
+    """log Σ_i exp(s qᵢ·kⱼ) for each key.
+
+    queries: (b, E) unit vectors
+    keys: (B, E) unit vectors
+    scale: (1,) s
+    returns: (B,)
+    """
+    sums = keys.new_full((len(keys),), float("-inf"))  # (B,)
+    for part in queries.split(rows):
+        sums = torch.logaddexp(sums, (scale * part @ keys.T).logsumexp(dim=0))
+    return sums
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The loss and, in the same pass, its gradients.
+
+    With p the softmax of a row and t its target, dL/dlogits = (p - t) / b, which is known as soon
+    as the row is. Left to automatic differentiation all rows would be kept until then.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor,
+        own: Tensor, others: Tensor, rows: int, both: bool,
+    ) -> Tensor:  # fmt: skip
+        b, wanted = len(queries), any(ctx.needs_input_grad[:3])
+        ways = 2 if both else 1
+        loss, d_scale = queries.new_zeros(()), torch.zeros_like(scale)
+        d_queries, d_keys = torch.empty_like(queries), torch.zeros_like(keys)
+        if both:
+            columns = column_sums(queries, keys, scale, rows=rows)  # (B,)
+            loss += columns.sum()
+        for start in range(0, b, rows):
+            part = slice(start, start + rows)
+            q = scale * queries[part]  # (r, E)
+            logits = q @ keys.T  # (r, B)
+            target = positives(own[part], others).to(logits.dtype)
+            # A number that n of the columns have, n of the rows have: t is the same both ways.
+            target *= ways / target.sum(dim=1, keepdim=True)
+            sums = logits.logsumexp(dim=1, keepdim=True)  # (r, 1)
+            loss += sums.sum() - torch.dot(target.flatten(), logits.flatten())
+            if not wanted:
+                continue
+            error = (logits - sums).exp_() - target  # (r, B) p - t
+            if both:
+                error += logits.sub_(columns).exp_()
+            d_q = error @ keys  # (r, E)
+            d_scale += (d_q * queries[part]).sum()
+            d_queries[part] = scale * d_q
+            d_keys.addmm_(error.T, q)
+        if wanted:
+            ctx.save_for_backward(d_queries, d_keys, d_scale)
+            ctx.pairs = ways * b
+        return loss / (ways * b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        grad = grad / ctx.pairs
+        return *(grad * d for d in ctx.saved_tensors), None, None, None, None
+
+
+def rows_cross_entropy(
+    queries: Tensor, keys: Tensor, scale: Tensor,
+    *, own: Tensor, others: Tensor, rows: int, both: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean cross-entropy of each query among all keys; `rows` rows of logits exist at a time.
+
+        L = mean_i [ log Σ_j exp(s qᵢ·kⱼ) - s Σ_j tᵢⱼ qᵢ·kⱼ ]
+
+    with tᵢⱼ even over the keys whose number is the query's. With `both` (then own and others are
+    the same) the mean of that and of each key among all queries, for two thirds of the price of
+    two calls.
+
+    queries: (b, E) unit vectors
+    keys: (B, E) unit vectors
+    scale: (1,) s
+    own: (b,) int64 the queries' numbers
+    others: (B,) int64 the keys' numbers
+    returns: ()
+    """
+    # Autocast would round the logits to bfloat16; a loss over thousands of them needs the digits.
+    with torch.autocast(queries.device.type, enabled=False):
+        return _CrossEntropy.apply(queries, keys, scale, own, others, rows, both)
+
+
+def _sigmoid_sum(
+    q: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, own: Tensor, others: Tensor
+) -> Tensor:
+    logits = scale * q @ keys.T + bias  # (r, B)
+    return -F.logsigmoid(torch.where(positives(own, others), logits, -logits)).sum()
+
+
+def rows_sigmoid(
+    queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor,
+    *, own: Tensor, others: Tensor, rows: int,
+) -> Tensor:  # fmt: skip
+    """Each pair by itself, right or wrong (Zhai et al. 2023, SigLIP, equation 1).
+
+        L = -1/b Σ_i Σ_j log σ( zᵢⱼ (s qᵢ·kⱼ + β) ),   zᵢⱼ = 1 for a pair and -1 otherwise
+
+    No row needs the others, so a block's logits are simply computed again for its gradient.
+
+    queries: (b, E) unit vectors
+    keys: (B, E) unit vectors
+    scale: (1,) s
+    bias: (1,) β
+    own: (b,) int64 the queries' numbers
+    others: (B,) int64 the keys' numbers
+    returns: ()
+    """
+    total = queries.new_zeros(())
+    with torch.autocast(queries.device.type, enabled=False):
+        for start in range(0, len(queries), rows):
+            part = slice(start, start + rows)
+            inputs = (queries[part], keys, scale, bias, own[part], others)
+            total = total + checkpoint(_sigmoid_sum, *inputs, use_reentrant=False)
+    return total / len(queries)

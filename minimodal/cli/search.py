@@ -1,0 +1,161 @@
+"""`python -m minimodal search FOLDER "a red circle"`: the pictures that go best with words.
+
+Or with other pictures, or with both at once, weighted. The first search of a folder embeds its
+pictures, later ones what has changed; read `evaluation/search.py` for how. Pictures are read
+upright and in RGB, whatever is transparent on white.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.cli.which_clip import add_clip_flags, load_clip, shown
+from minimodal.clip import CLIP, embed_captions
+from minimodal.data.images import centre_square, open_rgb
+from minimodal.drawing import grid, make_folder, save_png
+from minimodal.errors import UserError
+from minimodal.evaluation.search import Changes, Index, combine, embed_queries, refresh, top_k
+
+ABOUT = "the pictures of a folder that go best with words or with other pictures"
+TILE = 128  # pixels of a picture in the grid
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="the pictures, also those in folders in it")
+    add("prompts", nargs="*", metavar="PROMPT", help="what to look for; several are added up")
+    add("--image", nargs="+", action="extend", default=[], type=Path, metavar="PIC",
+        help="pictures to look for, alone or added to the prompts (default: none)")  # fmt: skip
+    add("--weights", metavar="W,W,…",
+        help="how much each prompt, then each picture counts; less than 0 for what is not "
+             "wanted; --weights=-1,1 where the first is (default: 1 each)")  # fmt: skip
+    add("-k", type=int, default=9, metavar="K", help="how many pictures to find (default: 9)")
+    add("--out", type=Path, metavar="PNG", help="draw them as a grid (default: none)")
+    add("--json", action="store_true", help="print one JSON object instead of words")
+    add("--index", type=Path, metavar="PATH",
+        help="the folder of the index (default: .NAME.minimodal beside FOLDER, or in the "
+             "user's cache)")  # fmt: skip
+    add("--rebuild", action="store_true", help="embed all pictures anew")
+    add_clip_flags(parser)
+    parser.set_defaults(rest="prompts")
+
+
+def weights_of(arguments: argparse.Namespace) -> list[float]:
+    """A weight for each prompt, then for each picture."""
+    count = len(arguments.prompts) + len(arguments.image)
+    if arguments.weights is None:
+        return [1.0] * count
+    try:
+        weights = [float(part) for part in arguments.weights.split(",")]
+    except ValueError:
+        weights = [math.nan]
+    if not all(map(math.isfinite, weights)):
+        raise UserError(f"--weights {arguments.weights}: expected numbers such as 1,0.5")
+    if len(weights) != count:
+        raise UserError(
+            f"--weights {arguments.weights}: expected {count}, one for each prompt and picture"
+        )
+    return weights
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Say what is wrong with the flags before anything is loaded."""
+    if not arguments.prompts and not arguments.image:
+        raise UserError("nothing to look for: give a prompt such as 'a red circle', or --image PIC")
+    for prompt in arguments.prompts:
+        if not prompt.strip():
+            raise UserError("a prompt is empty; say what to look for, such as 'a red circle'")
+    if arguments.k < 1:
+        raise UserError(f"-k {arguments.k}: expected 1 or more pictures")
+    for path in arguments.image:
+        if not path.is_file():
+            raise UserError(f"--image {path}: no such file (prompts stand before --image)")
+    out = arguments.out
+    if out is not None and out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: expected a name that ends in .png")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a picture in it")
+
+
+def query_of(clip: CLIP, arguments: argparse.Namespace, weights: list[float]) -> Tensor:
+    """What is looked for, as one vector.
+
+    returns: (E,) a unit vector
+    """
+    units = []
+    if arguments.prompts:
+        clip.tokenize(arguments.prompts)  # embed_captions would cut one that is too long
+        units.append(embed_captions(clip, arguments.prompts).float().cpu())
+    if arguments.image:
+        units.append(embed_queries(clip, arguments.image))
+    return combine(torch.cat(units), weights)
+
+
+def draw(out: Path, files: list[Path], scores: list[float]) -> None:
+    """The pictures that were found as a grid, with names and scores."""
+    tiles, captions = [], []
+    for file, score in zip(files, scores, strict=True):
+        try:
+            tiles.append(centre_square(open_rgb(file, at_least=TILE), TILE))
+        except UserError as error:  # it was there when the index was made
+            print(f"left out of the grid: {shown(str(error))}", file=sys.stderr)
+            continue
+        captions.append(f"{score:.3f} {file.name}")
+    if not tiles:
+        raise UserError(f"{out} is not written: none of the pictures can be read any longer")
+    columns = min(8, math.ceil(math.sqrt(len(tiles))))
+    save_png(grid(torch.from_numpy(np.stack(tiles)), captions, columns=columns, tile=TILE), out)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Bring the index up to date, search, print, draw."""
+    check(arguments)
+    weights = weights_of(arguments)
+    if arguments.out is not None:
+        make_folder(arguments.out.parent)
+    clip = load_clip(arguments)
+    query = query_of(clip, arguments, weights)  # before the index, which takes longest
+    index, changes = refresh(
+        clip, arguments.folder, place=arguments.index, rebuild=arguments.rebuild
+    )
+    hits = top_k(index.embeddings, query[None], arguments.k)
+    names, scores = index.names, hits.scores[0].tolist()
+    files = [arguments.folder / names[i] for i in hits.indices[0].tolist()]
+    if arguments.out is not None:
+        draw(arguments.out, files, scores)
+    told(arguments, weights, files, scores, index, changes)
+
+
+def told(
+    arguments: argparse.Namespace,
+    weights: list[float],
+    files: list[Path],
+    scores: list[float],
+    index: Index,
+    changes: Changes,
+) -> None:
+    """Print what was found, in words or as JSON."""
+    if not arguments.json:
+        for file, score in zip(files, scores, strict=True):
+            print(f"{score:7.4f}  {shown(str(file))}")
+        if arguments.out is not None:
+            print(f"{arguments.out}: the grid")
+        return
+    results = [{"file": str(f), "score": s} for f, s in zip(files, scores, strict=True)]
+    asked = {
+        "prompts": arguments.prompts,
+        "images": [str(path) for path in arguments.image],
+        "weights": weights,
+    }
+    counts = {"pictures": len(index.stamps), **changes._asdict(), "broken": len(index.broken)}
+    made = {"query": asked, "results": results, "index": counts}
+    if arguments.out is not None:
+        made["grid"] = str(arguments.out)
+    print(json.dumps(made))

@@ -1,0 +1,128 @@
+"""Scores on any data: what a CLIP finds, how well a VQGAN draws again.
+
+Classes give zero-shot accuracy (section 3.1 of the CLIP paper) and a linear probe (3.2); captions
+give recall at 1, 5 and 10 in both directions with up to five captions a picture, COCO's protocol.
+The Shapes world has scores of its own, in `scoreboard.py`.
+
+A model and data sources in, numbers and the manifest of how they came about out.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.blocks.quantizer import usage
+from minimodal.clip import CLIP, MEAN, STD, embed_captions, embed_pictures
+from minimodal.dalle import to_uint8
+from minimodal.data.loading import DataSource
+from minimodal.errors import UserError
+from minimodal.evaluation.linear_probe import linear_probe
+from minimodal.evaluation.metrics import psnr, recall_at_k, zero_shot_accuracy
+from minimodal.evaluation.zero_shot import ZeroShotClassifier
+from minimodal.vqgan import VQGAN
+
+CAPTIONS = 5  # of a picture, as in COCO's protocol
+PART = 256  # pictures in memory as floats
+
+
+class Evaluation(NamedTuple):
+    """Numbers, and what one has to know to get them again."""
+
+    scores: dict[str, float]
+    manifest: dict[str, Any]
+
+
+@torch.no_grad()
+def embed_source(clip: CLIP, source: DataSource) -> Tensor:
+    """Unit vectors of all pictures of a source.
+
+    returns: (N, E), on the CPU
+    """
+    found = []
+    for first in range(0, len(source), PART):
+        numbers = np.arange(first, min(first + PART, len(source)))
+        found.append(embed_pictures(clip, torch.from_numpy(source.images(numbers))).cpu())
+    return torch.cat(found)
+
+
+def preprocessing(clip: CLIP) -> dict[str, Any]:
+    """How the pictures of a data set reach the model."""
+    size = clip.config.image_size
+    steps = f"largest centred square, bicubic to {size} x {size}, RGB"
+    return {"picture": steps, "mean": MEAN, "std": STD}
+
+
+def clip_on_classes(
+    clip: CLIP, train: DataSource, val: DataSource, *, templates: list[str] | None
+) -> Evaluation:
+    """Zero-shot accuracy on `val`, and a linear probe fitted on `train`."""
+    classifier = ZeroShotClassifier(clip, list(val.class_names), templates)
+    image, labels = embed_source(clip, val), torch.from_numpy(val.labels)
+    similarity = image @ classifier.weights.cpu().T  # (N, K)
+    probe = linear_probe(
+        embed_source(clip, train),
+        torch.from_numpy(train.labels),
+        image,
+        labels,
+        classes=len(val.class_names),
+    )
+    scores = {
+        "zero_shot": zero_shot_accuracy(similarity, labels),
+        "chance": 1 / len(val.class_names),
+        "linear_probe": probe.accuracy,
+    }
+    manifest = {
+        "templates": classifier.templates,
+        "labels": classifier.labels,
+        "linear_probe": {"features": "unit image embeddings", "train": train.fingerprint(),
+                         "train_pictures": len(train), "penalty": probe.penalty},
+    }  # fmt: skip
+    return Evaluation(scores, manifest)
+
+
+def clip_on_captions(clip: CLIP, val: DataSource) -> Evaluation:
+    """Recall at 1, 5 and 10: any caption of a picture is right for it, and it for each of them."""
+    captions = [val.all_captions(i)[:CAPTIONS] for i in range(len(val))]
+    texts = [text for several in captions for text in several]
+    owner = torch.tensor([i for i, several in enumerate(captions) for _ in several])
+    image, text = embed_source(clip, val), embed_captions(clip, texts).cpu()
+    scores = {}
+    for k in (1, 5, 10):
+        by_image, by_text = recall_at_k(image, text, k, image_of_text=owner)
+        scores |= {f"image_to_text_recall_at_{k}": by_image}
+        scores |= {f"text_to_image_recall_at_{k}": by_text}
+        scores |= {f"text_to_image_chance_at_{k}": min(1.0, k / len(val))}
+    return Evaluation(scores, {"captions": len(texts), "captions_a_picture": CAPTIONS})
+
+
+def clip_on_data(
+    clip: CLIP, train: DataSource, val: DataSource, *, templates: list[str] | None = None
+) -> Evaluation:
+    """What fits the data: classes or captions."""
+    if val.class_names is not None:
+        found = clip_on_classes(clip, train, val, templates=templates)
+    elif val.has_captions:
+        found = clip_on_captions(clip, val)
+    else:
+        raise UserError(f"{val.name}: pictures without captions or classes say nothing of a CLIP")
+    more = {"preprocessing": preprocessing(clip), "captions_longer_than_the_model": "cut"}
+    return Evaluation(found.scores, found.manifest | more)
+
+
+@torch.no_grad()
+def vqgan_on_data(vqgan: VQGAN, val: DataSource) -> Evaluation:
+    """PSNR of reconstructions, and how much of the codebook they use."""
+    device = vqgan.last_layer.device
+    again, before, indices = [], [], []
+    for first in range(0, len(val), PART):
+        images = torch.from_numpy(val.images(np.arange(first, min(first + PART, len(val)))))
+        codes = vqgan.encode(images.to(device).float() / 127.5 - 1)
+        again.append(to_uint8(vqgan.decode(codes.z)).cpu())
+        before.append(images)
+        indices.append(codes.indices.cpu())
+    parts = vqgan.quantizer.factors(torch.cat(indices))
+    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
+    scores = {"psnr": psnr(torch.cat(again), torch.cat(before)), "codes_used": min(used)}
+    return Evaluation(scores, {})

@@ -1,0 +1,127 @@
+"""Zero-shot classification: captions of the labels are the classifier (section 3.1 of the paper).
+
+    w_n = Σ_t T(t(n)) / |Σ_t T(t(n))|       mean of the unit text vectors of label n, templates t
+    p_n = softmax_n( exp(τ) · u · w_n )     u: the picture's unit vector, τ: CLIP's log temperature
+
+A label goes into each template ("a photo of a {}"), the captions' vectors are averaged (3.1.4),
+and a picture belongs to the label whose vector is nearest. Nothing is trained. Pictures of Pillow
+or (B, 3, H, W) normalised in, probabilities (B, N) out. Read `clip.py` before.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from string import Formatter
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from minimodal.clip import CLIP, class_embeddings
+from minimodal.data.cifar import TEMPLATES, class_captions
+from minimodal.errors import UserError
+
+BATCH = 64  # pictures that the encoder sees at once
+ARTICLES = ("a ", "an ", "the ")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank; none, or no text, is a `UserError`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8; expected a text file, one a line") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} is empty; expected a text file, one a line")
+    return lines
+
+
+def check_labels(labels: Sequence[str]) -> list[str]:
+    """Labels without spaces around them; an empty or repeated one is a `UserError`."""
+    stripped = [label.strip() for label in labels]
+    if not stripped:
+        raise UserError("no labels; give at least one")
+    if "" in stripped:
+        raise UserError(f"label {stripped.index('') + 1} of {len(stripped)} is empty")
+    twice = [label for label, count in Counter(stripped).items() if count > 1]
+    if twice:
+        raise UserError(f"the label '{twice[0]}' occurs twice")
+    return stripped
+
+
+def check_templates(templates: Sequence[str]) -> list[str]:
+    """Templates that each have one place for the label, {}; anything else is a `UserError`."""
+    for template in templates:
+        try:
+            parts = list(Formatter().parse(template))
+        except ValueError:  # a single brace
+            parts = []
+        if [part[1:] for part in parts if part[1] is not None] != [("", "", None)]:
+            raise UserError(f"the template '{template}' needs {{}} once, where the label goes")
+    if not templates:
+        raise UserError("no templates; give at least one, such as 'a photo of a {}'")
+    return list(templates)
+
+
+def default_prompts(clip: CLIP, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and templates that make captions such as the CLIP was trained with.
+
+    A run on Shapes knows "a large red circle" and no photos, one on CIFAR the captions of
+    `data/cifar.py`, with the article that fits. All others get the paper's "a photo of a {}".
+    """
+    data = str(getattr(clip, "run", {}).get("data")).split(":")[0]
+    if data == "shapes":
+        return list(labels), ["{}"]
+    if data in ("cifar10", "cifar100"):
+        nouns = [n if n.startswith(ARTICLES) else class_captions(n)[0] for n in labels]
+        return nouns, list(TEMPLATES)
+    return list(labels), ["a photo of a {}"]
+
+
+class ZeroShotClassifier:
+    """Labels as unit vectors, computed once, and what pictures are most like."""
+
+    def __init__(
+        self, clip: CLIP, labels: Sequence[str], templates: Sequence[str] | None = None
+    ) -> None:
+        """templates: with {} for the label; None: what fits the CLIP's training data."""
+        self.clip, self.labels = clip, check_labels(labels)
+        if templates is None:
+            names, self.templates = default_prompts(clip, self.labels)
+        else:
+            names, self.templates = self.labels, check_templates(templates)
+        for label, name in zip(self.labels, names, strict=True):
+            try:  # class_embeddings cuts what is too long, and two labels could become one
+                clip.tokenize([template.format(name) for template in self.templates])
+            except UserError as error:
+                raise UserError(f"label '{label[:60]}': {error}") from None
+        with torch.no_grad():
+            self.weights = class_embeddings(clip, names, self.templates)  # (N, E)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """exp(τ) · u · w, as CLIP's own logits.
+
+        images: (B, 3, H, W) normalised
+        returns: (B, N)
+        """
+        found = self.clip.encode_image(images.to(self.weights.device))
+        logits = self.clip.logit_scale.exp() * F.normalize(found, dim=-1) @ self.weights.T
+        if self.clip.logit_bias is not None:
+            logits = logits + self.clip.logit_bias
+        return logits  # (B, N)
+
+    def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """How likely each label is for each picture, on the CPU.
+
+        returns: (B, N), rows that sum to 1
+        """
+        parts = [torch.empty(0, len(self.labels))]
+        for first in range(0, len(pictures), BATCH):
+            images = [self.clip.preprocess(p) for p in pictures[first : first + BATCH]]
+            parts.append(self.logits(torch.stack(images)).float().softmax(dim=-1).cpu())
+        return torch.cat(parts)  # (B, N)

@@ -1,0 +1,373 @@
+"""CLIP's own tokenizer, id for id as in openai/CLIP (Radford et al. 2021, section 2.4).
+
+A caption is cleaned (broken text mended, HTML entities resolved, blanks joined, capitals made
+small) and cut into words, single digits and runs of punctuation. The UTF-8 bytes of a piece, the
+last one marked as the end of a word ("</w>"), are merged by the merges of a file. In: a path to
+that file (or an installed package that has it), then texts; out: int64 (B, T).
+
+Ids: the 256 bytes, the same 256 at the end of a word, the merges, start, end; 49408 in the
+original. Padding is 0, the id of "!" too: CLIP looks at the end token and never behind it.
+
+The original mends text with the package ftfy. What ftfy does by rule is done here too; of its
+guesses at text that was decoded with the wrong character set ("cafÃ©" for "café") only the plain
+one: a line whose Windows-1252 or Latin-1 bytes are UTF-8 throughout. For a text that still looks
+so, a warning says that its ids may differ. Read data/tokenizer.py first.
+"""
+
+import gzip
+import html
+import importlib.util
+import re
+import sys
+import unicodedata
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import cache
+from html.entities import html5
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.data.tokenizer import CACHE_WORDS, Pair, apply_merges, first_words
+from minimodal.errors import UserError
+
+SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+END_OF_WORD = "</w>"
+MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
+PACKAGES = ("open_clip", "clip")  # pip install open_clip_torch; pip install openai-clip
+MOST_MERGES = 49152 - 256 - 2  # the file has more; CLIP was trained with these
+
+# The bytes in the order of their ids: those that Latin-1 prints come first, under their own name;
+# the others are written in the merges file as the characters from U+0100 on.
+PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+BYTES = (*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE))
+SYMBOLS = [*map(chr, PRINTABLE), *map(chr, range(0x100, 0x200 - len(PRINTABLE)))]
+
+# --- cleaning: what ftfy does by rule ------------------------------------------------------------
+
+# ASCII without these has nothing to mend: entities, control characters that are no blanks.
+TO_MEND = re.compile("[&\x00-\x08\x0b\x0e-\x1f\x7f]")
+ENTITY = re.compile("&#?[0-9A-Za-z]{1,24};")
+TERMINAL_ESCAPE = re.compile("\x1b\\[[\\d;]*[a-zA-Z]")
+CONTROLS = dict.fromkeys(
+    (*range(0x09), 0x0B, *range(0x0E, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF,
+     *range(0xFFF9, 0xFFFD))
+)  # fmt: skip
+
+
+def windows_1252(byte: int) -> str:
+    """The character of a byte. Five have none: like a browser, take Latin-1's."""
+    try:
+        return bytes([byte]).decode("cp1252")
+    except UnicodeDecodeError:
+        return chr(byte)
+
+
+def standard_forms() -> dict[int, str]:
+    """What is written another way: C1 controls, Latin ligatures, full width, curly quotes."""
+    compatible = [chr(i) for i in range(0xFF01, 0xFFF0)] + list("ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬆ")
+    table = {ord(char): unicodedata.normalize("NFKC", char) for char in compatible}
+    table |= {ord("ﬅ"): "ſt", ord("ŉ"): "'n"}
+    table |= dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'")
+    table |= dict.fromkeys(range(0x201C, 0x2020), '"')
+    for byte in range(0x80, 0xA0):
+        table[byte] = table.get(ord(windows_1252(byte)), windows_1252(byte))
+    return table
+
+
+STANDARD_FORMS = standard_forms()
+
+
+def resolve_entity(match: re.Match[str]) -> str:
+    """An HTML entity as its character; also names all in capitals, which no browser knows."""
+    entity, name = match[0], match[0][1:]
+    if name[0] == "#":
+        character = html.unescape(entity)
+        return entity if ";" in character else character
+    if name in html5:
+        return html5[name]
+    if name == name.upper() and name.lower() in html5 and html.unescape(entity) == entity:
+        return html5[name.lower()].upper()
+    return entity
+
+
+def join_surrogates(text: str) -> str:
+    """Two halves of a UTF-16 pair become their character, a lone half becomes U+FFFD."""
+    return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le", errors="replace")
+
+
+def mend_line(line: str, *, entities: bool) -> str:
+    """Apply the fixes in ftfy's order until nothing changes.
+
+    Its line breaks and wide blanks are left out: all blanks become one afterwards.
+    """
+    before = None
+    while line != before:
+        before = line
+        if entities:
+            line = ENTITY.sub(resolve_entity, line)
+        line = repair_mojibake(line).translate(STANDARD_FORMS)
+        line = TERMINAL_ESCAPE.sub("", join_surrogates(line)).translate(CONTROLS)
+        line = unicodedata.normalize("NFC", line)
+    return line
+
+
+def mend(text: str) -> str:
+    """The rules of ftfy.fix_text, line by line."""
+    lines, entities = [], True
+    for line in text.split("\n"):
+        entities = entities and "<" not in line  # HTML itself is left alone, from there on
+        lines.append(mend_line(line, entities=entities))
+    return "\n".join(lines)
+
+
+def clean(text: str) -> str:
+    """A caption mended, its entities resolved, in small letters; blanks stay as they are."""
+    if text.isascii() and not TO_MEND.search(text):
+        return text.lower()
+    # Twice, as in the original: captions from the web are often escaped twice.
+    return html.unescape(html.unescape(mend(text))).lower()
+
+
+# --- cleaning: text decoded with the wrong character set ------------------------------------------
+
+BYTE_OF = {windows_1252(byte): byte for byte in range(256)}
+
+
+def pair_of_sets(first: int, last: int) -> str:
+    """A pattern for one character that stands for a byte of first..last in either set."""
+    either = {f(byte) for byte in range(first, last + 1) for f in (chr, windows_1252)}
+    return "[" + re.escape("".join(sorted(either))) + "]"
+
+
+# Plausible as it stands, though its bytes are UTF-8: a capital with the punctuation behind it
+# (CAFÉ’S, OLÉ…). The last is a "™" read wrongly, which ftfy happens to leave alone.
+PLAUSIBLE = re.compile("[Â-ß][’…]|[Ä-ÍÏÑ-ß][”–—™›®»·´\xa0\xad]|â„¢")
+REST = pair_of_sets(0x80, 0xBF)
+MOJIBAKE = re.compile(f"[Â-ß]{REST}|[à-ï]{REST}{{2}}|[ð-ô]{REST}{{3}}|(?:^|[a-z]\\s?)[ÂÃ] ")
+
+
+def looks_wrong(text: str) -> bool:
+    """Whether a text has what reads as UTF-8 and hardly as anything else."""
+    return not text.isascii() and bool(MOJIBAKE.search(PLAUSIBLE.sub("", text)))
+
+
+def read_again(text: str) -> str | None:
+    """A text as the UTF-8 that its Latin-1 or Windows-1252 bytes are, if they are."""
+    for table in ({}, BYTE_OF):
+        try:
+            return bytes(table.get(char, ord(char)) for char in text).decode("utf-8")
+        except ValueError:  # of bytes(): not in this character set; of decode(): no UTF-8
+            continue
+    return None
+
+
+def repair_mojibake(text: str) -> str:
+    """Undo wrong decoding where all of a text is explained by it; it may have happened twice."""
+    while looks_wrong(text):
+        repaired = read_again(text)
+        if repaired is None:
+            message = (
+                f"'{first_words(text)}' looks as if it was decoded with the wrong character set; "
+                f"the original tokenizer may mend it and give other ids"
+            )
+            warnings.warn(message, stacklevel=2)
+            break
+        text = repaired
+    return text
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+ASCII_PIECES = re.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'(?:[stmd]|re|ve|ll)|[a-z]+|[0-9]|[^\sa-z0-9]+"
+)
+
+
+@cache
+def unicode_pieces() -> re.Pattern[str]:
+    r"""The same for all scripts. `re` has no \p{L}: a letter is \w, but no number and no "_"."""
+    numbers = "".join(
+        char
+        for char in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.category(char) in ("No", "Nl")  # "²", "Ⅷ"; the third kind, Nd, is \d
+    )
+    # The original ignores case. It matters after lower() in two places: "ſ" is another small s,
+    # and U+0345, a mark whose capital is a letter, belongs to no class and is dropped.
+    return re.compile(
+        r"<\|[sſ]tartoftext\|>|<\|endoftext\|>|'(?:[sſtmd]|re|ve|ll)"
+        rf"|[^\W\d_{numbers}]+|[\d{numbers}]|(?:[^\w\s\u0345]|_)+"
+    )
+
+
+def split(word: str) -> list[str]:
+    """The pieces of a word of a cleaned text; no merge crosses their borders."""
+    return (ASCII_PIECES if word.isascii() else unicode_pieces()).findall(word)
+
+
+# --- the tokenizer -------------------------------------------------------------------------------
+
+
+class CLIPTokenizer:
+    """Given merges, and the way from text to ids and back."""
+
+    pad_id = 0
+
+    def __init__(self, merges: Sequence[Pair]) -> None:
+        self.merges = [tuple(pair) for pair in merges]
+        self._rank = {pair: 512 + i for i, pair in enumerate(self.merges)}
+        self._id_of_byte = [BYTES.index(byte) for byte in range(256)]
+        self._bytes = [bytes([byte]) for byte in BYTES]
+        self._bytes += [byte + END_OF_WORD.encode() for byte in self._bytes]
+        for left, right in self.merges:
+            self._bytes.append(self._bytes[left] + self._bytes[right])
+        self._bytes += [special.encode() for special in SPECIALS]
+        self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
+        self._cache = self._empty_cache()
+
+    def _empty_cache(self) -> dict[str, list[int]]:
+        """Words and pieces with their ids; specials are known from the start."""
+        return dict(zip(SPECIALS, ([self.start_id], [self.end_id]), strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": self._empty_cache()}
+
+    def __repr__(self) -> str:
+        return f"CLIPTokenizer(vocab_size={self.vocab_size})"
+
+    @property
+    def vocab_size(self) -> int:
+        """V: bytes twice, merges, start and end."""
+        return len(self._bytes)
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        ids = [self._id_of_byte[byte] for byte in piece.encode("utf-8")]
+        ids[-1] += 256  # the end of a word
+        return apply_merges(ids, self._rank)
+
+    def _encode_word(self, word: str) -> list[int]:
+        known = self._cache.get(word)
+        if known is None:
+            pieces = split(word)
+            if pieces == [word]:
+                known = self._encode_piece(word)
+            else:
+                known = [id_ for piece in pieces for id_ in self._encode_word(piece)]
+            if len(self._cache) >= CACHE_WORDS:
+                self._cache = self._empty_cache()
+            self._cache[word] = known
+        return known
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start and end. "<|endoftext|>" in a text is the end token."""
+        ids: list[int] = []
+        # No piece has a blank in it, so a caption's words can be looked up whole.
+        for word in clean(text).split():
+            ids += self._encode_word(word)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, a blank after each piece; bytes that are no UTF-8 become U+FFFD."""
+        parts = []
+        for id_ in map(int, ids):
+            if not 0 <= id_ < self.vocab_size:
+                raise UserError(f"token {id_} is outside the vocabulary of {self.vocab_size}")
+            parts.append(self._bytes[id_])
+        return b"".join(parts).decode("utf-8", errors="replace").replace(END_OF_WORD, " ")
+
+    def __call__(
+        self, texts: str | list[str], context_length: int = 77, truncate: bool = False
+    ) -> Tensor:
+        """Texts as rows of equal length: start, text, end, padding.
+
+        With `truncate` a text that is too long loses its tail (the end token stays the last);
+        without, it is an error.
+
+        returns: (B, T) int64, T = context_length
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if context_length < 2:
+            raise UserError(f"a context of {context_length} tokens has no room for a text")
+        # Filled as NumPy rows, 15 times faster than as rows of a tensor.
+        rows = np.full((len(texts), context_length), self.pad_id, dtype=np.int64)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [self.start_id, *self.encode(text), self.end_id]
+            if len(ids) > context_length:
+                if not truncate:
+                    raise UserError(
+                        f"'{first_words(text)}' is too long: {len(ids)} tokens, where "
+                        f"{context_length} fit; shorten it or truncate"
+                    )
+                ids[context_length - 1 :] = [self.end_id]
+            row[: len(ids)] = ids
+        return torch.from_numpy(rows)
+
+
+# --- the merges file -----------------------------------------------------------------------------
+
+
+def find_merges() -> Path:
+    """The merges file inside an installed package, which is not imported for it."""
+    for package in PACKAGES:
+        try:
+            spec = importlib.util.find_spec(package)
+        except ValueError:  # a module of that name that someone made by hand
+            continue
+        for folder in (spec and spec.submodule_search_locations) or ():
+            if (path := Path(folder) / MERGES_FILE).is_file():
+                return path
+    raise UserError(
+        f"no merges file for CLIP's tokenizer: give the path of {MERGES_FILE} (openai/CLIP has it "
+        f"in its folder clip), or pip install open_clip_torch, which brings a copy"
+    )
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a merges file, with or without gzip."""
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b" or path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8").rstrip("\n").split("\n")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"the merges file {path} is damaged or no gzip file: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the merges file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged or no merges file: it is not UTF-8") from None
+
+
+def parse_merges(lines: list[str]) -> list[Pair]:
+    """Merges as pairs of ids: after a header, a line for each, two symbols known by then."""
+    if "#version" not in lines[0]:
+        raise ValueError('its first line does not say "#version"')
+    known = {symbol: i for i, symbol in enumerate(SYMBOLS)}
+    known |= {symbol + END_OF_WORD: 256 + i for i, symbol in enumerate(SYMBOLS)}
+    merges = []
+    for number, line in enumerate(lines[1 : MOST_MERGES + 1], 2):
+        left, _, right = line.rstrip("\r").partition(" ")
+        if left not in known or right not in known:
+            raise ValueError(f"line {number}, {line[:40]!r}, is not two symbols known before it")
+        if left + right in known:
+            raise ValueError(f"line {number}, {line[:40]!r}, makes what was there already")
+        merges.append((known[left], known[right]))
+        known[left + right] = 511 + len(merges)
+    return merges
+
+
+def load_clip_tokenizer(merges_path: str | Path | None = None) -> CLIPTokenizer:
+    """CLIP's tokenizer from its merges file, or from an installed package that has a copy.
+
+    A file with fewer merges gives a smaller vocabulary: 512 + merges + 2.
+    """
+    path = find_merges() if merges_path is None else Path(merges_path)
+    try:
+        return CLIPTokenizer(parse_merges(read_lines(path)))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or no merges file: {error}") from None

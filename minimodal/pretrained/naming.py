@@ -1,0 +1,126 @@
+"""From a foreign state dict to our CLIP: names, layouts, and what does not fit, by name.
+
+The loaders beside this file say how the parts of a tower are called (`Names`); here tensors are
+taken one by one under their foreign names, so that a missing or surplus one is named as its file
+names it. Half-precision weights become float32. Read `minimodal/clip.py` before.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimodal.clip import CLIP, CLIPConfig
+from minimodal.errors import UserError
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """How one block of a Transformer calls its parts; a part is a name, or q, k and v."""
+
+    norm1: str
+    qkv: tuple[str, ...]  # prefixes of weight and bias: one for all three, or three
+    proj: str
+    norm2: str
+    fc: str
+    out: str
+
+
+class Tensors:
+    """A state dict from which each tensor is taken once."""
+
+    def __init__(self, tensors: dict[str, Tensor], *, source: str) -> None:
+        self.left, self.source = dict(tensors), source
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.left
+
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """The shape of a tensor, which has so many dimensions."""
+        if name not in self.left:
+            raise UserError(f"{self.source} is no CLIP that this program knows: it lacks {name}")
+        shape = tuple(self.left[name].shape)
+        if len(shape) != dimensions or min(shape, default=1) < 1:
+            raise UserError(f"{self.source}: {name} has shape {shape}, which no CLIP has")
+        return shape
+
+    def take(self, name: str) -> Tensor:
+        """A tensor, in float32 where it is a float of another size."""
+        if name not in self.left:
+            raise UserError(f"{self.source} is no CLIP that this program knows: it lacks {name}")
+        tensor = self.left.pop(name)
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    def linear(self, ours: str, name: str, *, bias: bool = True) -> dict[str, Tensor]:
+        """Weight and bias of anything that has them, under our name."""
+        parts = ("weight", "bias") if bias else ("weight",)
+        return {f"{ours}.{part}": self.take(f"{name}.{part}") for part in parts}
+
+    def depth(self, prefix: str) -> int:
+        """How many blocks have names of the form PREFIX.N.…"""
+        numbers = {
+            rest.split(".")[0]
+            for rest in (n[len(prefix) + 1 :] for n in self.left if n.startswith(prefix + "."))
+        }
+        if numbers != {str(i) for i in range(len(numbers))}:
+            raise UserError(f"{self.source}: the blocks {prefix}.N are not numbered 0, 1, 2, …")
+        return len(numbers)
+
+    def block(self, ours: str, theirs: BlockNames) -> dict[str, Tensor]:
+        """One block of a Transformer."""
+        found = self.linear(f"{ours}.norm1", theirs.norm1) | self.linear(
+            f"{ours}.norm2", theirs.norm2
+        )
+        for part in ("weight", "bias"):
+            # "in_proj_weight" of one tensor, or "q_proj.weight" and its two sisters.
+            joint = "_" if len(theirs.qkv) == 1 else "."
+            stacked = torch.cat([self.take(f"{name}{joint}{part}") for name in theirs.qkv])
+            found[f"{ours}.attention.qkv.{part}"] = stacked
+        found |= self.linear(f"{ours}.attention.proj", theirs.proj)
+        found |= self.linear(f"{ours}.fc", theirs.fc)
+        return found | self.linear(f"{ours}.out", theirs.out)
+
+    def finish(self, *, ignore: tuple[str, ...] = ()) -> None:
+        """Refuse a file with more in it than was taken: it is another function."""
+        more = [name for name in self.left if not name.endswith(ignore)]
+        if more:
+            raise UserError(
+                f"{self.source} is no CLIP that this program knows: {sorted(more)[0]} has no place"
+                f" in it (and {len(more) - 1} more)"
+            )
+
+
+def grid_size(positions: int, *, source: str) -> int:
+    """The side of a square of patches from the number of positions, class token included."""
+    side = math.isqrt(positions - 1)
+    if side < 1 or side**2 + 1 != positions:
+        raise UserError(f"{source}: {positions} positions are no square of patches and one more")
+    return side
+
+
+def heads_of(width: int, stated: Any, *, source: str) -> int:
+    """The heads as a configuration states them; unstated, as many as make each 64 wide."""
+    heads = max(1, width // 64) if stated is None else stated
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise UserError(f"{source}: width {width} is not divisible by {heads} heads")
+    return heads
+
+
+def fill(config: CLIPConfig, weights: dict[str, Tensor], *, source: str) -> CLIP:
+    """A CLIP with these weights, in eval mode."""
+    with torch.device("meta"):  # no random start for what is overwritten
+        clip = CLIP(config)
+    expected = clip.state_dict()
+    for name, tensor in weights.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, where its other tensors ask "
+                f"for {tuple(expected[name].shape)}"
+            )
+    clip.load_state_dict(weights, strict=True, assign=True)
+    for parameter in clip.parameters():
+        parameter.requires_grad_(True)
+    clip.run = {"kind": "clip", "data": None, "source": source}
+    return clip.eval()

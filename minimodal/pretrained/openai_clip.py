@@ -1,0 +1,255 @@
+"""CLIP checkpoints with OpenAI's names: OpenAI's own and OpenCLIP's.
+
+    visual.conv1, visual.class_embedding, visual.transformer.resblocks.N…, visual.proj
+    visual.layer1.0.conv1…, visual.attnpool…           where the image tower is a ResNet
+    token_embedding, positional_embedding, transformer.resblocks.N…, ln_final, text_projection
+    logit_scale, and in some of OpenCLIP's logit_bias
+
+OpenCLIP's "custom text" models have the text tower below `text.`. Sizes are read off the shapes.
+What shapes cannot tell: OpenAI's towers use QuickGELU and OpenCLIP's the exact GELU unless their
+configuration says otherwise; heads are 64 wide unless it says otherwise.
+
+A file or a state dict in, our CLIP out, equal to the original to float32's rounding. Read
+`naming.py` before.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minimodal.clip import CLIP, CLIPConfig
+from minimodal.errors import UserError
+from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.naming import BlockNames, Tensors, fill, grid_size, heads_of
+
+Weights = dict[str, Tensor]
+# What would make another function of the same tensors, with the values that we compute.
+VISION_ONLY = {
+    "pool_type": "tok", "final_ln_after_pool": False, "no_ln_pre": False, "act_kwargs": None,
+    "norm_kwargs": None, "attentional_pool": False, "global_average_pool": False,
+    "timm_model_name": None, "pos_embed_type": "learnable", "ls_init_value": None,
+    "input_patchnorm": False,
+}  # fmt: skip
+TEXT_ONLY = {
+    "pool_type": "argmax", "no_causal_mask": False, "final_ln_after_pool": False,
+    "embed_cls": False, "act_kwargs": None, "norm_kwargs": None, "hf_model_name": None,
+    "ls_init_value": None,
+}  # fmt: skip
+
+
+def block_names(prefix: str) -> BlockNames:
+    """The parts of a block as OpenAI calls them."""
+    return BlockNames(
+        norm1=f"{prefix}.ln_1",
+        qkv=(f"{prefix}.attn.in_proj",),
+        proj=f"{prefix}.attn.out_proj",
+        norm2=f"{prefix}.ln_2",
+        fc=f"{prefix}.mlp.c_fc",
+        out=f"{prefix}.mlp.c_proj",
+    )
+
+
+def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
+    """Weight, bias and running statistics."""
+    parts = ("weight", "bias", "running_mean", "running_var")
+    found = {f"{ours}.{part}": tensors.take(f"{theirs}.{part}") for part in parts}
+    # Counts batches in training; safetensors made by others may lack it.
+    counter = f"{theirs}.num_batches_tracked"
+    zero = found[f"{ours}.weight"].new_zeros((), dtype=int)
+    found[f"{ours}.num_batches_tracked"] = tensors.take(counter) if counter in tensors else zero
+    return found
+
+
+def read_vit(tensors: Tensors, heads: int | None) -> tuple[Weights, dict[str, Any]]:
+    """The Vision Transformer: weights under our names, and its part of the configuration."""
+    source, ours = tensors.source, "image_encoder"
+    width, _, patch, _ = tensors.shape("visual.conv1.weight", 4)
+    positions, _ = tensors.shape("visual.positional_embedding", 2)
+    hidden, _ = tensors.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
+    sizes = {
+        "image_size": grid_size(positions, source=source) * patch,
+        "patch_size": patch,
+        "vision_width": width,
+        "vision_depth": tensors.depth("visual.transformer.resblocks"),
+        "vision_heads": heads_of(width, heads, source=source),
+        "vision_mlp_ratio": hidden / width,
+    }
+    found = {
+        f"{ours}.patches.weight": tensors.take("visual.conv1.weight"),
+        f"{ours}.class_token": tensors.take("visual.class_embedding"),
+        f"{ours}.positions": tensors.take("visual.positional_embedding"),
+        f"{ours}.projection.weight": tensors.take("visual.proj").T.contiguous(),
+    }
+    found |= tensors.linear(f"{ours}.norm_in", "visual.ln_pre")
+    found |= tensors.linear(f"{ours}.norm_out", "visual.ln_post")
+    for n in range(sizes["vision_depth"]):
+        theirs = block_names(f"visual.transformer.resblocks.{n}")
+        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
+    return found, sizes
+
+
+def read_resnet(tensors: Tensors, head_width: int | None) -> tuple[Weights, dict[str, Any]]:
+    """The ResNet with attention pooling: weights under our names, and its configuration."""
+    source, ours = tensors.source, "image_encoder.resnet"
+    width = tensors.shape("visual.conv3.weight", 4)[0]
+    positions, last = tensors.shape("visual.attnpool.positional_embedding", 2)
+    if last != 32 * width:
+        raise UserError(f"{source}: a ResNet of width {width} ends in {last} channels")
+    found: Weights = {}
+    for n in (1, 2, 3):
+        found |= tensors.linear(f"{ours}.conv{n}", f"visual.conv{n}", bias=False)
+        found |= batch_norm(tensors, f"{ours}.bn{n}", f"visual.bn{n}")
+    depths = tuple(tensors.depth(f"visual.layer{stage}") for stage in (1, 2, 3, 4))
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            ours_, theirs = f"{ours}.stages.{stage}.{block}", f"visual.layer{stage + 1}.{block}"
+            for n in (1, 2, 3):
+                found |= tensors.linear(f"{ours_}.conv{n}", f"{theirs}.conv{n}", bias=False)
+                found |= batch_norm(tensors, f"{ours_}.bn{n}", f"{theirs}.bn{n}")
+            if f"{theirs}.downsample.0.weight" in tensors:
+                found |= tensors.linear(f"{ours_}.shortcut.0", f"{theirs}.downsample.0", bias=False)
+                found |= batch_norm(tensors, f"{ours_}.shortcut.1", f"{theirs}.downsample.1")
+    pool = "image_encoder.pool"
+    found[f"{pool}.positions"] = tensors.take("visual.attnpool.positional_embedding")
+    for name, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("proj", "c_proj")):
+        found |= tensors.linear(f"{pool}.{name}", f"visual.attnpool.{theirs}")
+    return found, {
+        "image_size": grid_size(positions, source=source) * 32,
+        "patch_size": 1,
+        "resnet": depths,
+        "vision_width": width,
+        "vision_heads": heads_of(last, head_width and last // head_width, source=source),
+    }
+
+
+def read_text(
+    tensors: Tensors, heads: int | None, *, prefix: str
+) -> tuple[Weights, dict[str, Any]]:
+    """The text tower below `prefix`: weights under our names, and its configuration."""
+    ours = "text_encoder"
+    vocab, width = tensors.shape(f"{prefix}token_embedding.weight", 2)
+    hidden, _ = tensors.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
+    sizes = {
+        "vocab_size": vocab,
+        "text_length": tensors.shape(f"{prefix}positional_embedding", 2)[0],
+        "text_width": width,
+        "text_depth": tensors.depth(f"{prefix}transformer.resblocks"),
+        "text_heads": heads_of(width, heads, source=tensors.source),
+        "text_mlp_ratio": hidden / width,
+        "embed_width": tensors.shape(f"{prefix}text_projection", 2)[1],
+        "end_id": vocab - 1,
+        "pooling": "largest",
+    }
+    found = {
+        f"{ours}.tokens.weight": tensors.take(f"{prefix}token_embedding.weight"),
+        f"{ours}.positions": tensors.take(f"{prefix}positional_embedding"),
+        f"{ours}.projection.weight": tensors.take(f"{prefix}text_projection").T.contiguous(),
+    }
+    found |= tensors.linear(f"{ours}.norm_out", f"{prefix}ln_final")
+    for n in range(sizes["text_depth"]):
+        theirs = block_names(f"{prefix}transformer.resblocks.{n}")
+        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
+    return found, sizes
+
+
+def convert(
+    state: Mapping[str, Tensor], *, source: str, activation: str, vision: dict, text: dict
+) -> CLIP:
+    """A CLIP from tensors with OpenAI's names; `vision` and `text` say what shapes do not."""
+    tensors = Tensors(dict(state), source=source)
+    resnet = "visual.layer1.0.conv1.weight" in tensors
+    head_width = vision.get("head_width")
+    if resnet:
+        found, sizes = read_resnet(tensors, head_width)
+    else:
+        width = tensors.shape("visual.conv1.weight", 4)[0]
+        heads = vision.get("heads") or (head_width and width // head_width)
+        found, sizes = read_vit(tensors, heads)
+    prefix = "text." if "text.token_embedding.weight" in tensors else ""
+    words, more = read_text(tensors, text.get("heads"), prefix=prefix)
+    found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
+    biased = "logit_bias" in tensors
+    if biased:
+        found["logit_bias"] = tensors.take("logit_bias").reshape(1)
+    # OpenAI's archives hold three numbers and OpenCLIP's a mask, which are no weights.
+    tensors.finish(ignore=("input_resolution", "context_length", "vocab_size", "attn_mask"))
+    config = CLIPConfig(
+        **sizes,
+        **more,
+        vision_activation=activation,
+        text_activation=activation,
+        logit_bias=biased,
+        preprocessing="openai",
+    )
+    return fill(config, found, source=source)
+
+
+def read_state(given: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a path or of a state dict, and what to call it in messages."""
+    if isinstance(given, Mapping):
+        return dict(given), "this state dict"
+    return read_tensors(given), str(given)
+
+
+def load_openai_clip(
+    path_or_state_dict: str | Path | Mapping[str, Tensor], config: dict[str, Any] | None = None
+) -> CLIP:
+    """OpenAI's CLIP from a .pt archive, a plain checkpoint, safetensors or a state dict.
+
+    `config` may state "vision_heads" and "transformer_heads" where a head is not 64 wide.
+    """
+    state, source = read_state(path_or_state_dict)
+    stated = config or {}
+    return convert(
+        state,
+        source=source,
+        activation="quick_gelu",
+        vision={"heads": stated.get("vision_heads")},
+        text={"heads": stated.get("transformer_heads")},
+    )
+
+
+def check_supported(stated: dict[str, Any], known: dict[str, Any], *, tower: str) -> None:
+    """Refuse a configuration that asks for what our towers do not compute."""
+    for name, value in known.items():
+        if stated.get(name, value) not in (value, None, {}):
+            raise UserError(
+                f"OpenCLIP's {tower} with {name} = {stated[name]!r} is not supported: only "
+                f"{value!r} is"
+            )
+
+
+def load_open_clip(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    config: str | Path | dict[str, Any] | None = None,
+) -> CLIP:
+    """A CLIP of OpenCLIP: a checkpoint, a state dict, or a folder as it is on the Hub.
+
+    config: the model's configuration (embed_dim, vision_cfg, text_cfg, quick_gelu), or a JSON file
+    with it; a folder has its own in open_clip_config.json
+    """
+    given = path_or_state_dict
+    if not isinstance(given, Mapping) and Path(given).is_dir():
+        folder = Path(given)
+        config = config or folder / "open_clip_config.json"
+        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
+        given = next((folder / name for name in names if (folder / name).exists()), None)
+        if given is None:
+            raise UserError(f"{folder} has none of {', '.join(names)}")
+    if isinstance(config, (str, Path)):
+        config = read_json(Path(config))
+    stated = (config or {}).get("model_cfg", config or {})
+    vision, text = stated.get("vision_cfg") or {}, stated.get("text_cfg") or {}
+    check_supported(vision, VISION_ONLY, tower="image tower")
+    check_supported(text, TEXT_ONLY, tower="text tower")
+    state, source = read_state(given)
+    # Where a configuration is given its own defaults count: 64 wide heads, and 8 heads.
+    return convert(
+        state,
+        source=source,
+        activation="quick_gelu" if stated.get("quick_gelu") else "gelu",
+        vision={"head_width": vision.get("head_width")},
+        text={"heads": text.get("heads", 8 if text else None)},
+    )
