@@ -45,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="SPEC", help="what to measure on (default: the data of the run)")
     add("--limit", type=int, metavar="N", help="at most N pictures of each split")
     add("--templates", type=Path, metavar="FILE",
-        help="captions for classes, one a line, {} for the name (default: what fits the run)")  # fmt: skip
+        help="captions of classes, one a line, {} for the name (default: as trained)")  # fmt: skip
     add_merges_flag(parser)
     add("--seed", type=int, default=0, metavar="S", help="of the Shapes world (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")

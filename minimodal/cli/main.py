@@ -1,4 +1,4 @@
-"""`python -m minimodal {classify,search} …`: what one can do with a trained CLIP.
+"""`python -m minimodal {classify,search,evaluate} …`: what one can do with a trained model.
 
 Each command is a module with `add_flags(parser)` and `run(arguments)`; COMMANDS lists them.
 """
@@ -6,12 +6,13 @@ Each command is a module with `add_flags(parser)` and `run(arguments)`; COMMANDS
 import argparse
 from collections.abc import Sequence
 
-from minimodal.cli import classify, search
+from minimodal.cli import classify, evaluate, search
 from minimodal.cli.common import Parser, run_command
 
 COMMANDS = {
     "classify": classify,
     "search": search,
+    "evaluate": evaluate,
 }
 
 
@@ -32,7 +33,7 @@ class WordsAnywhere(Parser):
 
 def make_parser() -> Parser:
     """The parser of all commands."""
-    about = "Use a trained CLIP; train.py makes one, generate.py draws."
+    about = "Use trained models; train.py makes them, generate.py draws."
     parser = WordsAnywhere(prog="python -m minimodal", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():

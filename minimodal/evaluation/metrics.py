@@ -10,6 +10,8 @@ Pictures are (N, 3, H, W), embeddings are rows of unit length (N, E). Numbers ou
 import torch
 from torch import Tensor
 
+from minimodal.evaluation.search import top_k
+
 
 def psnr(first: Tensor, second: Tensor) -> float:
     """Peak signal-to-noise ratio 10 log10(255² / MSE) in dB, the mean over the pictures.
@@ -43,16 +45,15 @@ def recall_at_k(
     text: (M, E) unit vectors
     image_of_text: (M,) int64 the picture of each caption; None where caption i is picture i's
     """
-    if image_of_text is None:
-        image_of_text = torch.arange(len(text), device=text.device)
-    similarity = image @ text.T  # (N, M)
-    right = image_of_text[None, :] == torch.arange(len(image), device=text.device)[:, None]
-    found = []
-    for s, correct in ((similarity, right), (similarity.T, right.T)):
-        nearest = s.topk(min(k, s.shape[1]), dim=1).indices
-        hit = correct.gather(1, nearest).any(dim=1)
-        found.append(hit[correct.any(dim=1)].float().mean())
-    return float(found[0]), float(found[1])
+    image, text = image.float().cpu(), text.float().cpu()
+    owner = torch.arange(len(text)) if image_of_text is None else image_of_text.cpu()  # (M,)
+    captions = top_k(text, image, k).indices  # (N, k) captions near each picture
+    pictures = top_k(image, text, k).indices  # (M, k) pictures near each caption
+    numbers = torch.arange(len(image))
+    asked = torch.isin(numbers, owner)  # (N,) pictures that have a caption
+    by_image = (owner[captions] == numbers[:, None]).any(dim=1)[asked]
+    by_text = (pictures == owner[:, None]).any(dim=1)[owner < len(image)]
+    return float(by_image.float().mean()), float(by_text.float().mean())
 
 
 def zero_shot_accuracy(similarities: Tensor, labels: Tensor) -> float:

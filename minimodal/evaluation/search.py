@@ -99,11 +99,12 @@ def read_keys(keys: Tensor) -> Hits:
     return Hits(bits.view(torch.float32), LAST - (keys & LAST))
 
 
+@torch.no_grad()
 def top_k(embeddings: Tensor, queries: Tensor, k: int, *, block: int = 65536) -> Hits:
     """The k embeddings with the largest s = q · x for each query; of equal ones the lower index.
 
     Exact, and never with more than the (Q, block) scores of a block in memory; `embeddings` may
-    be a file mapped into memory. With fewer than k embeddings all of them come back.
+    be a file mapped into memory. With fewer than k embeddings all of them come back. On the CPU.
 
     embeddings: (N, E) float32
     queries: (Q, E) float32
