@@ -5,7 +5,7 @@ import systems
 import torch
 from torch import nn
 
-from minimodal.training.tasks.common import flip_some, seeded, to_float
+from minimodal.training.tasks.common import flip_some, seeded, shift_all, to_float
 
 
 def test_a_seeded_start_depends_on_the_seed_and_leaves_others_draws_alone():
@@ -34,6 +34,13 @@ def test_only_the_chosen_pictures_are_mirrored():
     flipped = flip_some(images, np.array([True, False]))
     assert np.array_equal(flipped[0], images[0][..., ::-1])
     assert np.array_equal(flipped[1], images[1])
+
+
+def test_a_picture_moves_down_and_right_and_its_edge_follows():
+    images = np.arange(9).reshape(1, 1, 3, 3).repeat(2, axis=0)
+    moved = shift_all(images, np.array([[1, 0], [0, -2]]))
+    assert moved[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+    assert moved[1, 0].tolist() == [[2, 2, 2], [5, 5, 5], [8, 8, 8]]
 
 
 def test_pictures_become_codes_once(tmp_path, capsys):

@@ -43,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("target", type=Path, metavar="RUN",
         help="a run, a demo folder, or an original CLIP checkpoint")  # fmt: skip
     add("--data", metavar="SPEC", help="what to measure on (default: the data of the run)")
-    add("--limit", type=int, metavar="N", help="at most N pictures of each split")
+    add("--limit", type=int, metavar="N", help="at most N pictures of each split (default: all)")
     add("--templates", type=Path, metavar="FILE",
         help="captions of classes, one a line, {} for the name (default: as trained)")  # fmt: skip
     add_merges_flag(parser)

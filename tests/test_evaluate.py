@@ -1,0 +1,175 @@
+"""`python -m minimodal evaluate`: numbers on known answers, and the manifest beside them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cifar import NAMES_10, batch, write
+from test_generate import TOKENIZER, write_demo, write_run
+from tiny import make_clip, make_vqgan
+
+from minimodal.cli.main import main
+from minimodal.data.images import ImageSource
+from minimodal.evaluation import on_data
+from minimodal.evaluation.on_data import clip_on_data
+
+
+def cifar(root: Path) -> Path:
+    folder = root / "cifar-10-batches-py"
+    write(folder / "data_batch_1", batch(30, 1))
+    write(folder / "test_batch", batch(12, 9))
+    write(folder / "batches.meta", {"label_names": NAMES_10})
+    return root
+
+
+def captioned(root: Path, count: int = 30) -> Path:
+    root.mkdir()
+    for i in range(count):
+        Image.new("RGB", (9, 9), (8 * i, 0, 99)).save(root / f"{i:02}.png")
+        (root / f"{i:02}.txt").write_text(f"number {i}\nthe same in other words {i}\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    return write_demo(tmp_path_factory.mktemp("runs") / "demo", temperature=0.8, guidance=2.0)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Call the command in an empty folder: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words) -> tuple[int, str, str]:
+        try:
+            status = main(["evaluate", *map(str, words), "--device", "cpu"])
+        except SystemExit as leave:
+            status = leave.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+# --- the numbers ---------------------------------------------------------------------------------
+
+
+class Blocks:
+    """A data source whose pictures and captions a fake CLIP can tell apart perfectly."""
+
+    def __new__(cls, n: int) -> ImageSource:
+        pixels = np.zeros((n, 3, 4, 4), np.uint8)
+        pixels[np.arange(n), 0, 0, 0] = np.arange(n)
+        captions = [[f"{i} {j}" for j in range(7)] for i in range(n)]
+        return ImageSource(name="blocks", pixels=pixels, caption_lists=captions)
+
+
+def test_recall_counts_up_to_five_captions_a_picture(monkeypatch):
+    n = 12
+    seen = []
+
+    def pictures(clip, images):
+        return torch.eye(n)[images[:, 0, 0, 0].long()]
+
+    def captions(clip, texts):
+        seen.extend(texts)
+        return torch.eye(n)[[int(text.split()[0]) for text in texts]]
+
+    monkeypatch.setattr(on_data, "embed_pictures", pictures)
+    monkeypatch.setattr(on_data, "embed_captions", captions)
+    found = clip_on_data(make_clip(image_size=4), Blocks(n), Blocks(n))
+    assert len(seen) == 5 * n
+    assert found.scores["image_to_text_recall_at_1"] == 1.0
+    assert found.scores["text_to_image_recall_at_10"] == 1.0
+    assert found.scores["text_to_image_chance_at_5"] == pytest.approx(5 / 12)
+    assert found.manifest["captions"] == 5 * n
+
+
+def test_a_classifier_that_sees_nothing_is_at_chance(run, demo, tmp_path):
+    data = f"cifar10:{cifar(tmp_path / 'cifar')}"
+    status, out, _ = run(demo / "clip", "--data", data, "--json", "--out", "e.json")
+    assert status == 0
+    scores = json.loads(out)["scores"]
+    assert scores["chance"] == 0.1
+    assert 0 <= scores["zero_shot"] <= 1 and 0 <= scores["linear_probe"] <= 1
+
+
+# --- the manifest --------------------------------------------------------------------------------
+
+
+def test_the_manifest_says_what_it_was_measured_on(run, demo, tmp_path):
+    data = f"cifar10:{cifar(tmp_path / 'cifar')}"
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a {}\nthe {}\n")
+    words = (demo / "clip", "--data", data, "--templates", templates, "--out", "e.json")
+    assert run(*words)[0] == 0
+    manifest = json.loads(Path("e.json").read_text())["manifest"]
+    assert manifest["templates"] == ["a {}", "the {}"]
+    assert manifest["labels"] == NAMES_10
+    assert manifest["pictures"] == 12 and manifest["linear_probe"]["train_pictures"] == 30
+    assert manifest["preprocessing"]["mean"][0] == pytest.approx(0.4815, abs=1e-4)
+    before = manifest["data_hash"], manifest["model_hash"]
+    write(tmp_path / "cifar" / "cifar-10-batches-py" / "test_batch", batch(12, 8))
+    assert run(*words)[0] == 0
+    again = json.loads(Path("e.json").read_text())["manifest"]
+    assert again["data_hash"] != before[0] and again["model_hash"] == before[1]
+
+
+def test_scores_go_into_the_run_folder_and_are_the_same_again(run, tmp_path):
+    clip = make_clip(vocab_size=TOKENIZER.vocab_size, text_length=20)
+    write_run(tmp_path / "clip", "clip", clip, data=f"folder:{captioned(tmp_path / 'own')}")
+    assert run(tmp_path / "clip")[0] == 0
+    first = (tmp_path / "clip" / "evaluation.json").read_text()
+    assert "text_to_image_recall_at_5" in first
+    assert run(tmp_path / "clip")[0] == 0
+    assert (tmp_path / "clip" / "evaluation.json").read_text() == first
+
+
+def test_a_vqgan_is_scored_by_its_reconstructions(run, tmp_path):
+    data = f"folder:{captioned(tmp_path / 'own')}"
+    write_run(tmp_path / "vqgan", "vqgan", make_vqgan(), data=data)
+    status, out, _ = run(tmp_path / "vqgan", "--json")
+    scores = json.loads(out)["scores"]
+    assert status == 0 and 0 < scores["psnr"] < 40 and 0 < scores["codes_used"] <= 1
+
+
+def test_an_original_checkpoint_needs_to_be_told_the_data(run):
+    checkpoint = Path(__file__).parent / "data" / "clip_huggingface"
+    status, out, error = run(checkpoint)
+    assert status == 2 and not out and "--data" in error and error.count("\n") == 1
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nowhere",), "no such run"),
+        (("{demo}/dalle", "--data", "folder:{demo}"), "oracle"),
+        (("{demo}", "--data", "folder:{demo}"), "several runs"),
+        (("{demo}/clip", "--data", "folder:{demo}/nowhere"), "no such folder"),
+        (("{demo}/vqgan", "--templates", "t.txt"), "are for a clip"),
+        (("{demo}/clip", "--dta", "shapes"), "--data"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, demo, words, says):
+    status, out, error = run(*(word.format(demo=demo) for word in words))
+    assert status == 2 and not out
+    assert says in error and error.count("\n") == 1
+
+
+def test_a_run_on_shapes_is_scored_by_the_oracle(run, demo, monkeypatch):
+    asked = {}
+
+    def scores(clip, *, seed):
+        asked["seed"] = seed
+        return {"recall_at_1": 0.5}
+
+    monkeypatch.setattr("minimodal.cli.evaluate.clip_scores", scores)
+    status, out, _ = run(demo / "clip", "--seed", "7", "--json")
+    assert status == 0 and asked == {"seed": 7}
+    assert json.loads(out)["manifest"]["world_seed"] == 7
