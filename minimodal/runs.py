@@ -121,7 +121,7 @@ def load(
     path = Path(path)
     if is_original(path):
         if kind not in (None, "clip"):
-            raise UserError(f"{path} is a checkpoint, where a folder of a {kind} run is expected")
+            raise UserError(f"{path} is no run folder; a trained {kind} is expected here")
         return load_original(path, merges=merges)
     run = load_run_config(path, kind=kind)
     model: VQGAN | CLIP | DALLE

@@ -306,5 +306,5 @@ def test_an_activation_that_we_do_not_have_is_refused():
 
 
 def test_a_checkpoint_where_a_run_is_expected_is_refused():
-    with pytest.raises(UserError, match="where a folder of a vqgan run is expected"):
+    with pytest.raises(UserError, match="no run folder; a trained vqgan"):
         load(VIT / "model.safetensors", kind="vqgan")
