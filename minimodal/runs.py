@@ -8,6 +8,7 @@ taken for an original CLIP; which loader it needs shows in its names. Read
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +104,12 @@ def load_original(path: Path, *, merges: str | Path | None) -> CLIP:
             # OpenAI's archives hold this number, and no others do.
             theirs = "input_resolution" in tensors
             activation = "quick_gelu" if theirs else "gelu"
+            if not theirs:
+                print(
+                    f"{path}: taken for OpenCLIP's, with the exact GELU and heads of 64; where that "
+                    "is wrong, use a loader of minimodal.pretrained and say so",
+                    file=sys.stderr,
+                )
             clip = openai_clip.convert(
                 tensors, source=str(path), activation=activation, vision={}, text={}
             )

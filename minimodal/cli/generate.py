@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.cli.common import Parser, run_command
+from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.oracle import Verdict, score
@@ -50,8 +51,10 @@ def make_parser() -> Parser:
     add("--rerank", type=int, default=0, metavar="K",
         help="draw K a prompt (at least N), keep the N that CLIP finds best "
              "(default: 0, off)")  # fmt: skip
-    add("--clip", type=Path, metavar="RUN",
-        help="the clip run for --rerank (default: the one beside the dalle run)")  # fmt: skip
+    add("--clip", type=Path, metavar="RUN|CHECKPOINT",
+        help="the CLIP for --rerank, a run or an original checkpoint "
+             "(default: the run beside the dalle run)")  # fmt: skip
+    add_merges_flag(parser)
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--out", type=Path, default=Path("pictures.png"), metavar="PNG",
         help="the grid; the single pictures go into a folder of that name "
@@ -101,7 +104,9 @@ def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
     place = arguments.clip or folder.parent / "clip"
     if not place.exists():
         raise UserError(f"--rerank needs a CLIP and there is none in {place}; give --clip RUN")
-    return load(place, kind="clip").to(device)
+    clip = load(place, kind="clip", merges=arguments.merges)
+    clip.tokenize(arguments.prompts, truncate=True)  # say before the drawing that it cannot
+    return clip.to(device)
 
 
 def judged(prompts: list[str], pictures: Tensor) -> list[Verdict | None]:
