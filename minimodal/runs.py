@@ -106,8 +106,8 @@ def load_original(path: Path, *, merges: str | Path | None) -> CLIP:
             activation = "quick_gelu" if theirs else "gelu"
             if not theirs:
                 print(
-                    f"{path}: taken for OpenCLIP's, with the exact GELU and heads of 64; where that "
-                    "is wrong, use a loader of minimodal.pretrained and say so",
+                    f"{path}: taken for OpenCLIP's, with the exact GELU and heads of 64; where that"
+                    " is wrong, use a loader of minimodal.pretrained and say so",
                     file=sys.stderr,
                 )
             clip = openai_clip.convert(

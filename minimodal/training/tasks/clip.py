@@ -58,6 +58,7 @@ class CLIPTraining:
     flip: bool = False  # mirror half of the pictures
     shift: int = 0  # move pictures by up to so many pixels, edges repeated
     unique: bool = False  # no caption twice in a batch; for data with classes
+    same_class: bool = False  # captions of one class are positives of each other
     loss: str = "softmax"  # softmax (CLIP) or sigmoid (SigLIP)
     loss_rows: int = 0  # rows of logits at a time; 0: all, or about a million logits if more
     difference_weight: float = 0.0  # of the loss on differences between neighbours of the batch
@@ -88,6 +89,8 @@ class CLIPTask:
     ) -> None:
         if training.difference_weight > 0 and batch_size % 4:
             raise UserError(f"batch_size {batch_size}: difference_weight needs a multiple of 4")
+        if training.same_class and train.labels is None:
+            raise UserError(f"same_class: the pictures of {train.name} have no classes")
         if training.unique:
             distinct_rows(train, batch_size, 0, seed=seed)  # or say now why not
         self.training, self.train, self.val = training, train, val
@@ -118,7 +121,10 @@ class CLIPTask:
             most = self.training.shift
             images = shift_all(images, rng.integers(-most, most + 1, (len(indices), 2))[rows])
         captions = captions or self.train.captions(indices, rng)
-        _, numbers = np.unique(captions, return_inverse=True)
+        if self.training.same_class:
+            numbers = self.train.labels[indices]
+        else:
+            _, numbers = np.unique(captions, return_inverse=True)
         return {
             "images": torch.from_numpy(np.ascontiguousarray(images)),
             "tokens": self.tokens(captions[rows]),
