@@ -259,6 +259,28 @@ def test_a_malicious_archive_is_refused_and_does_nothing(tmp_path, archive):
     assert not marker.exists()
 
 
+def test_an_archive_that_contains_itself_comes_to_an_end(tmp_path, archive):
+    path = tmp_path / "round.pt"
+    root = b"c__torch__\nM\n)\x81"  # an instance of the archive's class M
+    # Its attributes a and b are the module itself: the pickle's memo makes the circle.
+    content = b"\x80\x02" + root + b"q\x00}(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00ub."
+    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(path, "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, content if name.endswith("/data.pkl") else good.read(name))
+    assert "no tensors" in refused(path)
+
+
+def test_other_normalisation_than_clips_is_said(tmp_path, capsys):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((HUGGINGFACE / file).read_bytes())
+    config = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    load_huggingface_clip(tmp_path)
+    assert "normalised by [0.5, 0.5, 0.5]" in capsys.readouterr().err
+    load_huggingface_clip(HUGGINGFACE)
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
 def test_a_truncated_file_is_one_clear_line(tmp_path, archive, share):
     plain = tmp_path / "plain.pt"

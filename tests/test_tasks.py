@@ -1,10 +1,16 @@
 """What tasks do beside their losses: seeded starts, rows of a batch, cached codes."""
 
 import numpy as np
+import pytest
 import systems
 import torch
+from test_cifar import NAMES_10, batch, write
 from torch import nn
 
+from minimodal.data.loading import batch_indices
+from minimodal.errors import UserError
+from minimodal.training.build import build_clip
+from minimodal.training.recipes import clip_small
 from minimodal.training.tasks.common import flip_some, seeded, shift_all, to_float
 
 
@@ -22,6 +28,21 @@ def test_rows_of_a_batch_are_the_same_whoever_asks_for_them(tmp_path):
         halves = [task.batch(3, slice(0, 4)), task.batch(3, slice(4, 8))]
         for name, value in whole.items():
             assert torch.equal(value, torch.cat([half[name] for half in halves])), name
+
+
+def test_captions_of_one_class_can_be_positives_of_each_other(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    write(folder / "data_batch_1", batch(40, 1))
+    write(folder / "test_batch", batch(8, 2))
+    write(folder / "batches.meta", {"label_names": NAMES_10})
+    recipe = clip_small()
+    assert recipe.training.same_class
+    task = build_clip(recipe, f"cifar10:{tmp_path}")
+    found = task.batch(0, slice(0, 64))["captions"]
+    rows = batch_indices(40, 64, 0, seed=0)
+    assert found.tolist() == task.train.labels[rows].tolist()
+    with pytest.raises(UserError, match="no classes"):
+        build_clip(recipe, "shapes:400")
 
 
 def test_bytes_become_floats_between_minus_one_and_one():

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,7 @@ from minimodal.errors import UserError
 
 VERSION = 1  # of the file
 FILE = "index.safetensors"
+OLD = 3600  # seconds after which nobody is still writing a file
 BATCH = 64  # pictures that the encoder sees at once
 LAST = 2**32 - 1  # the highest index that a key has room for
 
@@ -240,8 +242,9 @@ def write_index(path: Path, index: Index, model: str) -> None:
     # Not checkpoint.write_atomically: two searches of one folder may write at the same time.
     temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
-        for left in path.parent.glob(".*.tmp"):  # of a search that was killed
-            left.unlink(missing_ok=True)
+        for left in path.parent.glob(".*.tmp"):
+            if left.stat().st_mtime < time.time() - OLD:  # of a search that was killed
+                left.unlink(missing_ok=True)
         save_file({"embeddings": index.embeddings, "manifest": manifest}, temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:

@@ -36,8 +36,6 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-DEPTH = 64  # of modules within modules; a pickle can contain itself
-
 
 # --- TorchScript archives ------------------------------------------------------------------------
 
@@ -99,14 +97,18 @@ class _ArchiveUnpickler(pickle.Unpickler):
         return self.storages[key]
 
 
-def _walk(module: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    if len(path) > DEPTH:
-        raise ValueError("its modules contain themselves")
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            yield ".".join((*path, name)), value
-        elif isinstance(value, _Module):
-            yield from _walk(value, (*path, name))
+def _walk(module: Any) -> Iterator[tuple[str, Tensor]]:
+    seen, todo = set(), [((), module)]  # a pickle can contain itself
+    while todo:
+        path, here = todo.pop()
+        if id(here) in seen:
+            continue
+        seen.add(id(here))
+        for name, value in vars(here).items():
+            if isinstance(value, Tensor):
+                yield ".".join((*path, name)), value
+            elif isinstance(value, _Module):
+                todo.append(((*path, name), value))
 
 
 def _read_archive(archive: zipfile.ZipFile) -> dict[str, Tensor]:

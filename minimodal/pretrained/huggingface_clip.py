@@ -16,7 +16,14 @@ from torch import Tensor
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.errors import UserError
 from minimodal.pretrained.files import read_json, read_tensors
-from minimodal.pretrained.naming import BlockNames, Tensors, fill, grid_size, heads_of
+from minimodal.pretrained.naming import (
+    BlockNames,
+    Tensors,
+    fill,
+    grid_size,
+    heads_of,
+    say_normalisation,
+)
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VISION = {"num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -155,7 +162,12 @@ def load_huggingface_clip(
     else:
         path, source = Path(given), str(given)
         state = read_folder(path) if path.is_dir() else read_tensors(path)
-        config = config or (path if path.is_dir() else path.parent) / "config.json"
+        folder = path if path.is_dir() else path.parent
+        config = config or folder / "config.json"
+        if (folder / "preprocessor_config.json").exists():
+            pictures = read_json(folder / "preprocessor_config.json")
+            mean, std = pictures.get("image_mean"), pictures.get("image_std")
+            say_normalisation(mean, std, source=source)
     if isinstance(config, (str, Path)):
         config = read_json(Path(config))
     return convert(state, config, source=source)

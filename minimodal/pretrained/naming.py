@@ -6,13 +6,15 @@ names it. Half-precision weights become float32. Read `minimodal/clip.py` before
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, CLIPConfig
+from minimodal.clip import CLIP, MEAN, STD, CLIPConfig
 from minimodal.errors import UserError
 
 
@@ -106,6 +108,17 @@ def heads_of(width: int, stated: Any, *, source: str) -> int:
     if type(heads) is not int or heads < 1 or width % heads:
         raise UserError(f"{source}: width {width} is not divisible by {heads} heads")
     return heads
+
+
+def say_normalisation(mean: Any, std: Any, *, source: str) -> None:
+    """Say that a model was trained on pictures normalised by other numbers than CLIP's."""
+    for stated, ours in ((mean, MEAN), (std, STD)):
+        if stated is not None and not np.allclose(stated, ours, atol=1e-3):
+            print(
+                f"{source}: its pictures are normalised by {list(stated)}; `preprocess` does it by "
+                f"CLIP's {list(ours)}: normalise them yourself",
+                file=sys.stderr,
+            )
 
 
 def fill(config: CLIPConfig, weights: dict[str, Tensor], *, source: str) -> CLIP:

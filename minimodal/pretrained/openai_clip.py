@@ -22,7 +22,14 @@ from torch import Tensor
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.errors import UserError
 from minimodal.pretrained.files import read_json, read_tensors
-from minimodal.pretrained.naming import BlockNames, Tensors, fill, grid_size, heads_of
+from minimodal.pretrained.naming import (
+    BlockNames,
+    Tensors,
+    fill,
+    grid_size,
+    heads_of,
+    say_normalisation,
+)
 
 Weights = dict[str, Tensor]
 # What would make another function of the same tensors, with the values that we compute.
@@ -240,6 +247,8 @@ def load_open_clip(
             raise UserError(f"{folder} has none of {', '.join(names)}")
     if isinstance(config, (str, Path)):
         config = read_json(Path(config))
+    pictures = (config or {}).get("preprocess_cfg") or {}
+    say_normalisation(pictures.get("mean"), pictures.get("std"), source="this OpenCLIP model")
     stated = (config or {}).get("model_cfg", config or {})
     vision, text = stated.get("vision_cfg") or {}, stated.get("text_cfg") or {}
     check_supported(vision, VISION_ONLY, tower="image tower")

@@ -140,11 +140,11 @@ def clip_small() -> CLIPRecipe:
 
 
 def clip_photos() -> CLIPRecipe:
-    """Captioned photographs at 64 pixels."""
+    """Captioned photographs at 64 pixels; not mirrored, since captions speak of left and right."""
     recipe = clip_small()
     return recipe._replace(
         model=replace(recipe.model, image_size=64, text_width=128, text_depth=2, text_heads=4),
-        training=CLIPTraining(vocab=4096, flip=True, shift=4),
+        training=CLIPTraining(vocab=4096, shift=4),
     )
 
 

@@ -152,7 +152,8 @@ class CLIPTask:
         scale = model.logit_scale.exp()
         all_image, all_text = self.gather(image), self.gather(text)  # (B, E)
         others, B = self.gather(captions), len(all_image)
-        rows = training.loss_rows or (max(1, LOGITS // B) if B * B > LOGITS else 0)
+        most = LOGITS if image.device.type == "cpu" else 64 * LOGITS  # a GPU wants larger pieces
+        rows = training.loss_rows or (max(1, most // B) if len(image) * B > most else 0)
         if training.loss == "sigmoid":
             queries, keys = F.normalize(image, dim=-1), F.normalize(all_text, dim=-1)
             loss = rows_sigmoid(
