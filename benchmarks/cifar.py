@@ -1,6 +1,6 @@
-"""Scores of CIFAR-10 runs on the official test pictures, and of DALL·E by an independent judge.
+"""VQGAN's reconstructions of CIFAR-10 and DALL·E's pictures before an independent judge.
 
-python train.py vqgan --data cifar10:PATH --out runs/cifar-vqgan --minutes 10     # and clip, dalle
+python train.py vqgan --data cifar10:PATH --out runs/cifar-vqgan --minutes 10     # and dalle
 python benchmarks/cifar.py --data PATH --judge cifar10_resnet20.safetensors
 """
 
@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 import minimodal
-from minimodal.clip import class_embeddings, embed_pictures
 from minimodal.dalle import to_uint8
-from minimodal.data.cifar import TEMPLATES, class_captions
+from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data
 from minimodal.evaluation.judge import load_judge
-from minimodal.evaluation.metrics import psnr, zero_shot_accuracy
+from minimodal.evaluation.metrics import psnr
 from minimodal.training.tasks.common import all_pictures
 
 
@@ -39,13 +38,8 @@ def main() -> None:
           f"agrees with {judge.agreement(images, labels):.3f} of the labels of the originals and "
           f"{judge.agreement(again, labels):.3f} of those of the reconstructions")  # fmt: skip
 
-    clip = minimodal.load(given.runs / "cifar-clip")
-    names = [class_captions(name)[0] for name in test.class_names]  # "an airplane", …
-    classes = class_embeddings(clip, names, list(TEMPLATES))
-    accuracy = zero_shot_accuracy(embed_pictures(clip, images) @ classes.T, labels)
-    print(f"CLIP: zero-shot accuracy {accuracy:.3f} on {len(images)} test pictures (chance 0.1)")
-
     dalle = minimodal.load(given.runs / "cifar-dalle")
+    names = [class_captions(name)[0] for name in test.class_names]  # "an airplane", …
     prompts = [f"a photo of {name}" for name in names]
     sampling = dalle.run["model"]["sampling"]
     drawn = dalle.generate(
