@@ -63,3 +63,9 @@ def test_a_picture_without_captions_can_only_be_found_wrongly():
 def test_zero_shot_accuracy_counts_the_largest_similarity():
     similarities = torch.tensor([[0.9, 0.1], [0.2, 0.3], [-0.1, -0.2], [0.0, 1.0]])
     assert zero_shot_accuracy(similarities, torch.tensor([0, 1, 1, 1])) == 0.75
+
+
+def test_recall_counts_in_float32_also_under_autocast():
+    image = torch.nn.functional.normalize(torch.tensor([[1.0, 0.001], [1.0, 0.002]]), dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert recall_at_k(image.bfloat16(), image, 2) == (1.0, 1.0)

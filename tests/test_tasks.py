@@ -1,5 +1,7 @@
 """What tasks do beside their losses: seeded starts, rows of a batch, cached codes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import systems
@@ -10,6 +12,7 @@ from torch import nn
 from minimodal.data.loading import batch_indices
 from minimodal.errors import UserError
 from minimodal.training.build import build_clip
+from minimodal.training.checkpoint import read_metrics
 from minimodal.training.recipes import clip_small
 from minimodal.training.tasks.common import flip_some, seeded, shift_all, to_float
 
@@ -70,3 +73,12 @@ def test_pictures_become_codes_once(tmp_path, capsys):
     task = systems.make_dalle(tmp_path / "d")
     assert "once" not in capsys.readouterr().err
     assert task.codes.shape == (400, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "clip", "dalle"])
+def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
+    engine = replace(systems.ENGINE, steps=6, precision="bfloat16", accumulate=2)
+    systems.train(kind, tmp_path / kind, engine)
+    last = read_metrics(tmp_path / kind)[-1]
+    assert last["done"] and len(last) > 3
+    assert list((tmp_path / kind / "samples").glob("*.png"))

@@ -113,7 +113,8 @@ def top_k(embeddings: Tensor, queries: Tensor, k: int, *, block: int = 65536) ->
     """
     best = torch.empty(len(queries), 0, dtype=torch.int64)
     for first in range(0, len(embeddings), block):
-        scores = queries @ embeddings[first : first + block].T  # (Q, block)
+        with torch.autocast("cpu", enabled=False):  # a training's evaluation may run under it
+            scores = queries @ embeddings[first : first + block].T  # (Q, block)
         keys = sort_keys(scores, first)
         keys = torch.cat([best, keys.topk(min(k, keys.shape[1]), dim=1).values], dim=1)
         best = keys.topk(min(k, keys.shape[1]), dim=1).values  # (Q, k)
