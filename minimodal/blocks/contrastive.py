@@ -63,16 +63,19 @@ class _CrossEntropy(torch.autograd.Function):
             part = slice(start, start + rows)
             q = scale * queries[part]  # (r, E)
             logits = q @ keys.T  # (r, B)
-            target = positives(own[part], others).to(logits.dtype)
+            same = positives(own[part], others)
             # A number that n of the columns have, n of the rows have: t is the same both ways.
-            target *= ways / target.sum(dim=1, keepdim=True)
-            sums = logits.logsumexp(dim=1, keepdim=True)  # (r, 1)
-            loss += sums.sum() - torch.dot(target.flatten(), logits.flatten())
+            target = same * (ways / same.sum(dim=1, keepdim=True).to(logits.dtype))
+            loss -= torch.dot(target.flatten(), logits.flatten())
+            largest = logits.amax(dim=1, keepdim=True)  # (r, 1)
+            error = (logits - largest).exp_()
+            sums = error.sum(dim=1, keepdim=True)
+            loss += (largest + sums.log()).sum()  # log Σ_j exp, without overflow
             if not wanted:
                 continue
-            error = (logits - sums).exp_() - target  # (r, B) p - t
+            error.div_(sums).sub_(target)  # (r, B) p - t
             if both:
-                error += logits.sub_(columns).exp_()
+                error.add_(logits.sub_(columns).exp_())
             d_q = error @ keys  # (r, E)
             d_scale += (d_q * queries[part]).sum()
             d_queries[part] = scale * d_q

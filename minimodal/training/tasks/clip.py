@@ -46,7 +46,7 @@ from minimodal.training.tasks.common import (
     shift_all,
 )
 
-LOGITS = 2**20  # more than these are made some rows at a time
+LOGITS = 2**21  # more than these are made some rows at a time
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CLIPTraining:
     unique: bool = False  # no caption twice in a batch; for data with classes
     same_class: bool = False  # captions of one class are positives of each other
     loss: str = "softmax"  # softmax (CLIP) or sigmoid (SigLIP)
-    loss_rows: int = 0  # rows of logits at a time; 0: all, or about a million logits if more
+    loss_rows: int = 0  # rows of logits at a time; 0: all, or two million logits if more
     difference_weight: float = 0.0  # of the loss on differences between neighbours of the batch
 
     def __post_init__(self) -> None:
