@@ -180,6 +180,15 @@ def batch_indices(
     return (chosen[:, None] * group + np.arange(group)).reshape(-1)
 
 
+@lru_cache(maxsize=2)
+def _members(source: DataSource) -> list[np.ndarray]:
+    # Cached because it goes through all labels, and every batch asks for it.
+    found = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
+    if not found:
+        raise UserError(f"{source.name}: it has no pictures")
+    return found
+
+
 def distinct_rows(
     source: DataSource, batch_size: int, step: int, *, seed: int
 ) -> tuple[np.ndarray, list[str]]:
@@ -211,10 +220,3 @@ def distinct_rows(
         chosen[i] = own[order[at]]
         captions.append(source.all_captions(int(chosen[i]))[(turn + label) % templates])
     return chosen, captions
-
-
-def _members(source: DataSource) -> list[np.ndarray]:
-    found = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
-    if not found:
-        raise UserError(f"{source.name}: it has no pictures")
-    return found

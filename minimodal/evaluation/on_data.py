@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.blocks.quantizer import usage
 from minimodal.clip import CLIP, MEAN, STD, embed_captions, embed_pictures
-from minimodal.dalle import to_uint8
 from minimodal.data.loading import DataSource
 from minimodal.errors import UserError
 from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, zero_shot_accuracy
+from minimodal.evaluation.scoreboard import redraw
 from minimodal.evaluation.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
 
@@ -111,18 +110,8 @@ def clip_on_data(
     return Evaluation(found.scores, found.manifest | more)
 
 
-@torch.no_grad()
 def vqgan_on_data(vqgan: VQGAN, val: DataSource) -> Evaluation:
     """PSNR of reconstructions, and how much of the codebook they use."""
-    device = vqgan.last_layer.device
-    again, before, indices = [], [], []
-    for first in range(0, len(val), PART):
-        images = torch.from_numpy(val.images(np.arange(first, min(first + PART, len(val)))))
-        codes = vqgan.encode(images.to(device).float() / 127.5 - 1)
-        again.append(to_uint8(vqgan.decode(codes.z)).cpu())
-        before.append(images)
-        indices.append(codes.indices.cpu())
-    parts = vqgan.quantizer.factors(torch.cat(indices))
-    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
-    scores = {"psnr": psnr(torch.cat(again), torch.cat(before)), "codes_used": min(used)}
-    return Evaluation(scores, {})
+    images = torch.from_numpy(val.images(np.arange(len(val))))
+    again = redraw(vqgan, images)
+    return Evaluation({"psnr": psnr(again.pictures, images), "codes_used": again.used}, {})

@@ -10,6 +10,7 @@ Models in, dicts of numbers between 0 and 1 out. Captions state every attribute.
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,27 +61,47 @@ def shares(cases: dict[str, np.ndarray | list[bool]]) -> dict[str, float]:
 # --- VQGAN ---------------------------------------------------------------------------------------
 
 
+class Redrawn(NamedTuple):
+    """What VQGAN makes of pictures.
+
+    pictures: (N, 3, H, W) uint8 reconstructions
+    used: the share of codes in use, of the least used codebook
+    """
+
+    pictures: Tensor
+    used: float
+
+
 @torch.no_grad()
-def vqgan_scores(vqgan: VQGAN, *, seed: int = 0, n: int = 2000) -> dict[str, float]:
-    """The ceiling of what its codes can draw: the oracle on reconstructions of unseen scenes."""
-    source = ShapesSource(seed, split="val", pairs="all", image_size=vqgan.config.image_size)
-    numbers = np.arange(n)
-    images = torch.from_numpy(source.images(numbers))
+def redraw(vqgan: VQGAN, images: Tensor) -> Redrawn:
+    """Pictures through the codes and back, on the CPU.
+
+    images: (N, 3, H, W) uint8
+    """
     device = vqgan.last_layer.device
     painted, indices = [], []
     for part in images.split(250):
         codes = vqgan.encode(part.to(device).float() / 127.5 - 1)
         painted.append(to_uint8(vqgan.decode(codes.z)).cpu())
         indices.append(codes.indices.cpu())
-    again = torch.cat(painted)
-    verdicts = score(source.full_captions(numbers, np.random.default_rng(seed)), again.numpy())
     parts = vqgan.quantizer.factors(torch.cat(indices))
     used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
+    return Redrawn(torch.cat(painted), min(used))
+
+
+def vqgan_scores(vqgan: VQGAN, *, seed: int = 0, n: int = 2000) -> dict[str, float]:
+    """The ceiling of what its codes can draw: the oracle on reconstructions of unseen scenes."""
+    source = ShapesSource(seed, split="val", pairs="all", image_size=vqgan.config.image_size)
+    numbers = np.arange(n)
+    images = torch.from_numpy(source.images(numbers))
+    again = redraw(vqgan, images)
+    texts = source.full_captions(numbers, np.random.default_rng(seed))
+    verdicts = score(texts, again.pictures.numpy())
     return rounded(
         {
             "oracle_exact": exact(verdicts).mean(),
-            "codes_used": min(used),  # of the least used codebook
-            "psnr": psnr(again, images),
+            "codes_used": again.used,
+            "psnr": psnr(again.pictures, images),
         }
     )
 
