@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minimodal.blocks.contrastive import rows_cross_entropy
-from minimodal.blocks.resnet import AttentionPool, ModifiedResNet
+from minimodal.blocks.resnet import ResNetEncoder
 from minimodal.blocks.transformer import Transformer
 from minimodal.data.images import centre_square, resize_then_crop, to_rgb
 from minimodal.errors import UserError
@@ -145,35 +145,44 @@ class ImageEncoder(nn.Module):
         images: (B, 3, H, W) normalised pictures
         returns: (B, E)
         """
-        B, x = images.shape[0], images
-        for conv in self.stem:
-            x = F.gelu(conv(x))  # (B, C, H/2, W/2), and so on
-        x = rearrange(self.patches(x), "B D h w -> B (h w) D")  # (B, h*w, D)
-        x = torch.cat([self.class_token.expand(B, 1, -1).to(x.dtype), x], dim=1)  # (B, 1+h*w, D)
-        x = self.transformer(self.norm_in(x + self.positions))
+        x = self.transformer(self.tokens(self.stem_maps(images)[-1]))  # (B, 1+h*w, D)
         return self.projection(self.norm_out(x[:, 0]))  # (B, E)
 
-
-class ResNetEncoder(nn.Module):
-    """The paper's other image tower: a ResNet whose last map is read by attention (section 2.4)."""
-
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__()
-        self.resnet = ModifiedResNet(config.resnet, config.vision_width)
-        self.pool = AttentionPool(
-            32 * config.vision_width,
-            config.vision_heads,
-            grid=config.image_size // 32,
-            out=config.embed_width,
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Pictures to embeddings, not normalised.
+    def stem_maps(self, images: Tensor) -> list[Tensor]:
+        """The pictures and what each convolution of the stem makes of them.
 
         images: (B, 3, H, W) normalised pictures
-        returns: (B, E)
+        returns: (B, …) maps of C channels and h x w pixels, the largest first
         """
-        return self.pool(self.resnet(images))
+        maps = [images]
+        for conv in self.stem:
+            maps.append(F.gelu(conv(maps[-1])))  # (B, C, H/2, W/2), and so on
+        return maps
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """What the Transformer reads: the class token and a token a patch.
+
+        x: (B, C, H, W) the stem's last map
+        returns: (B, 1+h*w, D)
+        """
+        B = x.shape[0]
+        x = rearrange(self.patches(x), "B D h w -> B (h w) D")  # (B, h*w, D)
+        x = torch.cat([self.class_token.expand(B, 1, -1).to(x.dtype), x], dim=1)  # (B, 1+h*w, D)
+        return self.norm_in(x + self.positions)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Maps of every depth, the embedding last, to compare pictures by (blocks/perceptual.py).
+
+        images: (B, 3, H, W) normalised pictures
+        returns: (B, …) maps of the stem's layers, of the blocks, and of the embedding (one pixel)
+        """
+        maps = self.stem_maps(images)
+        x = self.tokens(maps[-1])  # (B, 1+h*w, D)
+        side = math.isqrt(x.shape[1] - 1)
+        for block in self.transformer.blocks:
+            x = block(x, mask=None)
+            maps.append(rearrange(x[:, 1:], "B (h w) D -> B D h w", h=side))
+        return [*maps[1:], self.projection(self.norm_out(x[:, 0]))[:, :, None, None]]
 
 
 class TextEncoder(nn.Module):
@@ -232,7 +241,13 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ResNetEncoder(config) if config.resnet else ImageEncoder(config)
+        if config.resnet:  # the paper's other image tower (section 2.4)
+            self.image_encoder = ResNetEncoder(
+                config.resnet, config.vision_width, heads=config.vision_heads,
+                image_size=config.image_size, out=config.embed_width,
+            )  # fmt: skip
+        else:
+            self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
         # ln of the inverse temperature, 1/0.07 at the start (section 2.5); SigLIP begins at 10,
         # with a bias of -10 that makes all pairs unlikely, as nearly all are.

@@ -19,7 +19,7 @@ from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
-from minimodal.pretrained import huggingface_clip, openai_clip
+from minimodal.pretrained import huggingface_clip, openai_clip, taming
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.huggingface_clip import load_huggingface_clip
@@ -90,13 +90,15 @@ def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLI
     return tokenizer
 
 
-def load_original(path: Path, *, merges: str | Path | None) -> CLIP:
-    """An original CLIP: OpenAI's, OpenCLIP's or Hugging Face's, as its names say."""
+def load_original(path: Path, *, merges: str | Path | None) -> CLIP | VQGAN:
+    """An original CLIP (OpenAI's, OpenCLIP's, Hugging Face's) or VQGAN, as its names say."""
     if path.is_dir():
         theirs = (path / "open_clip_config.json").exists()
         clip = load_open_clip(path) if theirs else load_huggingface_clip(path)
     else:
         tensors, beside = read_tensors(path), path.parent / "config.json"
+        if taming.is_taming(tensors):
+            return taming.convert(tensors, {}, source=str(path))
         if "visual_projection.weight" in tensors:
             config = read_json(beside) if beside.exists() else None
             clip = huggingface_clip.convert(tensors, config, source=str(path))
@@ -127,9 +129,12 @@ def load(
     """
     path = Path(path)
     if is_original(path):
-        if kind not in (None, "clip"):
+        if kind not in (None, "clip", "vqgan"):
             raise UserError(f"{path} is no run folder; a trained {kind} is expected here")
-        return load_original(path, merges=merges)
+        original = load_original(path, merges=merges)
+        if kind not in (None, original.run["kind"]):
+            raise UserError(f"{path} holds a {original.run['kind']}; a {kind} is expected here")
+        return original
     run = load_run_config(path, kind=kind)
     model: VQGAN | CLIP | DALLE
     try:

@@ -9,29 +9,35 @@ h = H / f. Read `blocks/conv.py` and `blocks/quantizer.py` before.
 
 With two codebooks (`codes=(structure, appearance)`) a position's code has two factors: the first
 is computed from what no change of colours alters, the second from what no shuffling of pixels
-alters. Neither rule knows what is in the pictures; see `StructureEncoder`.
+alters; see `blocks/factor_encoders.py`.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.conv import (
     Downsample,
     PixelAttention,
-    PositionNorm,
     ResidualBlock,
     Upsample,
-    group_norm,
     make_norm,
 )
+from minimodal.blocks.discriminator import PatchDiscriminator
+from minimodal.blocks.factor_encoders import AppearanceEncoder, StructureEncoder
 from minimodal.blocks.quantizer import Codes, Quantizer
+from minimodal.blocks.quantizer_variants import (
+    FiniteScalarQuantizer,
+    GradientQuantizer,
+    GumbelQuantizer,
+)
 from minimodal.errors import UserError
+
+QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,17 @@ class VQGANConfig:
     channels: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2)  # width at each resolution, in units of channels
     depth: int = 1  # residual blocks at each resolution
+    decoder_depth: int = 0  # the same in the decoder; 0: as depth (the original has one more)
+    middle_attention: bool = False  # attention between two blocks where encoder meets decoder
+    latent_width: int = 0  # channels at the CNNs' ends, 1x1 convolutions to code_width; 0: none
     attention: tuple[int, ...] = ()  # resolutions (in latent or feature pixels) with attention
     encoder_kernel: int = 3  # 1: a code sees its own patch only
-    codes: tuple[int, ...] = (1024,)  # K; two numbers: structure and appearance codebooks
-    code_width: int = 32
+    quantizer: str = "ema"  # ema, gradient, sphere (unit length), gumbel, or fsq
+    codes: tuple[int, ...] = (1024,)  # K; two: structure and appearance; fsq: levels of channels
+    code_width: int = 32  # channels of a code (fsq: as many as codes has levels)
     beta: float = 0.25  # commitment
     codebook_decay: float = 0.99
+    revive: bool = True  # move codes that nothing uses
 
     def __post_init__(self) -> None:
         sizes = (self.image_size, self.patch, self.channels, self.depth, self.code_width)
@@ -59,7 +70,14 @@ class VQGANConfig:
                 f"image size {self.image_size} is not a multiple of {self.factor}, the factor by "
                 "which this VQGAN shrinks pictures"
             )
-
+        if self.quantizer not in QUANTIZERS:
+            raise UserError(f"quantizer {self.quantizer}: expected {', '.join(QUANTIZERS)}")
+        if self.quantizer == "fsq" and min(self.codes) < 2:
+            raise UserError(f"codes {self.codes}: fsq needs 2 levels or more in each channel")
+        if self.quantizer not in ("ema", "fsq") and len(self.codes) != 1:
+            raise UserError(f"codes {self.codes}: quantizer {self.quantizer} has one codebook")
+        if self.quantizer == "ema" and len(self.codes) > 2:
+            raise UserError(f"codes {self.codes}: expected one codebook or two")
         if self.encoder_kernel == 1 and (len(self.multipliers) > 1 or self.attention):
             raise UserError(
                 "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
@@ -72,6 +90,18 @@ class VQGANConfig:
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
     @property
+    def latent(self) -> int:
+        """C: channels of a latent vector, of all codebooks together."""
+        if self.quantizer == "fsq":
+            return len(self.codes)
+        return len(self.codes) * self.code_width
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        """How many values each factor of a code has, for a model that predicts codes."""
+        return (math.prod(self.codes),) if self.quantizer == "fsq" else self.codes
+
+    @property
     def local(self) -> bool:
         """Whether norms look at one position only, so that a code depends on its patch alone."""
         return self.encoder_kernel == 1
@@ -80,6 +110,14 @@ class VQGANConfig:
     def grid(self) -> int:
         """h = w: codes a side."""
         return self.image_size // self.factor
+
+
+def middle(channels: int, *, kernel: int, config: VQGANConfig) -> list[nn.Module]:
+    """The blocks at the lowest resolution, where the encoder ends and the decoder begins."""
+    block = ResidualBlock(channels, channels, kernel=kernel, local=config.local)
+    if not config.middle_attention:
+        return [block]
+    return [block, PixelAttention(channels), ResidualBlock(channels, channels, kernel=kernel)]
 
 
 class Encoder(nn.Module):
@@ -102,7 +140,7 @@ class Encoder(nn.Module):
             if level < len(widths) - 1:
                 layers.append(Downsample(channels))
                 size //= 2
-        layers.append(ResidualBlock(channels, channels, kernel=k, local=local))
+        layers += middle(channels, kernel=k, config=config)
         self.layers = nn.Sequential(*layers)
         self.norm_out = make_norm(channels, local=local)
         self.conv_out = nn.Conv2d(channels, out_channels, k, padding=k // 2)
@@ -118,70 +156,6 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
-class StructureEncoder(nn.Module):
-    """An encoder of where a patch changes, whatever its colours.
-
-    It reads a patch's self-similarity (Shechtman & Irani 2007): for each pair of pixels, how alike
-    they are about the patch's mean. Rotating or mirroring colour space leaves that unchanged, and
-    so does any change of the two colours of a two-coloured patch. An edge therefore has one code
-    in every pair of colours, also in pairs that no picture showed.
-    """
-
-    def __init__(self, config: VQGANConfig) -> None:
-        super().__init__()
-        self.factor, channels = config.factor, config.channels
-        self.layers = nn.Sequential(
-            nn.Conv2d(self.factor**4, channels, 1),
-            ResidualBlock(channels, channels, kernel=1, local=True),
-            ResidualBlock(channels, channels, kernel=1, local=True),
-            PositionNorm(channels),
-            nn.Conv2d(channels, config.code_width, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pictures to structure latents.
-
-        x: (B, 3, H, W) pictures in [-1, 1]
-        returns: (B, D, h, w)
-        """
-        f = self.factor
-        patches = rearrange(x.float(), "B C (h p) (w q) -> B h w (p q) C", p=f, q=f)
-        patches = patches - patches.mean(dim=-2, keepdim=True)
-        energy = patches.square().mean(dim=(-2, -1), keepdim=True)
-        # The floor keeps flat patches flat: without it their noise would become structure.
-        similarity = patches @ patches.transpose(-2, -1) / (3 * (energy + 0.0025))
-        return self.layers(rearrange(similarity, "B h w P Q -> B (P Q) h w"))
-
-
-class AppearanceEncoder(nn.Module):
-    """An encoder of which colours a patch has, regardless of where and of how much of each.
-
-    It takes a patch's largest value in each of 32 learned directions of colour space, which is to
-    say the convex hull of its colours. The blend of two colours at a smooth edge lies between
-    them and adds nothing to the hull; nor does the share of the patch that each covers.
-    """
-
-    def __init__(self, config: VQGANConfig) -> None:
-        super().__init__()
-        self.factor, channels = config.factor, config.channels
-        self.directions = nn.Conv2d(3, 32, 1)
-        self.layers = nn.Sequential(
-            nn.Conv2d(32, channels, 1),
-            ResidualBlock(channels, channels, kernel=1, local=True),
-            PositionNorm(channels),
-            nn.Conv2d(channels, config.code_width, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pictures to appearance latents.
-
-        x: (B, 3, H, W) pictures in [-1, 1]
-        returns: (B, D, h, w)
-        """
-        hull = F.max_pool2d(self.directions(x), self.factor)  # (B, 32, h, w)
-        return self.layers(hull)
-
-
 class Decoder(nn.Module):
     """Residual blocks and upsampling from the code grid to pixels."""
 
@@ -191,9 +165,9 @@ class Decoder(nn.Module):
         size, channels, local = config.grid, widths[0], config.local
         self.patch = config.patch
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
-        layers: list[nn.Module] = [ResidualBlock(channels, channels, local=local)]
+        layers: list[nn.Module] = middle(channels, kernel=3, config=config)
         for level, width in enumerate(widths):
-            for _ in range(config.depth):
+            for _ in range(config.decoder_depth or config.depth):
                 layers.append(ResidualBlock(channels, width, local=local))
                 channels = width
                 if size in config.attention:
@@ -228,24 +202,49 @@ class Reconstruction(NamedTuple):
     latents: Tensor
 
 
+AnyQuantizer = Quantizer | GradientQuantizer | GumbelQuantizer | FiniteScalarQuantizer
+
+
+def make_quantizer(config: VQGANConfig) -> AnyQuantizer:
+    """The quantizer that a configuration names."""
+    decay, width = config.codebook_decay, config.code_width
+    if config.quantizer == "ema":
+        return Quantizer(
+            config.codes, width, beta=config.beta, decay=decay, revive=config.revive
+        )  # fmt: skip
+    if config.quantizer == "gumbel":
+        return GumbelQuantizer(config.codes[0], width, decay=decay)
+    if config.quantizer == "fsq":
+        return FiniteScalarQuantizer(config.codes, decay=decay)
+    return GradientQuantizer(
+        config.codes[0],
+        width,
+        beta=config.beta,
+        decay=decay,
+        revive=config.revive,
+        normalise=config.quantizer == "sphere",
+    )
+
+
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder."""
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
-        groups = len(config.codes)
-        if groups == 1:
-            self.encoder = Encoder(config, config.code_width)
-        elif groups == 2:
-            self.encoder = StructureEncoder(config)
-            self.appearance = AppearanceEncoder(config)
+        ends = config.latent_width or config.latent  # channels where the CNNs end
+        if config.quantizer == "ema" and len(config.codes) == 2:
+            sizes = (config.factor, config.channels, config.code_width)
+            self.encoder, self.appearance = StructureEncoder(*sizes), AppearanceEncoder(*sizes)
         else:
-            raise UserError(f"codes {config.codes}: expected one codebook or two")
-        self.quantizer = Quantizer(
-            config.codes, config.code_width, beta=config.beta, decay=config.codebook_decay
-        )
-        self.decoder = Decoder(config, groups * config.code_width)
+            self.encoder = Encoder(config, ends)
+        joined = config.latent_width > 0
+        self.to_codes = nn.Conv2d(ends, config.latent, 1) if joined else nn.Identity()
+        self.from_codes = nn.Conv2d(config.latent, ends, 1) if joined else nn.Identity()
+        self.quantizer = make_quantizer(config)
+        self.decoder = Decoder(config, ends)
+        # Set by whoever loads the original's weights, which hold one.
+        self.discriminator: PatchDiscriminator | None = None
 
     def latents(self, images: Tensor) -> Tensor:
         """What the encoder says before it is rounded to codes.
@@ -253,9 +252,9 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1]
         returns: (B, C, h, w)
         """
-        if len(self.config.codes) == 1:
-            return self.encoder(images)
-        return torch.cat([self.encoder(images), self.appearance(images)], dim=1)
+        if isinstance(self.encoder, StructureEncoder):
+            return torch.cat([self.encoder(images), self.appearance(images)], dim=1)
+        return self.to_codes(self.encoder(images))
 
     def encode(self, images: Tensor) -> Codes:
         """Pictures to codes.
@@ -265,13 +264,21 @@ class VQGAN(nn.Module):
         """
         return self.quantizer(self.latents(images))
 
+    def paint(self, z: Tensor) -> Tensor:
+        """Code vectors to pictures, not clamped: what training compares with the true ones.
+
+        z: (B, C, h, w)
+        returns: (B, 3, H, W)
+        """
+        return self.decoder(self.from_codes(z))
+
     def decode(self, z: Tensor) -> Tensor:
         """Code vectors to pictures.
 
         z: (B, C, h, w)
         returns: (B, 3, H, W) in [-1, 1]
         """
-        return self.decoder(z).clamp(-1, 1)
+        return self.paint(z).clamp(-1, 1)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Code numbers to pictures.
@@ -281,103 +288,25 @@ class VQGAN(nn.Module):
         """
         return self.decode(self.quantizer.vectors(indices))
 
-    def forward(self, images: Tensor, *, quantize: bool = True) -> Reconstruction:
+    def forward(
+        self, images: Tensor, *, quantize: bool = True, noise: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Reconstruction:  # fmt: skip
         """Encode, round, decode. Without `quantize` it is a plain autoencoder (warm start).
 
         images: (B, 3, H, W) in [-1, 1]
+        noise: (B, K, h, w) of the Gumbel distribution, for the training of quantizer "gumbel"
         """
         latents = self.latents(images)
         if quantize:
-            codes = self.quantizer(latents)
+            codes = self.quantizer(latents, noise=noise, temperature=temperature)
         else:
             B, C, h, w = latents.shape
             unrounded = torch.zeros(B, h, w, dtype=torch.int64, device=images.device)
-            codes = Codes(latents, unrounded, latents.new_zeros(()))
-        return Reconstruction(self.decoder(codes.z), codes, latents)
+            codes = Codes(self.quantizer.bound(latents), unrounded, latents.new_zeros(()))
+        return Reconstruction(self.paint(codes.z), codes, latents)
 
     @property
     def last_layer(self) -> Tensor:
         """The decoder's last weights: λ compares the gradients of two losses there."""
         return self.decoder.conv_out.weight
-
-
-class PatchDiscriminator(nn.Module):
-    """Judges overlapping parts of a picture, one logit a part (Isola et al. 2017, PatchGAN).
-
-    With `depth` halvings the convolutions behind a logit see `receptive_field` pixels a side (the
-    norms between them add a little of the whole picture's brightness and contrast).
-    """
-
-    def __init__(self, *, channels: int = 32, depth: int = 2) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1)]
-        for _ in range(1, depth):
-            wide = channels * 2
-            # differs from the paper: group instead of batch statistics, so that a picture's
-            # verdict does not depend on its neighbours in the batch (nor on how it is sharded).
-            layers += [nn.LeakyReLU(0.2), nn.Conv2d(channels, wide, 4, stride=2, padding=1)]
-            layers += [group_norm(wide)]
-            channels = wide
-        layers += [nn.LeakyReLU(0.2), nn.Conv2d(channels, 1, 4, stride=1, padding=1)]
-        self.layers = nn.Sequential(*layers)
-
-    @property
-    def receptive_field(self) -> int:
-        """Pixels a side of the part that one logit judges."""
-        field = 1
-        for layer in reversed([m for m in self.layers if isinstance(m, nn.Conv2d)]):
-            field = (field - 1) * layer.stride[0] + layer.kernel_size[0]
-        return field
-
-    def forward(self, images: Tensor) -> Tensor:
-        """High where a part looks real.
-
-        images: (B, 3, H, W) in [-1, 1]
-        returns: (B, 1, h, w) logits
-        """
-        return self.layers(images)
-
-
-def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss: ½ (E max(0, 1 - D(x)) + E max(0, 1 + D(x̂))).
-
-    real: (B, 1, h, w) logits of true pictures
-    fake: (B, 1, h, w) logits of painted ones
-    returns: ()
-    """
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-
-
-def generator_loss(fake: Tensor) -> Tensor:
-    """The generator's side of the hinge game: -E D(x̂).
-
-    fake: (B, 1, h, w) logits of painted pictures, with gradient to them
-    returns: ()
-    """
-    return -fake.mean()
-
-
-def adaptive_weight(
-    reconstruction: Tensor,
-    adversarial: Tensor,
-    last_layer: Tensor,
-    *,
-    average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-) -> Tensor:
-    """λ = |∇ L_rec| / (|∇ L_GAN| + δ) at the last decoder layer, at most 10⁴ (equation 7).
-
-    reconstruction: () loss
-    adversarial: () loss
-    last_layer: (…) weights that both losses depend on
-    average: mean of a gradient over the processes of a data-parallel run
-    returns: ()
-    """
-    (rec,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (gan,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio = average(rec.float()).norm() / (average(gan.float()).norm() + 1e-4)
-    return ratio.clamp(max=1e4).detach()
-
-
-def adversarial_ramp(step: int, *, start: int, ramp: int) -> float:
-    """The share of the generator's adversarial term at a step: 0, then rising to 1."""
-    return min(max((step - start) / max(ramp, 1), 0.0), 1.0)

@@ -271,6 +271,19 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_state(tmp_path, monkeypatc
     assert all(torch.isfinite(v).all() for v in state["model"].values())
 
 
+def test_the_term_that_spoilt_a_loss_is_named(tmp_path, monkeypatch):
+    loss = toys.Line.loss
+
+    def broken(self, batch, phase, step):
+        value, metrics = loss(self, batch, phase, step)
+        bad = float("inf") if step == 4 else 0.0
+        return value + bad, {**metrics, "fine": torch.ones(()), "spoilt": torch.tensor(bad)}
+
+    monkeypatch.setattr(toys.Line, "loss", broken)
+    with pytest.raises(UserError, match="step 5: spoilt is inf; train again"):
+        toys.train("line", tmp_path / "run", log_every=100)
+
+
 def test_metrics_are_written_at_the_first_the_logged_and_the_last_step(tmp_path):
     _, summary = toys.train("line", tmp_path / "run", steps=7, log_every=3, evaluate_every=4)
     lines = checkpoint.read_metrics(tmp_path / "run")

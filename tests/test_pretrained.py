@@ -328,5 +328,7 @@ def test_an_activation_that_we_do_not_have_is_refused():
 
 
 def test_a_checkpoint_where_a_run_is_expected_is_refused():
-    with pytest.raises(UserError, match="no run folder; a trained vqgan"):
+    with pytest.raises(UserError, match="no run folder; a trained dalle"):
+        load(VIT / "model.safetensors", kind="dalle")
+    with pytest.raises(UserError, match="holds a clip; a vqgan is expected"):
         load(VIT / "model.safetensors", kind="vqgan")

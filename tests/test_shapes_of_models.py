@@ -24,7 +24,18 @@ from tiny import (
 )
 
 from minimodal import clip, dalle, vqgan
-from minimodal.blocks import contrastive, conv, quantizer, resnet, sampling, transformer
+from minimodal.blocks import (
+    contrastive,
+    conv,
+    discriminator,
+    factor_encoders,
+    perceptual,
+    quantizer,
+    quantizer_variants,
+    resnet,
+    sampling,
+    transformer,
+)
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.evaluation import metrics
@@ -35,7 +46,11 @@ MODULES = (
     contrastive,
     resnet,
     conv,
+    discriminator,
+    factor_encoders,
+    perceptual,
     quantizer,
+    quantizer_variants,
     sampling,
     clip,
     vqgan,
@@ -69,6 +84,18 @@ PARTS = [integers(5, 2, 4), integers(4, 2, 4)]
 PAINTER = make_painter()
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 W = torch.ones(2, 3, requires_grad=True)
+PAINTED = W[:, :, None, None] * pictures(2, 3, 4, 5)
+LOOKED_AT = pictures(2, 3, 4, 5).requires_grad_()
+GRADIENT = quantizer_variants.GradientQuantizer(35, 8, normalise=True)
+GUMBEL = quantizer_variants.GumbelQuantizer(35, 8)
+SCALARS = quantizer_variants.FiniteScalarQuantizer((2, 3, 2, 4, 2, 2, 5, 3))
+MAPS = [noise(2, 4, 3, 5), noise(2, 6, 2, 2)]
+VGG = perceptual.VGG16()
+HEADS = {
+    f"lin{n}.model.1.weight": torch.ones(1, width, 1, 1)
+    for n, width in enumerate((64, 128, 256, 512, 512))
+}
+DISTANCE = perceptual.PerceptualDistance(VGG, features=VGG, size=16)
 
 CLIP_SIZES = {"E": 10, "T": 7}
 STREAM = {"T": 5, "N": 9, "V": 25, "K": 11, "D": 16}
@@ -100,6 +127,47 @@ CALLS = [
     (QUANTIZER.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
     (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
     (QUANTIZER.update, dict(z=LATENTS, generator=generator()), {}),
+    (QUANTIZER.bound, dict(z=LATENTS), {}),
+    (quantizer.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
+    (quantizer.perplexity, dict(counts=torch.ones(7)), {}),
+    *(
+        call
+        for variant in (GRADIENT, GUMBEL, SCALARS)
+        for call in (
+            (variant.bound, dict(z=LATENTS), {}),
+            (variant.forward, dict(z=LATENTS), {}),
+            (variant.factors, dict(indices=integers(35, 2, 3, 5)), {}),
+            (variant.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
+            (variant.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
+            (variant.update, dict(z=LATENTS, generator=generator()), {}),
+        )
+    ),
+    (
+        quantizer_variants.codebook_loss,
+        dict(z=LATENTS, vectors=LATENTS, commitment=0.25, codebook=1.0),
+        {},
+    ),
+    (GRADIENT.table, {}, {"K": 35, "D": 8}),
+    (GUMBEL.forward, dict(z=LATENTS, noise=noise(2, 35, 3, 5)), {}),
+    (SCALARS.per_channel, dict(like=LATENTS), {}),
+    (SCALARS.squeeze, dict(z=LATENTS), {}),
+    (SCALARS.centre, dict(numbers=LATENTS), {}),
+    (SCALARS.combine, dict(numbers=LATENTS.abs()), {}),
+    (VGG.forward, dict(images=noise(1, 3, 32, 16)), {}),
+    (perceptual.unit, dict(x=LATENTS), {}),
+    (
+        perceptual.feature_distance,
+        dict(first=MAPS, second=MAPS, heads=[torch.ones(4), torch.ones(6)]),
+        {},
+    ),
+    (perceptual.lpips_heads, dict(tensors=HEADS, source=""), {}),
+    (DISTANCE.__call__, dict(painted=pictures(1, 3, 16, 16), images=pictures(1, 3, 16, 16)), {}),
+    (DISTANCE.resized, dict(images=IMAGES), {"H'": 16, "W'": 16}),
+    (CLIP.image_encoder.stem_maps, dict(images=PHOTOS), {}),
+    (CLIP.image_encoder.tokens, dict(x=PHOTOS), {"h": 2, "w": 2, "D": 16}),
+    (CLIP.image_encoder.features, dict(images=PHOTOS), {}),
+    (RESNET.image_encoder.features, dict(images=noise(2, 3, 64, 64)), {}),
+    (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
     (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
     (
@@ -158,17 +226,29 @@ CALLS = [
     (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.decode, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
+    (PAIR.paint, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
     (PAIR.decode_indices, dict(indices=integers(35, 2, 4, 6)), {"H": 16, "W": 24}),
     (JOINT.forward, dict(images=IMAGES), {"h": 8, "w": 12}),
     (JOINT.forward, dict(images=IMAGES, quantize=False), {"h": 8, "w": 12}),
-    (vqgan.PatchDiscriminator(channels=4).forward, dict(images=IMAGES), {"h": 3, "w": 5}),
-    (vqgan.hinge_loss, dict(real=VERDICT, fake=VERDICT), {}),
-    (vqgan.generator_loss, dict(fake=VERDICT), {}),
+    (discriminator.PatchDiscriminator(channels=4).forward, dict(images=IMAGES), {"h": 3, "w": 5}),
+    (discriminator.hinge_loss, dict(real=VERDICT, fake=VERDICT), {}),
+    (discriminator.non_saturating_loss, dict(real=VERDICT, fake=VERDICT), {}),
+    (discriminator.generator_loss, dict(fake=VERDICT), {}),
     (
-        vqgan.adaptive_weight,
-        dict(reconstruction=W.sum(), adversarial=(2 * W).sum(), last_layer=W),
+        discriminator.gradient_penalty,
+        dict(real=LOOKED_AT.sum(1, keepdim=True), images=LOOKED_AT),
         {},
     ),
+    (
+        discriminator.weigh,
+        dict(
+            reconstruction=PAINTED.sum(),
+            adversarial=(2 * PAINTED).sum(),
+            painted=PAINTED,
+            last_layer=W,
+        ),
+        {},
+    ),  # fmt: skip
     (TWO.image_heads[1].forward, dict(h=noise(2, 3, 16), previous=integers(5, 2, 3)), {"K": 4}),
     (ONE.with_padding, dict(text=TEXT), {}),
     (TWO.factors, dict(codes=integers(20, 2, 9)), {}),

@@ -11,18 +11,20 @@ import torch.nn.functional as F
 from tiny import generator, make_vqgan, noise, pictures
 from torch import nn
 
+from minimodal.blocks.discriminator import (
+    PatchDiscriminator,
+    adversarial_ramp,
+    generator_loss,
+    gradient_penalty,
+    hinge_loss,
+    non_saturating_loss,
+    weigh,
+)
 from minimodal.errors import UserError
 from minimodal.training.build import build_vqgan
 from minimodal.training.recipes import vqgan_shapes
 from minimodal.training.tasks.common import seeded, to_float
-from minimodal.vqgan import (
-    PatchDiscriminator,
-    VQGANConfig,
-    adaptive_weight,
-    adversarial_ramp,
-    generator_loss,
-    hinge_loss,
-)
+from minimodal.vqgan import VQGANConfig
 
 CONFIGS = {
     "paper": {},
@@ -218,6 +220,29 @@ def test_beyond_the_margin_the_hinge_loss_has_no_gradient():
     assert real.grad.tolist() == [0, -0.25] and fake.grad.tolist() == [0, 0.25]
 
 
+def test_non_saturating_loss_of_a_worked_case():
+    real, fake = torch.tensor([0.0, 2.0]), torch.tensor([-1.0, 1.0])
+    real_part = (np.log(2) + np.log1p(np.exp(-2))) / 2
+    fake_part = (np.log1p(np.exp(-1)) + np.log1p(np.exp(1))) / 2
+    found = non_saturating_loss(real.view(1, 1, 1, 2), fake.view(1, 1, 1, 2))
+    assert found.item() == pytest.approx((real_part + fake_part) / 2)
+
+
+def test_where_the_verdict_is_bad_the_non_saturating_game_pushes_hardest():
+    fake = torch.tensor([-6.0, 0.0, 6.0], requires_grad=True)
+    generator_loss(fake, game="non-saturating").backward()
+    push = (-3 * fake.grad).tolist()
+    assert push == pytest.approx([1, 0.5, 0], abs=3e-3)
+
+
+def test_the_penalty_is_half_the_squared_slope_at_true_pictures():
+    images = pictures(2, 3, 4, 4).requires_grad_()
+    slope = noise(3, 4, 4)
+    real = (images * slope).sum(dim=(1, 2, 3)).view(2, 1, 1, 1)
+    found = gradient_penalty(real, images)
+    assert found.item() == pytest.approx(0.5 * slope.square().sum().item(), rel=1e-5)
+
+
 def test_the_generator_wants_high_verdicts():
     fake = torch.tensor([2.0, -1.0], requires_grad=True)
     loss = generator_loss(fake)
@@ -225,26 +250,46 @@ def test_the_generator_wants_high_verdicts():
     assert loss.item() == -0.5 and fake.grad.tolist() == [-0.5, -0.5]
 
 
-def test_lambda_is_the_ratio_of_the_gradients_norms():
+def painting() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two weights, and a picture of two numbers that they paint."""
     w = torch.zeros(2, requires_grad=True)
-    found = adaptive_weight((torch.tensor([3.0, 4.0]) * w).sum(), (2 * w[0]).sum(), w)
+    return w, 1.0 * w
+
+
+def test_lambda_is_the_ratio_of_the_gradients_norms():
+    w, x = painting()
+    found = weigh((torch.tensor([3.0, 4.0]) * x).sum(), (2 * x[0]).sum(), x, w).weight
     assert found.item() == pytest.approx(5 / (2 + 1e-4), rel=1e-6)
     assert not found.requires_grad
 
 
 def test_lambda_is_at_most_ten_thousand():
-    w = torch.zeros(2, requires_grad=True)
-    assert adaptive_weight((5 * w).sum(), (0 * w).sum(), w).item() == 1e4
+    w, x = painting()
+    assert weigh((5 * x).sum(), (0 * x).sum(), x, w).weight.item() == 1e4
 
 
 def test_lambda_compares_gradients_averaged_over_the_processes():
-    w = torch.zeros(2, requires_grad=True)
+    w, x = painting()
 
     def average(mine: torch.Tensor) -> torch.Tensor:
         return (mine + torch.tensor([0.0, 4.0])) / 2  # another process has (0, 4) for both
 
-    found = adaptive_weight(6 * w[0], 2 * w[0], w, average=average)
+    found = weigh(6 * x[0], 2 * x[0], x, w, average=average).weight
     assert found.item() == pytest.approx(13**0.5 / (5**0.5 + 1e-4), rel=1e-6)
+
+
+def test_the_weighed_term_has_the_value_and_the_gradient_of_the_adversarial_loss():
+    w = noise(3, 8, seed=1).requires_grad_()
+    x, judge = noise(2, 3) @ w, noise(8, seed=2)
+
+    def adversarial() -> torch.Tensor:
+        return ((x * judge).tanh()).sum()
+
+    (expected,) = torch.autograd.grad(adversarial(), w, retain_graph=True)
+    game = weigh(x.square().sum(), adversarial(), x, w)
+    (found,) = torch.autograd.grad(game.term, w)
+    assert game.term.item() == pytest.approx(adversarial().item())
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,32 @@ def nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     return indices, (best + z.square().sum(1)).clamp(min=0)
 
 
+def follow(counts: Tensor, indices: Tensor, *, decay: float) -> Tensor:
+    """Move the running counts of codes towards a batch's, in place; tell which codes are dead.
+
+    A code lives while it gets a hundredth of its fair share; a threshold of fixed size would
+    depend on the batch.
+
+    counts: (K,) running counts, changed
+    indices: (N,) int64 codes of the batch
+    returns: (K,) bool
+    """
+    # Not bincount: on CUDA it waits for the device, to learn the greatest index.
+    ones = torch.ones_like(indices, dtype=counts.dtype)
+    counts.lerp_(torch.zeros_like(counts).index_add_(0, indices, ones), 1 - decay)
+    return counts < 0.01 * len(indices) / len(counts)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of running counts; as many codes, equally used, would be as uncertain.
+
+    counts: (K,)
+    returns: ()
+    """
+    p = counts / counts.sum().clamp(min=1e-9)
+    return (-(p * p.clamp(min=1e-12).log()).sum()).exp()
+
+
 def draw_far(distances: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """n positions, each drawn with a chance in proportion to its squared distance.
 
@@ -81,9 +107,9 @@ def draw_far(distances: Tensor, n: int, generator: torch.Generator) -> Tensor:
 class Codebook(nn.Module):
     """K codes of width D that follow the encoder by exponential moving averages."""
 
-    def __init__(self, size: int, width: int, *, decay: float) -> None:
+    def __init__(self, size: int, width: int, *, decay: float, revive: bool = True) -> None:
         super().__init__()
-        self.size, self.width, self.decay = size, width, decay
+        self.size, self.width, self.decay, self.revive = size, width, decay, revive
         self.register_buffer("codes", torch.zeros(size, width))
         self.register_buffer("counts", torch.zeros(size))  # N_k of the paper
         self.register_buffer("sums", torch.zeros(size, width))  # m_k of the paper
@@ -119,16 +145,13 @@ class Codebook(nn.Module):
         """
         gamma = self.decay if decay is None else decay
         indices, distances = nearest(z, self.codes)  # (N,), (N,)
-        # Not bincount: on CUDA it waits for the device, to learn the greatest index.
-        n = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(distances))
-        m = torch.zeros_like(self.sums).index_add_(0, indices, z)
-        self.counts.lerp_(n, 1 - gamma)
-        self.sums.lerp_(m, 1 - gamma)
-        # A code lives while it gets a hundredth of its fair share; a threshold of fixed size
-        # would depend on the batch.
-        dead = self.counts < 0.01 * len(z) / self.size
+        unused = follow(self.counts, indices, decay=gamma)
+        dead = unused & self.revive
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, indices, z), 1 - gamma)
         self.codes.copy_(
-            torch.where(dead[:, None], self.codes, self.sums / self.counts.clamp(min=1e-9)[:, None])
+            torch.where(
+                unused[:, None], self.codes, self.sums / self.counts.clamp(min=1e-9)[:, None]
+            )
         )
         fresh = z[draw_far(distances, self.size, generator)]  # (K, D), only dead rows are used
         # A code moved to a new place starts with a fair share, or it would die again at once.
@@ -136,23 +159,47 @@ class Codebook(nn.Module):
         self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
         self.counts.copy_(torch.where(dead, torch.full_like(self.counts, share), self.counts))
         self.sums.copy_(torch.where(dead[:, None], fresh * share, self.sums))
-        return dead.sum()
+        return unused.sum()
 
 
 class Quantizer(nn.Module):
-    """One codebook, or several side by side that each round their share of the channels."""
+    """One codebook, or several side by side that each round their share of the channels.
+
+    What every quantizer has, here and in `quantizer_variants.py`: `size` (K) and `sizes` (of a
+    code's factors); `forward` to Codes, `vectors` back; `bound`, what the decoder would get
+    unrounded; `start` (where `needs_start`) and `update` with latents of the whole global batch;
+    `usage_counts`. Given noise, only a GumbelQuantizer uses it.
+    """
+
+    needs_start = True
 
     def __init__(
-        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99
-    ) -> None:
+        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99,
+        revive: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.sizes, self.width, self.beta = sizes, width, beta
-        self.codebooks = nn.ModuleList(Codebook(size, width, decay=decay) for size in sizes)
+        self.codebooks = nn.ModuleList(
+            Codebook(size, width, decay=decay, revive=revive) for size in sizes
+        )
 
     @property
     def size(self) -> int:
         """K, the number of different codes that a position can have."""
         return math.prod(self.sizes)
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is used, for each codebook."""
+        return [book.counts for book in self.codebooks]
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Latents are not bounded.
+
+        z: (B, C, h, w)
+        returns: (B, C, h, w)
+        """
+        return z
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Each codebook's share of the channels as a list of vectors.
@@ -163,7 +210,7 @@ class Quantizer(nn.Module):
         flat = rearrange(z, "B C h w -> (B h w) C")
         return list(flat.float().split(self.width, dim=1))  # groups of (N, D)
 
-    def forward(self, z: Tensor) -> Codes:
+    def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
         """Round each latent vector to its nearest code.
 
         z: (B, C, h, w) the encoder's latents
@@ -229,6 +276,6 @@ class Quantizer(nn.Module):
         """Let every codebook follow the encoder; call once after each optimiser step.
 
         z: (B, C, h, w) latents of the global batch
-        returns: () how many codes were revived
+        returns: () how many codes were dead
         """
         return torch.stack([book.update(part, generator) for part, book in self.pairs(z)]).sum()

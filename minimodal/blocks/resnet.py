@@ -80,13 +80,23 @@ class ModifiedResNet(nn.Module):
         images: (B, 3, H, W) normalised pictures
         returns: (B, C, h, w)
         """
+        return self.maps(images)[-1]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The map after each stage.
+
+        images: (B, 3, H, W) normalised pictures
+        returns: (B, …) maps of C channels and h x w pixels, the largest first
+        """
         x = F.relu(self.bn1(self.conv1(images)))  # (B, C, H/2, W/2)
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.relu(self.bn3(self.conv3(x)))
         x = F.avg_pool2d(x, 2)  # (B, C, H/4, W/4)
+        maps = []
         for stage in self.stages:
             x = stage(x)
-        return x
+            maps.append(x)
+        return maps
 
 
 class AttentionPool(nn.Module):
@@ -117,3 +127,31 @@ class AttentionPool(nn.Module):
         )
         y = attend(q, k, v, None)  # (B, H, 1, d)
         return self.proj(rearrange(y, "B H T d -> B (T H d)"))  # (B, E)
+
+
+class ResNetEncoder(nn.Module):
+    """A ResNet whose last map is read by attention (CLIP, section 2.4)."""
+
+    def __init__(
+        self, blocks: tuple[int, ...], width: int, *, heads: int, image_size: int, out: int
+    ) -> None:
+        super().__init__()
+        self.resnet = ModifiedResNet(blocks, width)
+        self.pool = AttentionPool(32 * width, heads, grid=image_size // 32, out=out)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures to embeddings, not normalised.
+
+        images: (B, 3, H, W) normalised pictures
+        returns: (B, E)
+        """
+        return self.pool(self.resnet(images))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Maps of every stage, the embedding last.
+
+        images: (B, 3, H, W) normalised pictures
+        returns: (B, …) maps of the stages and of the embedding (one pixel)
+        """
+        maps = self.resnet.maps(images)
+        return [*maps, self.pool(maps[-1])[:, :, None, None]]

@@ -85,7 +85,7 @@ def redraw(vqgan: VQGAN, images: Tensor) -> Redrawn:
         painted.append(to_uint8(vqgan.decode(codes.z)).cpu())
         indices.append(codes.indices.cpu())
     parts = vqgan.quantizer.factors(torch.cat(indices))
-    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
+    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.vocabulary, strict=True)]
     return Redrawn(torch.cat(painted), min(used))
 
 

@@ -8,6 +8,7 @@ from minimodal.clip import clip_preprocess
 from minimodal.pretrained.clip_tokenizer import load_clip_tokenizer
 from minimodal.pretrained.huggingface_clip import load_huggingface_clip
 from minimodal.pretrained.openai_clip import load_open_clip, load_openai_clip
+from minimodal.pretrained.taming import load_taming_vqgan
 
 __all__ = [
     "clip_preprocess",
@@ -15,4 +16,5 @@ __all__ = [
     "load_huggingface_clip",
     "load_open_clip",
     "load_openai_clip",
+    "load_taming_vqgan",
 ]

@@ -4,7 +4,9 @@
 TorchScript archives, in which OpenAI published CLIP. The last are zip files with a pickle that
 names classes of the archive's own code; torch would compile that code. Here the pickle is read by
 an unpickler that knows tensors and nothing else: a class becomes an empty object that collects
-its attributes, and what is a tensor at path a.b.c is called "a.b.c".
+its attributes, and what is a tensor at path a.b.c is called "a.b.c". Checkpoints of Lightning,
+which keep their callbacks and settings as objects of its classes, are read in the same way: of
+the libraries named in BYSTANDERS every class becomes such an object, and none is imported.
 
 A path in, names and tensors out. Read nothing before.
 """
@@ -37,11 +39,51 @@ STORAGES = {
     "BoolStorage": torch.bool,
 }
 
+# Whose objects lie in checkpoints beside the tensors. They are not needed, and not made.
+BYSTANDERS = (
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    "lightning_utilities",
+    "omegaconf",
+    "argparse",
+    "numpy",
+    "typing",
+    "pathlib",
+    "collections",
+    "datetime",
+)
+PLAIN = ("dict", "list", "set", "tuple", "int", "float", "str", "bool", "object", "complex")
+
 # --- TorchScript archives ------------------------------------------------------------------------
 
 
 class _Module:
     """Stands for any class of the archive: it keeps its attributes and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "_Module":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> "_Module":
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """What a list's stand-in is asked to do."""
+
+    def extend(self, values: Any) -> None:
+        """The same."""
+
+    def add(self, value: Any) -> None:
+        """What a set's stand-in is asked to do."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -63,9 +105,9 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 class _ArchiveUnpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+    def __init__(self, archive: zipfile.ZipFile, root: str, *, bystanders: bool = False) -> None:
         super().__init__(archive.open(f"{root}/data.pkl"))
-        self.archive, self.root = archive, root
+        self.archive, self.root, self.bystanders = archive, root, bystanders
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -83,9 +125,12 @@ class _ArchiveUnpickler(pickle.Unpickler):
             "torch.jit._pickle.build_tensorlist": _first,
             "torch.jit._pickle.restore_type_tag": _first,
         }
-        if f"{module}.{name}" not in allowed:
-            raise ValueError(f"it asks for {module}.{name}, which is refused: it could run code")
-        return allowed[f"{module}.{name}"]
+        if f"{module}.{name}" in allowed:
+            return allowed[f"{module}.{name}"]
+        plain = module in ("builtins", "__builtin__") and name in PLAIN
+        if self.bystanders and (plain or module.split(".")[0] in BYSTANDERS):
+            return _Module
+        raise ValueError(f"it asks for {module}.{name}, which is refused: it could run code")
 
     def persistent_load(self, saved: Any) -> Tensor:
         _, dtype, key, _, count = saved
@@ -116,6 +161,12 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, Tensor]:
     return dict(_walk(_ArchiveUnpickler(archive, root).load()))
 
 
+def _read_lightning(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        root = archive.namelist()[0].split("/")[0]
+        return _flat(_ArchiveUnpickler(archive, root, bystanders=True).load())
+
+
 # --- any file ------------------------------------------------------------------------------------
 
 
@@ -144,7 +195,13 @@ def _read(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             if _is_torchscript(archive):
                 return _read_archive(archive)
-    return _flat(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # it names classes that torch does not let in
+        if not zipfile.is_zipfile(path):
+            raise
+        return _read_lightning(path)
+    return _flat(stored)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import (
     BlockNames,
     Tensors,
-    fill,
+    fill_clip,
     grid_size,
     heads_of,
     say_normalisation,
@@ -144,7 +144,7 @@ def convert(state: Mapping[str, Tensor], config: dict[str, Any] | None, *, sourc
     words, more = read_text(tensors, tower(config, "text_config", TEXT))
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
     tensors.finish(ignore=("position_ids",))
-    return fill(CLIPConfig(**sizes, **more, preprocessing="openai"), found, source=source)
+    return fill_clip(CLIPConfig(**sizes, **more, preprocessing="openai"), found, source=source)
 
 
 def load_huggingface_clip(

@@ -1,4 +1,4 @@
-"""From a foreign state dict to our CLIP: names, layouts, and what does not fit, by name.
+"""From a foreign state dict to a model of ours: names, layouts, and what does not fit, by name.
 
 The loaders beside this file say how the parts of a tower are called (`Names`); here tensors are
 taken one by one under their foreign names, so that a missing or surplus one is named as its file
@@ -7,12 +7,13 @@ names it. Half-precision weights become float32. Read `minimodal/clip.py` before
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimodal.clip import CLIP, MEAN, STD, CLIPConfig
 from minimodal.errors import UserError
@@ -33,25 +34,29 @@ class BlockNames:
 class Tensors:
     """A state dict from which each tensor is taken once."""
 
-    def __init__(self, tensors: dict[str, Tensor], *, source: str) -> None:
-        self.left, self.source = dict(tensors), source
+    def __init__(self, tensors: dict[str, Tensor], *, source: str, what: str = "CLIP") -> None:
+        self.left, self.source, self.what = dict(tensors), source, what
 
     def __contains__(self, name: str) -> bool:
         return name in self.left
 
+    def stranger(self, why: str) -> UserError:
+        """The error that says why a file cannot be taken."""
+        return UserError(f"{self.source} is no {self.what} that this program knows: {why}")
+
     def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor, which has so many dimensions."""
         if name not in self.left:
-            raise UserError(f"{self.source} is no CLIP that this program knows: it lacks {name}")
+            raise self.stranger(f"it lacks {name}")
         shape = tuple(self.left[name].shape)
         if len(shape) != dimensions or min(shape, default=1) < 1:
-            raise UserError(f"{self.source}: {name} has shape {shape}, which no CLIP has")
+            raise UserError(f"{self.source}: {name} has shape {shape}, which no {self.what} has")
         return shape
 
     def take(self, name: str) -> Tensor:
         """A tensor, in float32 where it is a float of another size."""
         if name not in self.left:
-            raise UserError(f"{self.source} is no CLIP that this program knows: it lacks {name}")
+            raise self.stranger(f"it lacks {name}")
         tensor = self.left.pop(name)
         return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -88,10 +93,8 @@ class Tensors:
         """Refuse a file with more in it than was taken: it is another function."""
         more = [name for name in self.left if not name.endswith(ignore)]
         if more:
-            raise UserError(
-                f"{self.source} is no CLIP that this program knows: {sorted(more)[0]} has no place"
-                f" in it (and {len(more) - 1} more)"
-            )
+            first = sorted(more)[0]
+            raise self.stranger(f"{first} has no place in it (and {len(more) - 1} more)")
 
 
 def grid_size(positions: int, *, source: str) -> int:
@@ -121,19 +124,28 @@ def say_normalisation(mean: Any, std: Any, *, source: str) -> None:
             )
 
 
-def fill(config: CLIPConfig, weights: dict[str, Tensor], *, source: str) -> CLIP:
-    """A CLIP with these weights, in eval mode."""
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fill(make: Callable[[], Model], weights: dict[str, Tensor], *, source: str) -> Model:
+    """The model that `make` makes, with these weights, in eval mode."""
     with torch.device("meta"):  # no random start for what is overwritten
-        clip = CLIP(config)
-    expected = clip.state_dict()
+        model = make()
+    expected = model.state_dict()
     for name, tensor in weights.items():
         if name in expected and tensor.shape != expected[name].shape:
             raise UserError(
                 f"{source}: {name} has shape {tuple(tensor.shape)}, where its other tensors ask "
                 f"for {tuple(expected[name].shape)}"
             )
-    clip.load_state_dict(weights, strict=True, assign=True)
-    for parameter in clip.parameters():
+    model.load_state_dict(weights, strict=True, assign=True)
+    for parameter in model.parameters():
         parameter.requires_grad_(True)
+    return model.eval()
+
+
+def fill_clip(config: CLIPConfig, weights: dict[str, Tensor], *, source: str) -> CLIP:
+    """A CLIP with these weights, in eval mode."""
+    clip = fill(lambda: CLIP(config), weights, source=source)
     clip.run = {"kind": "clip", "data": None, "source": source}
-    return clip.eval()
+    return clip

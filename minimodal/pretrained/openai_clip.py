@@ -25,7 +25,7 @@ from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import (
     BlockNames,
     Tensors,
-    fill,
+    fill_clip,
     grid_size,
     heads_of,
     say_normalisation,
@@ -190,7 +190,7 @@ def convert(
         logit_bias=biased,
         preprocessing="openai",
     )
-    return fill(config, found, source=source)
+    return fill_clip(config, found, source=source)
 
 
 def read_state(given: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -10,15 +10,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, vgg16
+from minimodal.clip import normalize
 from minimodal.data.loading import DataSource, open_data, parse_spec, split_spec
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
+from minimodal.pretrained.files import read_tensors
 from minimodal.runs import load
 from minimodal.training import distributed
 from minimodal.training.checkpoint import digest
 from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe
-from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask
+from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask, VQGANTraining
 from minimodal.training.tasks.dalle import cached_codes
 
 TOKENIZER_PICTURES = 5_000  # whose captions a tokenizer learns from
@@ -56,9 +59,34 @@ def learn_words(source: DataSource, vocab: int, longest: int) -> tuple[Tokenizer
     return tokenizer, min(max(lengths), longest)
 
 
+def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:
+    """The network that a VQGAN's pictures are compared by: a CLIP's image tower or a VGG16."""
+    if not training.perceptual:
+        return None
+    path = Path(training.perceptual)
+    tensors = read_tensors(path) if path.is_file() else {}
+    if "features.0.weight" in tensors:
+        heads = None
+        if training.perceptual_heads:
+            place = Path(training.perceptual_heads)
+            heads = lpips_heads(read_tensors(place), source=str(place))
+        net = vgg16(tensors, source=str(path))
+        return PerceptualDistance(net, features=net, heads=heads)
+    if training.perceptual_heads:
+        raise UserError(f"perceptual_heads are for a VGG16, and {path} is none")
+    clip = load(path, kind="clip")
+    tower = clip.image_encoder
+    return PerceptualDistance(
+        tower,
+        features=lambda images: tower.features(normalize((images + 1) * 127.5)),
+        size=clip.config.image_size,
+    )
+
+
 def build_vqgan(recipe: VQGANRecipe, spec: str, *, limit: int | None = None) -> VQGANTask:
     """VQGAN on a SPEC."""
     train, val = open_both(spec, recipe.model.image_size, limit)
+    perceptual = open_perceptual(recipe.training)
     return VQGANTask(
         recipe.model,
         recipe.training,
@@ -66,6 +94,7 @@ def build_vqgan(recipe: VQGANRecipe, spec: str, *, limit: int | None = None) -> 
         val=val,
         batch_size=recipe.engine.batch_size,
         seed=recipe.engine.seed,
+        perceptual=perceptual,
     )
 
 
@@ -111,7 +140,8 @@ def build_dalle(
     """DALL·E on a SPEC and the codes of a trained VQGAN."""
     here = distributed.start(device)
     vqgan = load(vqgan_run, kind="vqgan").to(here.device)
-    if not any(book.counts.any() for book in vqgan.quantizer.codebooks):
+    quantizer = vqgan.quantizer
+    if quantizer.needs_start and not any(counts.any() for counts in quantizer.usage_counts):
         raise UserError(
             f"{vqgan_run} has no codes yet: its training ended before they were placed, at step "
             f"{vqgan.run['model']['training']['warm_start']}; train it longer or with a smaller "
@@ -138,7 +168,7 @@ def build_dalle(
         text_length=longest,
         pad_id=tokenizer.pad_id,
         grid=vqgan.config.grid,
-        codes=vqgan.config.codes,
+        codes=vqgan.config.vocabulary,
     )
     return DALLETask(
         model,

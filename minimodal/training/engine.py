@@ -110,16 +110,17 @@ def due(every: int, step: int) -> bool:
 
 
 def check_finite(training: Training, metrics: dict[str, Tensor | float], *, out: Path) -> None:
-    """Stop a run that has diverged, before it overwrites a good state."""
-    for trained in training.phases:
-        prefix = "" if trained is training.phases[0] else f"{trained.phase.name}_"
-        for name in (prefix + "loss", prefix + "grad_norm"):
-            if not math.isfinite(float(metrics.get(name, 0.0))):
-                raise UserError(
-                    f"step {training.step}: {name} is {float(metrics[name])}; train again with a "
-                    f"lower --lr (now {training.config.lr:g}) in another --out; {out} keeps its "
-                    "last saved state"
-                )
+    """Stop a run that has diverged, before it overwrites a good state; name what is not finite."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+    totals = [name for name in bad if name.endswith(("loss", "grad_norm"))]
+    if totals:
+        # The terms of a loss, which come before it, say more than the sum that they have spoilt.
+        named = bad[: bad.index(totals[0])] or totals[:1]
+        what = ", ".join(f"{name} is {float(metrics[name])}" for name in named)
+        raise UserError(
+            f"step {training.step}: {what}; train again with a lower --lr (now "
+            f"{training.config.lr:g}) in another --out; {out} keeps its last saved state"
+        )
 
 
 def log(

@@ -16,7 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.quantizer import usage
+from minimodal.blocks.discriminator import (
+    PatchDiscriminator,
+    adversarial_ramp,
+    generator_loss,
+    gradient_penalty,
+    hinge_loss,
+    non_saturating_loss,
+    weigh,
+)
+from minimodal.blocks.perceptual import PerceptualDistance
+from minimodal.blocks.quantizer import perplexity, usage
 from minimodal.dalle import to_uint8
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
@@ -32,15 +42,7 @@ from minimodal.training.tasks.common import (
     tile,
     to_float,
 )
-from minimodal.vqgan import (
-    VQGAN,
-    PatchDiscriminator,
-    VQGANConfig,
-    adaptive_weight,
-    adversarial_ramp,
-    generator_loss,
-    hinge_loss,
-)
+from minimodal.vqgan import VQGAN, VQGANConfig
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,40 @@ class VQGANTraining:
 
     warm_start: int = 500  # steps as a plain autoencoder, then k-means places the codes
     warm_mse: float = 8.0  # weight of the squared error beside L1 in these steps
+    gumbel_steps: int = 3000  # steps over which gumbel's temperature falls and its KL term grows
+    gumbel_temperature: float = 0.0625  # at the end; 1 at the start
+    gumbel_kl: float = 5e-4  # weight of the KL term at the end
+    perceptual: str = ""  # a CLIP (run or checkpoint) or VGG16 file to compare pictures with; off
+    perceptual_heads: str = ""  # LPIPS's channel weights, for VGG16
+    perceptual_weight: float = 1.0
+    game: str = "hinge"  # hinge or non-saturating
     discriminator_start: int = 3000  # steps before D begins to learn
     gan_start: int = 4000  # steps before D's verdict reaches the generator
     gan_ramp: int = 500  # steps over which its weight grows to gan_weight
-    gan_weight: float = 0.1  # differs from the paper (1): small pictures, no perceptual loss
+    gan_weight: float = 0.1  # differs from the paper (1): small pictures; 0: no discriminator
+    r1: float = 0.0  # weight of the penalty on D's gradient at true pictures
     discriminator_channels: int = 32
     discriminator_depth: int = 2
+    discriminator_refine: bool = False  # one more layer without halving, as the original has
     discriminator_lr: float = 0.5  # share of lr
     flip: bool = False  # mirror half of the pictures
+
+    def __post_init__(self) -> None:
+        if self.game not in ("hinge", "non-saturating"):
+            raise UserError(f"game {self.game}: expected hinge or non-saturating")
+        for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
+                     "discriminator_start", "gan_ramp", "r1", "discriminator_lr"):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+        if not 0 < self.gumbel_temperature <= 1:
+            raise UserError(f"gumbel_temperature {self.gumbel_temperature}: expected 0 to 1")
+        if self.gan_start < self.discriminator_start and self.gan_weight > 0:
+            raise UserError(
+                f"gan_start {self.gan_start} is before discriminator_start "
+                f"{self.discriminator_start}: an untrained discriminator has nothing to say"
+            )
+        if self.perceptual_heads and not self.perceptual:
+            raise UserError("perceptual_heads are for a VGG16: give its file as perceptual")
 
 
 class VQGANTask:
@@ -73,18 +101,17 @@ class VQGANTask:
         val: DataSource,
         batch_size: int,
         seed: int,
+        perceptual: PerceptualDistance | None = None,
     ) -> None:
-        if training.gan_start < training.discriminator_start:
-            raise UserError(
-                f"gan_start {training.gan_start} is before discriminator_start "
-                f"{training.discriminator_start}: an untrained discriminator has nothing to say"
-            )
+        self.perceptual = perceptual
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed = batch_size, seed
         self.model = seeded(lambda: VQGAN(config), seed)
         self.discriminator = seeded(
             lambda: PatchDiscriminator(
-                channels=training.discriminator_channels, depth=training.discriminator_depth
+                channels=training.discriminator_channels,
+                depth=training.discriminator_depth,
+                refine=training.discriminator_refine,
             ),
             seed,
         )
@@ -99,6 +126,7 @@ class VQGANTask:
         )
         self.extra: dict[str, nn.Module] = {"discriminator": self.discriminator}
         self.gather: Callable[[Tensor], Tensor] = identity
+        self.warm_start = training.warm_start if self.model.quantizer.needs_start else 0
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Pictures of a step."""
@@ -106,46 +134,80 @@ class VQGANTask:
         images = self.train.images(indices[rows])
         if self.training.flip:
             images = flip_some(images, draws(self.seed, step).random(len(indices))[rows] < 0.5)
-        return {"images": torch.from_numpy(np.ascontiguousarray(images))}
+        batch = {"images": torch.from_numpy(np.ascontiguousarray(images))}
+        config = self.model.config
+        if config.quantizer == "gumbel":
+            shape = (config.codes[0], config.grid, config.grid)
+            rngs = [
+                np.random.default_rng((self.seed, step, row)) for row in range(len(indices))[rows]
+            ]
+            noise = np.stack([rng.gumbel(size=shape).astype(np.float32) for rng in rngs])
+            batch["noise"] = torch.from_numpy(noise)  # (b, K, h, w)
+        return batch
 
     def before_step(self, step: int, batches: list[dict]) -> None:
-        """Nothing: each picture's loss is its own."""
+        """Without a warm start the codes are placed on what the untrained encoder says."""
+        if step == 0 and self.warm_start == 0:
+            self.place_codes(step)
+
+    def schedule(self, step: int) -> tuple[float, float]:
+        """Gumbel's temperature, falling from 1 by a constant factor a step, and its KL weight."""
+        done = min(1.0, step / max(1, self.training.gumbel_steps))
+        return self.training.gumbel_temperature**done, self.training.gumbel_kl * done
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss, or the discriminator's on what the generator just painted."""
         images = to_float(batch["images"])
         if phase == "discriminator":
             return self.discriminator_loss(images, batch["painted"], step)
-        painted, codes, latents = self.model(images, quantize=step >= self.training.warm_start)
+        temperature, kl_weight = self.schedule(step)
+        warm = step < self.warm_start
+        painted, codes, latents = self.model(
+            images, quantize=not warm, noise=batch.get("noise"), temperature=temperature
+        )
         painted = painted.float()
         batch["painted"], batch["latents"] = painted.detach(), latents.detach().float()
-        reconstruction = F.l1_loss(painted, images)
-        loss = reconstruction + codes.loss
-        if step < self.training.warm_start:
+        l1 = F.l1_loss(painted, images)
+        metrics, reconstruction = {"l1": l1.detach()}, l1
+        if self.perceptual is not None:
+            distance = self.perceptual(painted, images)
+            reconstruction = l1 + self.training.perceptual_weight * distance
+            metrics["perceptual"] = distance.detach()
+        gumbel = self.model.config.quantizer == "gumbel"
+        metrics["kl" if gumbel else "commitment"] = codes.loss.detach()
+        loss = reconstruction + (kl_weight if gumbel else 1.0) * codes.loss
+        if warm:
             # L1 alone is content with the background for long: it pays nothing for a faint trace
             # of a small object, where the squared error does.
             loss = loss + self.training.warm_mse * F.mse_loss(painted, images)
-        metrics = {"l1": reconstruction.detach(), "commitment": codes.loss.detach()}
         ramp = adversarial_ramp(step, start=self.training.gan_start, ramp=self.training.gan_ramp)
-        if ramp > 0:
-            adversarial = generator_loss(self.discriminator(painted).float())
-            weight = adaptive_weight(
-                reconstruction, adversarial, self.model.last_layer, average=self.average
+        if ramp * self.training.gan_weight > 0:
+            adversarial = generator_loss(
+                self.discriminator(painted).float(), game=self.training.game
             )
-            loss = loss + ramp * self.training.gan_weight * weight * adversarial
-            metrics |= {"lambda": weight, "adversarial": adversarial.detach()}
+            game = weigh(
+                reconstruction, adversarial, painted, self.model.last_layer, average=self.average
+            )
+            loss = loss + ramp * self.training.gan_weight * game.weight * game.term
+            metrics |= {"lambda": game.weight, "adversarial": adversarial.detach()}
         return loss, metrics
 
     def discriminator_loss(
         self, images: Tensor, painted: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Hinge loss; no gradient before the discriminator's start, so that the phase rests."""
-        if step < self.training.discriminator_start:
+        """The game's loss; no gradient before the discriminator's start, so the phase rests."""
+        if step < self.training.discriminator_start or self.training.gan_weight == 0:
             return images.new_zeros(()), {}
-        real = self.discriminator(images).float()
-        fake = self.discriminator(painted).float()
+        images = images.requires_grad_(self.training.r1 > 0)
+        real, fake = self.discriminator(torch.cat([images, painted])).float().chunk(2)
+        hinge = self.training.game == "hinge"
+        loss = (hinge_loss if hinge else non_saturating_loss)(real, fake)
         metrics = {"d_real": real.mean().detach(), "d_fake": fake.mean().detach()}
-        return hinge_loss(real, fake), metrics
+        if self.training.r1 > 0:
+            penalty = gradient_penalty(real, images)
+            loss = loss + self.training.r1 * penalty
+            metrics["r1"] = penalty.detach()
+        return loss, metrics
 
     def average(self, gradient: Tensor) -> Tensor:
         """The mean of a gradient over the processes."""
@@ -153,20 +215,33 @@ class VQGANTask:
 
     def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
         """The codes follow the encoder; at the end of the warm start k-means places them."""
-        # The codebooks draw on the CPU, the same on every process and device.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        if step == self.training.warm_start - 1:
-            images = self.train.images(
-                batch_indices(len(self.train), 1024, 0, seed=self.seed, group=self.train.group)
-            )
-            device = self.model.last_layer.device
-            parts = torch.from_numpy(images).split(128)
-            latents = torch.cat([self.model.latents(to_float(p.to(device))) for p in parts])
-            self.model.quantizer.start(latents, generator)
-        if step < self.training.warm_start:
+        if step == self.warm_start - 1:
+            self.place_codes(step)
+        if step < self.warm_start:
             return {}
         latents = self.gather(torch.cat([batch["latents"] for batch in batches]))
-        return {"revived": self.model.quantizer.update(latents, generator)}
+        quantizer = self.model.quantizer
+        metrics = {"dead_codes": quantizer.update(latents, self.draws(step))}
+        for name, counts in zip(("", "_2"), quantizer.usage_counts, strict=False):
+            metrics[f"perplexity{name}"] = perplexity(counts)
+        return metrics
+
+    def draws(self, step: int) -> torch.Generator:
+        """A generator of the step; on the CPU, the same on every process and device."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+    def place_codes(self, step: int) -> None:
+        """Put the codes where the encoder's latents of real pictures are."""
+        quantizer = self.model.quantizer
+        if not quantizer.needs_start:
+            return
+        images = self.train.images(
+            batch_indices(len(self.train), 1024, 0, seed=self.seed, group=self.train.group)
+        )
+        device = self.model.last_layer.device
+        parts = torch.from_numpy(images).split(128)
+        latents = torch.cat([self.model.latents(to_float(p.to(device))) for p in parts])
+        quantizer.start(latents.float(), self.draws(step))
 
     @torch.no_grad()
     def evaluate(self, model: VQGAN) -> dict[str, float]:
@@ -181,7 +256,7 @@ class VQGANTask:
             indices.append(codes.indices.cpu())
         scores = {"val_psnr": psnr(torch.cat(painted), images)}
         parts = model.quantizer.factors(torch.cat(indices))
-        for name, part, size in zip(("", "_2"), parts, model.config.codes, strict=False):
+        for name, part, size in zip(("", "_2"), parts, model.config.vocabulary, strict=False):
             used = usage(part, size)
             scores |= {f"codes_used{name}": used.share, f"perplexity{name}": used.perplexity}
         return scores

@@ -1,0 +1,148 @@
+"""The patch discriminator and the game that it plays with VQGAN's decoder.
+
+A convolutional net says of every overlapping part of a picture whether it looks real (Isola et al.
+2017); the generator's share of that game is weighed against its reconstruction loss by λ (Esser et
+al. 2021, equations 6 and 7).
+
+Pictures (B, 3, H, W) in [-1, 1] in, logits (B, 1, h, w) out, and the losses of both sides. Read
+`conv.py` before.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimodal.blocks.conv import group_norm
+from minimodal.errors import UserError
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping parts of a picture, one logit a part (Isola et al. 2017, PatchGAN).
+
+    With `depth` halvings the convolutions behind a logit see `receptive_field` pixels a side (the
+    norms between them add a little of the whole picture's brightness and contrast). `refine` adds
+    the original's layer at the last resolution, which widens a part without another halving.
+    """
+
+    def __init__(
+        self, *, channels: int = 32, depth: int = 2, refine: bool = False, norm: str = "group"
+    ) -> None:
+        super().__init__()
+        if depth < 1 or channels < 1:
+            raise UserError(f"discriminator of {depth} halvings, {channels} channels: expected 1")
+        # differs from the paper: group instead of batch statistics ("batch" is for the original's
+        # weights), so that a picture's verdict does not depend on its neighbours in the batch (nor
+        # on how it is sharded).
+        make = nn.BatchNorm2d if norm == "batch" else group_norm
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1)]
+        narrow = channels
+        for level in range(1, depth + refine):
+            wide, stride = channels * min(2**level, 8), 2 if level < depth else 1
+            conv = nn.Conv2d(narrow, wide, 4, stride=stride, padding=1, bias=norm != "batch")
+            layers += [nn.LeakyReLU(0.2), conv, make(wide)]
+            narrow = wide
+        layers += [nn.LeakyReLU(0.2), nn.Conv2d(narrow, 1, 4, stride=1, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    @property
+    def receptive_field(self) -> int:
+        """Pixels a side of the part that one logit judges."""
+        field = 1
+        for layer in reversed([m for m in self.layers if isinstance(m, nn.Conv2d)]):
+            field = (field - 1) * layer.stride[0] + layer.kernel_size[0]
+        return field
+
+    def forward(self, images: Tensor) -> Tensor:
+        """High where a part looks real.
+
+        images: (B, 3, H, W) in [-1, 1]
+        returns: (B, 1, h, w) logits
+        """
+        return self.layers(images)
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss: ½ (E max(0, 1 - D(x)) + E max(0, 1 + D(x̂))).
+
+    real: (B, 1, h, w) logits of true pictures
+    fake: (B, 1, h, w) logits of painted ones
+    returns: ()
+    """
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def non_saturating_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss of the first GAN: ½ (E log(1 + e^-D(x)) + E log(1 + e^D(x̂))).
+
+    real: (B, 1, h, w) logits of true pictures
+    fake: (B, 1, h, w) logits of painted ones
+    returns: ()
+    """
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def generator_loss(fake: Tensor, *, game: str = "hinge") -> Tensor:
+    """The generator's side: -E D(x̂) in the hinge game, E log(1 + e^-D(x̂)) in the other.
+
+    fake: (B, 1, h, w) logits of painted pictures, with gradient to them
+    returns: ()
+    """
+    return -fake.mean() if game == "hinge" else F.softplus(-fake).mean()
+
+
+def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
+    """R1: ½ E |∇ₓ D(x)|² on true pictures (Mescheder et al. 2018, equation 9), D(x) the mean logit.
+
+    real: (B, 1, h, w) logits, with gradient to the pictures
+    images: (B, 3, H, W) pictures that require a gradient
+    returns: ()
+    """
+    verdict = real.float().mean(dim=(1, 2, 3)).sum()
+    (gradient,) = torch.autograd.grad(verdict, images, create_graph=True)
+    return 0.5 * gradient.float().square().sum(dim=(1, 2, 3)).mean()
+
+
+class WeighedGame(NamedTuple):
+    """The generator's adversarial term and what λ says of it.
+
+    term: () its value; its gradient reaches the painted pictures
+    weight: () λ
+    """
+
+    term: Tensor
+    weight: Tensor
+
+
+def weigh(
+    reconstruction: Tensor, adversarial: Tensor, painted: Tensor, last_layer: Tensor,
+    *, average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> WeighedGame:  # fmt: skip
+    """λ = |∇ L_rec| / (|∇ L_GAN| + δ) at the last decoder layer, at most 10⁴ (equation 7).
+
+    The chain rule is cut at the painted pictures, so that the discriminator is passed back through
+    once: both losses' gradients there are carried on to the last layer by themselves.
+
+    reconstruction: () loss
+    adversarial: () loss
+    painted: (B, 3, H, W) what both losses look at
+    last_layer: (…) weights that the painted pictures depend on
+    average: mean of a gradient over the processes of a data-parallel run
+    """
+    (rec,) = torch.autograd.grad(reconstruction, painted, retain_graph=True)  # (B, 3, H, W)
+    (gan,) = torch.autograd.grad(adversarial, painted)  # (B, 3, H, W)
+    sizes = []
+    for gradient in (rec, gan):
+        (found,) = torch.autograd.grad(painted, last_layer, gradient, retain_graph=True)
+        sizes.append(average(found.float()).norm())
+    weight = (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
+    # Of the same value and gradient as the adversarial loss, without its way through D.
+    term = adversarial.detach() + ((painted - painted.detach()) * gan).sum()
+    return WeighedGame(term, weight)
+
+
+def adversarial_ramp(step: int, *, start: int, ramp: int) -> float:
+    """The share of the generator's adversarial term at a step: 0, then rising to 1."""
+    return min(max((step - start) / max(ramp, 1), 0.0), 1.0)

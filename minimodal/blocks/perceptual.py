@@ -1,0 +1,151 @@
+"""How different two pictures look to a trained network (LPIPS, Zhang et al. 2018).
+
+A network's feature maps of both pictures are brought to unit length at each position; the squared
+differences, weighted by channel where weights are given, are averaged over the positions and
+summed over the layers. The network is one that the user has: an image tower of CLIP, or VGG16 from
+a file with torchvision's names, with LPIPS's learned channel weights from a second file.
+
+Pictures (B, 3, H, W) in [-1, 1] in, distances (B,) out. Nothing here is trained.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minimodal.errors import UserError
+
+Features = Callable[[Tensor], list[Tensor]]
+
+# What LPIPS subtracts and divides by, for pictures in [-1, 1].
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+VGG_WIDTHS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
+
+
+class VGG16(nn.Module):
+    """The thirteen convolutions of VGG16 (Simonyan & Zisserman 2015, column D).
+
+    A feature map is taken before each halving and at the end: relu1_2, 2_2, 3_3, 4_3, 5_3.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in VGG_WIDTHS:
+            if width == "M":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.register_buffer("shift", torch.tensor(SHIFT).view(3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Five feature maps.
+
+        images: (B, 3, H, W) in [-1, 1]
+        returns: (B, …) maps of C channels and h x w pixels, other sizes at each depth
+        """
+        x, found = (images - self.shift) / self.scale, []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(x)
+            x = layer(x)
+        return [*found, x]
+
+
+def vgg16(tensors: Mapping[str, Tensor], *, source: str) -> VGG16:
+    """VGG16 with the weights of a state dict in torchvision's naming (features.0.weight, …).
+
+    The classifier's tensors, which a full VGG16 has too, are left out.
+    """
+    net = VGG16()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise UserError(
+                    f"{source} is no VGG16: {name} is missing or not {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensors[name])
+    return net.eval().requires_grad_(False)
+
+
+def lpips_heads(tensors: Mapping[str, Tensor], *, source: str) -> list[Tensor]:
+    """LPIPS's channel weights lin0 to lin4, under its own names (lin0.model.1.weight, …).
+
+    returns: (…) C weights for each of the five layers
+    """
+    found = []
+    for number, width in enumerate((64, 128, 256, 512, 512)):
+        weight = tensors.get(f"lin{number}.model.1.weight")
+        if weight is None or weight.numel() != width:
+            raise UserError(
+                f"{source} has no LPIPS heads: lin{number}.model.1.weight, {width} wide"
+            )
+        found.append(weight.detach().float().flatten())
+    return found
+
+
+def unit(x: Tensor) -> Tensor:
+    """Feature vectors of length 1; a vector of zeros stays one.
+
+    x: (B, C, h, w)
+    returns: (B, C, h, w)
+    """
+    return x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
+
+
+def feature_distance(
+    first: list[Tensor], second: list[Tensor], heads: list[Tensor] | None = None
+) -> Tensor:
+    """Σ_l mean_hw Σ_c w_lc (a_lc - b_lc)² with unit vectors a, b (LPIPS, equation 1).
+
+    first: (B, …) maps of C channels and h x w pixels of one set of pictures, one a layer
+    second: (B, …) of the other
+    heads: (…) weights of each layer's C channels; None: all 1
+    returns: (B,)
+    """
+    total = 0.0
+    for layer, (a, b) in enumerate(zip(first, second, strict=True)):
+        difference = (unit(a.float()) - unit(b.float())).square()  # (B, C, h, w)
+        if heads is not None:
+            difference = difference * heads[layer].to(difference.device)[:, None, None]
+        total = total + difference.sum(dim=1).mean(dim=(1, 2))  # (B,)
+    return total
+
+
+class PerceptualDistance:
+    """A frozen network and its channel weights as a distance between pictures."""
+
+    def __init__(
+        self, net: nn.Module, *, features: Features, size: int = 0,
+        heads: list[Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.net, self.features, self.size, self.heads = net, features, size, heads
+        net.eval().requires_grad_(False)
+
+    def __call__(self, painted: Tensor, images: Tensor) -> Tensor:
+        """The mean distance of pairs; gradients reach the first pictures.
+
+        painted: (B, 3, H, W) in [-1, 1]
+        images: (B, 3, H, W) in [-1, 1]
+        returns: ()
+        """
+        self.net.to(images.device)
+        with torch.no_grad():
+            wanted = self.features(self.resized(images))
+        return feature_distance(self.features(self.resized(painted)), wanted, self.heads).mean()
+
+    def resized(self, images: Tensor) -> Tensor:
+        """At the size that the network reads, where it reads one size only.
+
+        images: (B, 3, H, W)
+        returns: (B, 3, H', W'), H' = W' = size where there is one
+        """
+        size = (self.size, self.size)
+        if not self.size or images.shape[-2:] == size:
+            return images
+        return F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -1,0 +1,321 @@
+"""Four other ways to a discrete code, with the interface of `quantizer.Quantizer`.
+
+    GradientQuantizer   codes are parameters, moved by a loss (van den Oord et al. 2017, eq. 3);
+                        `normalise` puts latents and codes on the unit sphere (Yu et al. 2021)
+    GumbelQuantizer     the encoder scores every code, training mixes codes by a relaxed draw
+                        (the dVAE of Ramesh et al. 2021, section 2.1)
+    FiniteScalarQuantizer   no codebook: every channel is rounded to one of a few levels
+                        (Mentzer et al. 2023)
+
+z (B, C, h, w) in, `Codes` out, in training and eval mode alike. Read `quantizer.py` before.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minimodal.blocks.quantizer import Codebook, Codes, draw_far, follow, nearest
+
+
+def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: float) -> Tensor:
+    """codebook · |sg[z] - e|² + commitment · |z - sg[e]|², means over all numbers (VQ-VAE, eq. 3).
+
+    The paper's β is `commitment`, the weight of the term that moves the encoder; `codebook` is 1.
+
+    z: (B, C, h, w) latents
+    vectors: (B, C, h, w) the codes that they were rounded to
+    returns: ()
+    """
+    return codebook * F.mse_loss(vectors, z.detach()) + commitment * F.mse_loss(z, vectors.detach())
+
+
+class GradientQuantizer(nn.Module):
+    """A codebook that the optimiser moves, together with everything else."""
+
+    needs_start = True
+
+    def __init__(
+        self, size: int, width: int, *, beta: float = 0.25, decay: float = 0.99,
+        revive: bool = True, normalise: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.size, self.width, self.sizes = size, width, (size,)
+        self.beta, self.decay, self.revive, self.normalise = beta, decay, revive, normalise
+        self.codes = nn.Parameter(torch.zeros(size, width))
+        self.register_buffer("counts", torch.zeros(size))  # uses of each code, a running average
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is used."""
+        return [self.counts]
+
+    def bound(self, z: Tensor) -> Tensor:
+        """A latent as it is compared with codes: of unit length where codes are.
+
+        z: (B, C, h, w)
+        returns: (B, C, h, w)
+        """
+        return F.normalize(z, dim=1) if self.normalise else z
+
+    def table(self) -> Tensor:
+        """The codes as they are compared with latents.
+
+        returns: (K, D)
+        """
+        return F.normalize(self.codes, dim=1) if self.normalise else self.codes
+
+    def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
+        """Round each latent vector to its nearest code.
+
+        z: (B, C, h, w) the encoder's latents
+        """
+        B, C, h, w = z.shape
+        z = self.bound(z.float())
+        flat = rearrange(z.detach(), "B C h w -> (B h w) C")
+        indices = nearest(flat, self.table().detach())[0].view(B, h, w)
+        vectors = self.vectors(indices)
+        loss = codebook_loss(z, vectors, commitment=self.beta, codebook=1.0)
+        return Codes(z + (vectors - z).detach(), indices, loss)
+
+    def factors(self, indices: Tensor) -> list[Tensor]:
+        """A code has one factor.
+
+        indices: (B, h, w) int64
+        returns: (B, h, w) int64, one
+        """
+        return [indices]
+
+    def vectors(self, indices: Tensor) -> Tensor:
+        """Look the codes up.
+
+        indices: (B, h, w) int64
+        returns: (B, C, h, w) float32
+        """
+        return rearrange(F.embedding(indices, self.table()), "B h w C -> B C h w")
+
+    @torch.no_grad()
+    def start(self, z: Tensor, generator: torch.Generator) -> None:
+        """Place the codes by k-means on real latents.
+
+        z: (B, C, h, w) latents of a global batch
+        """
+        book = Codebook(self.size, self.width, decay=0.0).to(z.device)
+        book.start(rearrange(self.bound(z.float()), "B C h w -> (B h w) C"), generator)
+        self.codes.copy_(book.codes)
+        self.counts.copy_(book.counts)
+
+    @torch.no_grad()
+    def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Count the uses, and move dead codes to where the error is largest.
+
+        z: (B, C, h, w) latents of the global batch
+        returns: () how many codes were dead
+        """
+        flat = rearrange(self.bound(z.float()), "B C h w -> (B h w) C")
+        indices, distances = nearest(flat, self.table())
+        unused = follow(self.counts, indices, decay=self.decay)
+        dead = unused & self.revive
+        fresh = flat[draw_far(distances, self.size, generator)]  # (K, D), only dead rows are used
+        self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
+        share = torch.full_like(self.counts, len(flat) / self.size)
+        self.counts.copy_(torch.where(dead, share, self.counts))
+        return unused.sum()
+
+
+class GumbelQuantizer(nn.Module):
+    """Scores for every code; training draws a relaxed mixture of codes, evaluation takes the best.
+
+    A draw is argmax(logits + Gumbel noise); the softmax at temperature τ is its smooth stand-in,
+    and τ falls in training. The noise comes in from outside. Without noise nothing is random,
+    whatever mode the module is in.
+    """
+
+    needs_start = False
+
+    def __init__(self, size: int, width: int, *, channels: int = 0, decay: float = 0.99) -> None:
+        super().__init__()
+        self.size, self.width, self.sizes, self.decay = size, width, (size,), decay
+        self.scores = nn.Conv2d(channels or width, size, 1)
+        self.codes = nn.Parameter(torch.empty(size, width).normal_())
+        self.register_buffer("counts", torch.zeros(size))
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is the best."""
+        return [self.counts]
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Latents are not bounded.
+
+        z: (B, C, h, w)
+        returns: (B, C, h, w)
+        """
+        return z
+
+    def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
+        """A mixture of codes by softmax((logits + noise) / τ), or the best code without noise.
+
+        The loss is KL(q || uniform) = Σ_k q_k (log q_k + log K), the mean over the positions of
+        the batch: not a sum, which would change with the size of batch and picture.
+
+        z: (B, C, h, w) the encoder's latents
+        noise: (B, K, h, w) of the Gumbel distribution
+        """
+        logits = self.scores(z).float()  # (B, K, h, w)
+        log_q = F.log_softmax(logits, dim=1)
+        kl = (log_q.exp() * (log_q + math.log(self.size))).sum(dim=1).mean()
+        indices = logits.argmax(dim=1)  # (B, h, w)
+        if noise is None:
+            soft = F.softmax(logits, dim=1)
+            hard = F.one_hot(indices, self.size).permute(0, 3, 1, 2)  # (B, K, h, w)
+            mixture = hard + (soft - soft.detach())  # gradients pass straight through
+        else:
+            mixture = F.softmax((logits + noise) / temperature, dim=1)
+        vectors = torch.einsum("bkhw,kd->bdhw", mixture, self.codes)
+        return Codes(vectors, indices, kl)
+
+    def factors(self, indices: Tensor) -> list[Tensor]:
+        """A code has one factor.
+
+        indices: (B, h, w) int64
+        returns: (B, h, w) int64, one
+        """
+        return [indices]
+
+    def vectors(self, indices: Tensor) -> Tensor:
+        """Look the codes up.
+
+        indices: (B, h, w) int64
+        returns: (B, C, h, w) float32
+        """
+        return rearrange(F.embedding(indices, self.codes), "B h w C -> B C h w")
+
+    def start(self, z: Tensor, generator: torch.Generator) -> None:
+        """Nothing: codes are learned from a random start.
+
+        z: (B, C, h, w) latents
+        """
+
+    @torch.no_grad()
+    def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Count the uses. Dead codes are not moved: the KL term keeps every code's chances up.
+
+        z: (B, C, h, w) latents of the global batch
+        returns: () how many codes are dead
+        """
+        return follow(self.counts, self.scores(z).argmax(dim=1).flatten(), decay=self.decay).sum()
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Each channel is squeezed between two bounds and rounded; a code is the tuple of levels."""
+
+    needs_start = False
+
+    def __init__(self, levels: tuple[int, ...], *, decay: float = 0.99) -> None:
+        super().__init__()
+        self.levels, self.decay = levels, decay
+        self.size = math.prod(levels)
+        self.sizes, self.width = (self.size,), len(levels)
+        self.register_buffer("counts", torch.zeros(self.size))
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is used."""
+        return [self.counts]
+
+    def per_channel(self, like: Tensor) -> Tensor:
+        """The levels, for broadcasting.
+
+        like: (B, C, h, w)
+        returns: (C, 1, 1)
+        """
+        return torch.tensor(self.levels, device=like.device, dtype=torch.float32)[:, None, None]
+
+    def squeeze(self, z: Tensor) -> Tensor:
+        """Into the range of the level numbers: from just above -½ to just below L - ½.
+
+        z: (B, C, h, w)
+        returns: (B, C, h, w)
+        """
+        levels = self.per_channel(z)
+        # 0 becomes a level, not an edge between two, where L is even too.
+        reach, middle = levels / 2 * (1 - 1e-3), (levels / 2).floor()
+        shift = torch.atanh((middle - (levels - 1) / 2) / reach)
+        return (levels - 1) / 2 + reach * torch.tanh(z.float() + shift)
+
+    def centre(self, numbers: Tensor) -> Tensor:
+        """Level numbers to what the decoder reads, between -1 and 1.
+
+        numbers: (B, C, h, w)
+        returns: (B, C, h, w)
+        """
+        middle = (self.per_channel(numbers) / 2).floor()
+        return (numbers - middle) / middle
+
+    def bound(self, z: Tensor) -> Tensor:
+        """What rounding starts from.
+
+        z: (B, C, h, w)
+        returns: (B, C, h, w)
+        """
+        return self.centre(self.squeeze(z))
+
+    def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
+        """Round every channel.
+
+        z: (B, C, h, w) the encoder's latents
+        """
+        squeezed = self.squeeze(z)
+        numbers = squeezed.detach().round()
+        straight = squeezed + (numbers - squeezed).detach()
+        return Codes(self.centre(straight), self.combine(numbers), z.new_zeros(()))
+
+    def combine(self, numbers: Tensor) -> Tensor:
+        """The channels' levels as one number, the last channel's changing fastest.
+
+        numbers: (B, C, h, w) level numbers
+        returns: (B, h, w) int64
+        """
+        joint = torch.zeros_like(numbers[:, 0], dtype=torch.int64)
+        for size, part in zip(self.levels, numbers.long().unbind(1), strict=True):
+            joint = joint * size + part
+        return joint
+
+    def factors(self, indices: Tensor) -> list[Tensor]:
+        """A code has one factor for the models that predict it.
+
+        indices: (B, h, w) int64
+        returns: (B, h, w) int64, one
+        """
+        return [indices]
+
+    def vectors(self, indices: Tensor) -> Tensor:
+        """The inverse of `combine`, centred.
+
+        indices: (B, h, w) int64
+        returns: (B, C, h, w) float32
+        """
+        parts = []
+        for size in reversed(self.levels):
+            parts.append(indices % size)
+            indices = indices // size
+        return self.centre(torch.stack(parts[::-1], dim=1).float())
+
+    def start(self, z: Tensor, generator: torch.Generator) -> None:
+        """Nothing: there is no codebook.
+
+        z: (B, C, h, w) latents
+        """
+
+    @torch.no_grad()
+    def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Count the uses.
+
+        z: (B, C, h, w) latents of the global batch
+        returns: () how many codes are dead
+        """
+        indices = self.combine(self.squeeze(z).round())
+        return follow(self.counts, indices.flatten(), decay=self.decay).sum()

@@ -1,0 +1,259 @@
+"""VQGAN checkpoints of taming-transformers, the original: its autoencoders and discriminators.
+
+    encoder.down.L.block.B…, encoder.mid.…, decoder.up.L.block.B…      L: level, B: block
+    quant_conv, quantize.embedding, post_quant_conv                     around the codebook
+    quantize.proj, quantize.embed                                       in its Gumbel models
+    loss.discriminator.main.N…                                          the patch discriminator
+
+In checkpoints of its transformers all of these begin with `first_stage_model.`, and the
+transformer's own names with `transformer.`. Sizes are read off the shapes; what those cannot tell
+is the resolution that pictures had in training, which no computation needs, and β.
+
+A file or a state dict in, our VQGAN out, equal to the original to float32's rounding. Read
+`naming.py` and `minimodal/vqgan.py` before.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimodal.blocks.discriminator import PatchDiscriminator
+from minimodal.errors import UserError
+from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.naming import Tensors, fill
+from minimodal.vqgan import VQGAN, VQGANConfig
+
+Weights = dict[str, Tensor]
+FIRST_STAGE, DISCRIMINATOR = "first_stage_model.", "loss.discriminator."
+RESOLUTION = 256  # of the pictures in training, where nothing says it
+# Kept by the original beside its weights: masks, remapping tables, averages of other quantizers.
+NOT_WEIGHTS = ("num_batches_tracked", "quantize.used", "cluster_size", "embed_avg", "colorize")
+
+
+# --- what the config says ------------------------------------------------------------------------
+
+
+def flat_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """A configuration of the original as one level of names: its own nesting is taken apart.
+
+    It may be the whole (`model: params: …`), the parameters alone, or `ddconfig` alone.
+    """
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        path = Path(config)
+        if path.suffix in (".yaml", ".yml"):
+            raise UserError(f"{path}: give the configuration as JSON or as a dict, not as YAML")
+        config = read_json(path)
+    for key in ("model", "params", "first_stage_config", "first_stage", "params"):
+        inner = config.get(key)
+        if isinstance(inner, Mapping):
+            config = inner
+    inner = config.get("ddconfig")
+    return {**config, **inner} if isinstance(inner, Mapping) else dict(config)
+
+
+def check_config(stated: dict[str, Any], found: dict[str, Any], *, source: str) -> None:
+    """Refuse a configuration that says something else than the weights."""
+    for name, value in found.items():
+        said = stated.get(name, value)
+        said = list(said) if isinstance(said, (list, tuple)) else said
+        if said != value:
+            raise UserError(
+                f"{source}: its config says {name} = {said} and its weights say {value}; it is the "
+                "config of another checkpoint"
+            )
+
+
+# --- the autoencoder -----------------------------------------------------------------------------
+
+
+def read_sizes(tensors: Tensors, stated: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a VQGANConfig that shapes tell, checked against the configuration."""
+    channels, pixels = tensors.shape("encoder.conv_in.weight", 4)[:2]
+    painted = tensors.shape("decoder.conv_out.weight", 4)[0]
+    if (pixels, painted) != (3, 3):
+        raise tensors.stranger(f"it reads {pixels} channels and paints {painted}, not RGB pictures")
+    levels = tensors.depth("encoder.down")
+    depth = tensors.depth("encoder.down.0.block")
+    firsts = [f"encoder.down.{n}.block.0.conv1.weight" for n in range(levels)]
+    multipliers = [tensors.shape(name, 4)[0] / channels for name in firsts]
+    if not levels or not depth or any(m != int(m) for m in multipliers):
+        raise tensors.stranger(f"its widths are {multipliers} times {channels}")
+    multipliers = [int(m) for m in multipliers]
+    if "encoder.mid.attn_1.q.weight" not in tensors:
+        raise tensors.stranger("it lacks the attention in the middle, encoder.mid.attn_1")
+    attended = [n for n in range(levels) if f"encoder.down.{n}.attn.0.q.weight" in tensors]
+    size = stated.get("resolution", RESOLUTION)
+    factor = 2 ** (levels - 1)
+    if type(size) is not int or size < factor or size % factor:
+        raise UserError(f"{tensors.source}: resolution {size} is not a multiple of {factor}")
+    latent_width = tensors.shape("decoder.conv_in.weight", 4)[1]
+    written = tensors.shape("encoder.conv_out.weight", 4)[0]
+    if written != latent_width:
+        raise tensors.stranger(f"it writes {written} channels and reads {latent_width} (double_z)")
+    gumbel = "quantize.embed.weight" in tensors
+    book = "quantize.embed.weight" if gumbel else "quantize.embedding.weight"
+    codes, code_width = tensors.shape(book, 2)
+    found = {
+        "ch": channels, "ch_mult": multipliers, "num_res_blocks": depth, "double_z": False,
+        "z_channels": latent_width, "in_channels": 3, "out_ch": 3, "n_embed": codes,
+        "embed_dim": code_width,
+    }  # fmt: skip
+    check_config(stated, found, source=tensors.source)
+    if "attn_resolutions" in stated:
+        said = [n for n in range(levels) if size // 2**n in list(stated["attn_resolutions"])]
+        check_config({"attention at levels": said}, {"attention at levels": attended},
+                     source=tensors.source)  # fmt: skip
+    return {
+        "image_size": size,
+        "channels": channels,
+        "multipliers": tuple(multipliers),
+        "depth": depth,
+        "decoder_depth": depth + 1,
+        "attention": tuple(size // 2**n for n in attended),
+        "middle_attention": True,
+        "latent_width": latent_width,
+        "quantizer": "gumbel" if gumbel else "gradient",
+        "codes": (codes,),
+        "code_width": code_width,
+        "beta": float(stated.get("beta", 0.25)),
+    }
+
+
+def residual(tensors: Tensors, ours: str, theirs: str) -> Weights:
+    """One residual block."""
+    parts = ["norm1", "conv1", "norm2", "conv2"]
+    found: Weights = {}
+    for part in parts:
+        found |= tensors.linear(f"{ours}.{part}", f"{theirs}.{part}")
+    if f"{theirs}.nin_shortcut.weight" in tensors:
+        found |= tensors.linear(f"{ours}.shortcut", f"{theirs}.nin_shortcut")
+    return found
+
+
+def attention(tensors: Tensors, ours: str, theirs: str) -> Weights:
+    """One attention over pixels."""
+    found: Weights = {}
+    pairs = [(name, name) for name in ("norm", "q", "k", "v")] + [("proj", "proj_out")]
+    for mine, other in pairs:
+        found |= tensors.linear(f"{ours}.{mine}", f"{theirs}.{other}")
+    return found
+
+
+def half(tensors: Tensors, name: str, config: VQGANConfig) -> Weights:
+    """The encoder or the decoder: the original's levels become one row of layers."""
+    levels = range(len(config.multipliers))
+    middle = [(residual, "mid.block_1"), (attention, "mid.attn_1"), (residual, "mid.block_2")]
+    row = middle if name == "decoder" else []
+    down, blocks = (True, config.depth) if name == "encoder" else (False, config.decoder_depth)
+    for n in levels if down else reversed(levels):
+        level = f"{'down' if down else 'up'}.{n}"
+        for block in range(blocks):
+            row.append((residual, f"{level}.block.{block}"))
+            if config.image_size // 2**n in config.attention:
+                row.append((attention, f"{level}.attn.{block}"))
+        if n < levels[-1] if down else n > 0:
+            row.append((Tensors.linear, f"{level}.{'downsample' if down else 'upsample'}.conv"))
+    row += middle if name == "encoder" else []
+    found: Weights = {}
+    for number, (read, theirs) in enumerate(row):
+        ours = f"{name}.layers.{number}" + (".conv" if theirs.endswith(".conv") else "")
+        found |= read(tensors, ours, f"{name}.{theirs}")
+    for part in ("conv_in", "norm_out", "conv_out"):
+        found |= tensors.linear(f"{name}.{part}", f"{name}.{part}")
+    return found
+
+
+def read_quantizer(tensors: Tensors, config: VQGANConfig) -> Weights:
+    """The codebook and the 1x1 convolutions around it."""
+    found = tensors.linear("to_codes", "quant_conv")
+    found |= tensors.linear("from_codes", "post_quant_conv")
+    if config.quantizer == "gumbel":
+        found |= tensors.linear("quantizer.scores", "quantize.proj")
+        found["quantizer.codes"] = tensors.take("quantize.embed.weight")
+    else:
+        found["quantizer.codes"] = tensors.take("quantize.embedding.weight")
+    # How often each code was used is not in the file: evenly, as far as anyone knows.
+    return found | {"quantizer.counts": torch.ones(config.codes[0])}
+
+
+def read_discriminator(state: Weights, *, source: str) -> PatchDiscriminator | None:
+    """The patch discriminator of a checkpoint, if it holds one that we can build."""
+    if "main.0.weight" not in state:
+        return None
+    tensors = Tensors(state, source=source, what="patch discriminator")
+    channels, last = tensors.shape("main.0.weight", 4)[0], len({n.split(".")[1] for n in state})
+    if "main.3.running_mean" not in tensors:
+        print(f"{source}: its discriminator's norms are not batch norms; it is left out",
+              file=sys.stderr)  # fmt: skip
+        return None
+    # Layer 0, then a convolution and a norm at 2 and 3, 5 and 6, …, and a last convolution.
+    depth = (last - 2) // 2
+    found = tensors.linear("layers.0", "main.0")
+    for n in range(1, depth + 1):
+        found |= tensors.linear(f"layers.{3 * n - 1}", f"main.{3 * n - 1}", bias=False)
+        found |= tensors.linear(f"layers.{3 * n}", f"main.{3 * n}")
+        for part in ("running_mean", "running_var"):
+            found[f"layers.{3 * n}.{part}"] = tensors.take(f"main.{3 * n}.{part}")
+        found[f"layers.{3 * n}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+    found |= tensors.linear(f"layers.{3 * depth + 2}", f"main.{3 * depth + 2}")
+    tensors.finish(ignore=NOT_WEIGHTS)
+    return fill(
+        lambda: PatchDiscriminator(channels=channels, depth=depth, refine=True, norm="batch"),
+        found,
+        source=source,
+    )
+
+
+# --- from outside --------------------------------------------------------------------------------
+
+
+def is_taming(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the names of this file."""
+    inside = ("quantize.embedding.weight", "quantize.embed.weight")
+    return any(name.removeprefix(FIRST_STAGE) in inside for name in tensors)
+
+
+def first_stage(state: Weights) -> Weights:
+    """The autoencoder's part of a checkpoint, which may be that of a transformer."""
+    inner = {n.removeprefix(FIRST_STAGE): t for n, t in state.items() if n.startswith(FIRST_STAGE)}
+    return inner or state
+
+
+def convert(state: Weights, config: dict[str, Any], *, source: str) -> VQGAN:
+    """A VQGAN from tensors with the original's names."""
+    state = first_stage(state)
+    judge = {n.removeprefix(DISCRIMINATOR): t for n, t in state.items() if DISCRIMINATOR in n}
+    kept = {n: t for n, t in state.items() if not n.startswith(("loss.", "model_ema."))}
+    tensors = Tensors(kept, source=source, what="VQGAN")
+    sizes = VQGANConfig(**read_sizes(tensors, config))
+    found = half(tensors, "encoder", sizes) | half(tensors, "decoder", sizes)
+    found |= read_quantizer(tensors, sizes)
+    tensors.finish(ignore=NOT_WEIGHTS)
+    vqgan = fill(lambda: VQGAN(sizes), found, source=source)
+    vqgan.discriminator = read_discriminator(judge, source=source)
+    vqgan.run = {"kind": "vqgan", "data": None, "source": source}
+    return vqgan
+
+
+def load_taming_vqgan(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    config: str | Path | Mapping[str, Any] | None = None,
+) -> VQGAN:
+    """A VQGAN of taming-transformers from a Lightning .ckpt, a .pt, safetensors or a state dict.
+
+    `vqgan.discriminator` is its patch discriminator where the checkpoint holds one, else None.
+
+    config: the original's configuration (`ddconfig`, `n_embed`, …) as a dict or a JSON file; it is
+    checked against the weights
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        state, source = dict(path_or_state_dict), "this state dict"
+    else:
+        state, source = read_tensors(path_or_state_dict), str(path_or_state_dict)
+    return convert(state, flat_config(config), source=source)
