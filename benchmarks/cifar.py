@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import minimodal
-from minimodal.dalle import to_uint8
+from minimodal.blocks.pixels import to_uint8
 from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data
 from minimodal.evaluation.judge import load_judge

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minimodal.blocks.contrastive import rows_cross_entropy
+from minimodal.blocks.conv import ResidualBlock
 from minimodal.blocks.resnet import ResNetEncoder
 from minimodal.blocks.transformer import Transformer
 from minimodal.data.images import centre_square, resize_then_crop, to_rgb
@@ -38,6 +39,7 @@ class CLIPConfig:
     image_size: int = 32
     patch_size: int = 4
     stem: tuple[int, ...] = ()  # widths of 3x3 convolutions, stride 2, ahead of the patches
+    stem_depth: int = 0  # residual blocks ahead of each of them; for fine detail
     resnet: tuple[int, ...] = ()  # blocks a stage; not empty: a ResNet reads the pictures
     vision_width: int = 128
     vision_depth: int = 4
@@ -106,6 +108,13 @@ def clip_preprocess(picture: Image.Image, size: int) -> Tensor:
     return normalize(torch.from_numpy(pixels)[None])[0]
 
 
+def stem_blocks(channels: int, width: int, depth: int) -> list[nn.Module]:
+    """Residual blocks at one size of the stem, in front of the convolution that halves it."""
+    first = [nn.Conv2d(channels, width, 3, padding=1)] if depth and channels == 3 else []
+    widths = [width if first else channels] + [width] * depth
+    return first + [ResidualBlock(widths[n], width) for n in range(depth)]
+
+
 class ImageEncoder(nn.Module):
     """Vision Transformer (Dosovitskiy et al. 2021): patches as tokens, a class token on top."""
 
@@ -118,7 +127,9 @@ class ImageEncoder(nn.Module):
         self.stem = nn.ModuleList()
         channels = 3
         for wider in config.stem:
-            self.stem.append(nn.Conv2d(channels, wider, 3, stride=2, padding=1))
+            halve = nn.Conv2d(wider if config.stem_depth else channels, wider, 3, 2, 1)
+            blocks = stem_blocks(channels, wider, config.stem_depth)
+            self.stem.append(nn.Sequential(*blocks, halve) if blocks else halve)
             channels, patch = wider, patch // 2
         self.patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import SamplingConfig, draw, guide
 from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.errors import UserError
@@ -330,12 +331,3 @@ class DALLE(nn.Module):
             if progress is not None:
                 progress(sum(map(len, pictures)))
         return torch.cat(pictures)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as bytes.
-
-    images: (B, 3, H, W) float in [-1, 1]
-    returns: (B, 3, H, W) uint8
-    """
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

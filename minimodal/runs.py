@@ -19,15 +19,16 @@ from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
-from minimodal.pretrained import huggingface_clip, openai_clip, taming
+from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.huggingface_clip import load_huggingface_clip
 from minimodal.pretrained.openai_clip import load_open_clip
 from minimodal.training.checkpoint import load_run_config, load_weights
 from minimodal.vqgan import VQGAN, VQGANConfig
+from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
-Config = TypeVar("Config", VQGANConfig, CLIPConfig, DALLEConfig)
+Config = TypeVar("Config", VQGANConfig, CLIPConfig, DALLEConfig, VQGANPriorConfig)
 
 
 def rebuild(kind: type[Config], stored: dict[str, Any]) -> Config:
@@ -90,15 +91,26 @@ def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLI
     return tokenizer
 
 
-def load_original(path: Path, *, merges: str | Path | None) -> CLIP | VQGAN:
-    """An original CLIP (OpenAI's, OpenCLIP's, Hugging Face's) or VQGAN, as its names say."""
+def stated(beside: Path) -> dict[str, Any] | None:
+    """The configuration beside an original VQGAN's checkpoint, if it is one of a VQGAN."""
+    config = read_json(beside) if beside.exists() else {}
+    known = ("ddconfig", "model", "transformer", "first_stage")
+    return config if any(name in config for name in known) else None
+
+
+def load_original(
+    path: Path, *, merges: str | Path | None, kind: str | None
+) -> CLIP | VQGAN | VQGANPrior:
+    """An original CLIP (OpenAI's, OpenCLIP's, Hugging Face's), VQGAN or its transformer."""
     if path.is_dir():
         theirs = (path / "open_clip_config.json").exists()
         clip = load_open_clip(path) if theirs else load_huggingface_clip(path)
     else:
         tensors, beside = read_tensors(path), path.parent / "config.json"
+        if taming_transformer.is_transformer(tensors) and kind != "vqgan":
+            return taming_transformer.convert(tensors, stated(beside), source=str(path))
         if taming.is_taming(tensors):
-            return taming.convert(tensors, {}, source=str(path))
+            return taming.convert(tensors, taming.flat_config(stated(beside)), source=str(path))
         if "visual_projection.weight" in tensors:
             config = read_json(beside) if beside.exists() else None
             clip = huggingface_clip.convert(tensors, config, source=str(path))
@@ -121,28 +133,33 @@ def load_original(path: Path, *, merges: str | Path | None) -> CLIP | VQGAN:
 
 def load(
     path: str | Path, *, kind: str | None = None, merges: str | Path | None = None
-) -> VQGAN | CLIP | DALLE:
+) -> VQGAN | CLIP | DALLE | VQGANPrior:
     """The model of a run folder or an original checkpoint, in eval mode, on the CPU.
 
-    `model.run` is the run's config.json. With `kind` ("vqgan", "clip", "dalle") another system is
-    an error. `merges` is the file of an original CLIP's tokenizer (bpe_simple_vocab_16e6.txt.gz).
+    `model.run` is the run's config.json. With `kind` ("vqgan", "vqgan-prior", "clip", "dalle")
+    another system is an error. `merges` is the file of an original CLIP's tokenizer
+    (bpe_simple_vocab_16e6.txt.gz).
     """
     path = Path(path)
     if is_original(path):
-        if kind not in (None, "clip", "vqgan"):
+        if kind == "dalle":
             raise UserError(f"{path} is no run folder; a trained {kind} is expected here")
-        original = load_original(path, merges=merges)
+        original = load_original(path, merges=merges, kind=kind)
         if kind not in (None, original.run["kind"]):
             raise UserError(f"{path} holds a {original.run['kind']}; a {kind} is expected here")
         return original
     run = load_run_config(path, kind=kind)
-    model: VQGAN | CLIP | DALLE
+    model: VQGAN | CLIP | DALLE | VQGANPrior
     try:
         if run["kind"] == "vqgan":
             model = VQGAN(rebuild(VQGANConfig, run["model"]))
         elif run["kind"] == "clip":
             model = CLIP(rebuild(CLIPConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
+        elif run["kind"] == "vqgan-prior":
+            model = VQGANPrior(rebuild(VQGANPriorConfig, run["model"]))
+            model.class_names = run["model"]["class_names"]
+            model.paint_with(load(path / "vqgan", kind="vqgan"))
         elif run["kind"] == "dalle":
             model = DALLE(rebuild(DALLEConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")

@@ -1,7 +1,7 @@
-"""The three real tasks at toy size on the Shapes world, and a script that trains one.
+"""The real tasks at toy size on the Shapes world, and a script that trains one.
 
-`python systems.py KIND OUT [STEPS] [--resume]` trains vqgan, clip or dalle; dalle makes a VQGAN
-run of its own beside OUT. With the engine's own settings but for the sizes.
+`python systems.py KIND OUT [STEPS] [--resume]` trains vqgan, vqgan-prior, clip or dalle; two of
+them make a VQGAN run of their own beside OUT. With the engine's own settings but for the sizes.
 """
 
 import sys
@@ -9,10 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from minimodal.training import probe
-from minimodal.training.build import build_clip, build_dalle, build_vqgan
+from minimodal.training.build import build_clip, build_dalle, build_vqgan, build_vqgan_prior
 from minimodal.training.contract import Task, TrainConfig
 from minimodal.training.engine import run
-from minimodal.training.recipes import clip_shapes, dalle_shapes, vqgan_shapes
+from minimodal.training.recipes import (
+    clip_shapes,
+    dalle_shapes,
+    vqgan_prior_shapes,
+    vqgan_shapes,
+)
 
 probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
 
@@ -43,12 +48,26 @@ def make_clip(engine: TrainConfig = ENGINE) -> Task:
     return build_clip(recipe._replace(model=model, engine=engine), "shapes:400")
 
 
-def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
-    """A DALL·E of one layer on the codes of a VQGAN trained for three steps."""
+def short_vqgan(out: Path) -> Path:
+    """A VQGAN run of five steps beside a run."""
     vqgan_run = out.parent / f"{out.name}-vqgan"
     if not (vqgan_run / "model.safetensors").exists():
         short = replace(ENGINE, steps=5)
         run(make_vqgan(short), short, vqgan_run, data_spec="shapes:400", device="cpu")
+    return vqgan_run
+
+
+def make_vqgan_prior(out: Path, engine: TrainConfig = ENGINE) -> Task:
+    """A prior of one layer on the codes of a VQGAN trained for five steps."""
+    recipe = vqgan_prior_shapes()
+    model = replace(recipe.model, width=16, depth=1, heads=2)
+    recipe = recipe._replace(model=model, engine=engine)
+    return build_vqgan_prior(recipe, "shapes:400", vqgan_run=short_vqgan(out))
+
+
+def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
+    """A DALL·E of one layer on the codes of a VQGAN trained for five steps."""
+    vqgan_run = short_vqgan(out)
     recipe = dalle_shapes()
     model = replace(recipe.model, width=16, depth=1, heads=2)
     recipe = recipe._replace(model=model, engine=engine)
@@ -58,7 +77,8 @@ def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
 def train(kind: str, out: Path, engine: TrainConfig = ENGINE, *, resume: bool = False) -> None:
     """Train one of them into a run folder."""
     makers = {"vqgan": make_vqgan, "clip": make_clip}
-    task = makers[kind](engine) if kind in makers else make_dalle(out, engine)
+    second = {"dalle": make_dalle, "vqgan-prior": make_vqgan_prior}
+    task = makers[kind](engine) if kind in makers else second[kind](out, engine)
     run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")
 
 

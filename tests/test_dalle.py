@@ -11,8 +11,9 @@ import torch
 from tiny import WORDS, generator, integers, make_dalle, make_painter, make_vqgan, noise
 
 from minimodal import dalle as dalle_file
+from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import SamplingConfig, guide
-from minimodal.dalle import DALLE, to_uint8
+from minimodal.dalle import DALLE
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
 from minimodal.training.tasks import DALLETask, DALLETraining

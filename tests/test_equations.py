@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import integers, make_clip, make_dalle, make_vqgan, noise, pictures
 
+from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.quantizer import Quantizer
-from minimodal.dalle import to_uint8
-from minimodal.training.tasks.common import to_float
 
 TEXT = integers(20, 2, 5)
 CALLS = {

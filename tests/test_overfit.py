@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from tiny import generator, integers
 
+from minimodal.blocks.pixels import to_float
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.clip import CLIP, CLIPConfig, contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.shapes import ShapesSource
-from minimodal.training.tasks.common import seeded, to_float
+from minimodal.training.tasks.common import seeded
 from minimodal.vqgan import VQGAN, VQGANConfig
 
 

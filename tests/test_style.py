@@ -21,7 +21,7 @@ SCRIPTS = ("train.py", "generate.py")
 LAYERS = (
     ("errors",),
     ("data", "blocks"),
-    ("clip", "vqgan", "dalle", "vqgan_clip", "unclip"),
+    ("clip", "vqgan", "vqgan_prior", "dalle", "vqgan_clip", "unclip"),
     ("training", "evaluation", "pretrained", "runs", "drawing"),
     ("", "cli"),  # "": `import minimodal`, the front door
     ("__main__", *SCRIPTS),

@@ -9,12 +9,13 @@ import torch
 from test_cifar import NAMES_10, batch, write
 from torch import nn
 
+from minimodal.blocks.pixels import to_float
 from minimodal.data.loading import batch_indices
 from minimodal.errors import UserError
 from minimodal.training.build import build_clip
 from minimodal.training.checkpoint import read_metrics
 from minimodal.training.recipes import clip_small
-from minimodal.training.tasks.common import flip_some, seeded, shift_all, to_float
+from minimodal.training.tasks.common import flip_some, seeded, shift_all
 
 
 def test_a_seeded_start_depends_on_the_seed_and_leaves_others_draws_alone():

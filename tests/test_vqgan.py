@@ -20,10 +20,11 @@ from minimodal.blocks.discriminator import (
     non_saturating_loss,
     weigh,
 )
+from minimodal.blocks.pixels import to_float
 from minimodal.errors import UserError
 from minimodal.training.build import build_vqgan
 from minimodal.training.recipes import vqgan_shapes
-from minimodal.training.tasks.common import seeded, to_float
+from minimodal.training.tasks.common import seeded
 from minimodal.vqgan import VQGANConfig
 
 CONFIGS = {

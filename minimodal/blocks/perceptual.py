@@ -117,6 +117,18 @@ def feature_distance(
     return total
 
 
+def moved(images: Tensor, shift: tuple[int, int]) -> Tensor:
+    """Pictures moved down and to the right; what comes in at the edges is mirrored.
+
+    images: (B, 3, H, W)
+    returns: (B, 3, H, W)
+    """
+    down, right = shift
+    H, W = images.shape[-2:]
+    pad = (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0))
+    return F.pad(images, pad, mode="reflect")[..., max(-down, 0) :, max(-right, 0) :][..., :H, :W]
+
+
 class PerceptualDistance:
     """A frozen network and its channel weights as a distance between pictures."""
 
@@ -127,17 +139,24 @@ class PerceptualDistance:
         self.net, self.features, self.size, self.heads = net, features, size, heads
         net.eval().requires_grad_(False)
 
-    def __call__(self, painted: Tensor, images: Tensor) -> Tensor:
+    def __call__(
+        self, painted: Tensor, images: Tensor, *, shift: tuple[int, int] = (0, 0)
+    ) -> Tensor:
         """The mean distance of pairs; gradients reach the first pictures.
+
+        A network that halves its maps looks at every second place. Pictures optimised for it hide
+        patterns in the places between, unless it sees them moved, each time by another `shift`.
 
         painted: (B, 3, H, W) in [-1, 1]
         images: (B, 3, H, W) in [-1, 1]
+        shift: pixels down and to the right, the same for both; what comes in is mirrored
         returns: ()
         """
         self.net.to(images.device)
         with torch.no_grad():
-            wanted = self.features(self.resized(images))
-        return feature_distance(self.features(self.resized(painted)), wanted, self.heads).mean()
+            wanted = self.features(moved(self.resized(images), shift))
+        found = self.features(moved(self.resized(painted), shift))
+        return feature_distance(found, wanted, self.heads).mean()
 
     def resized(self, images: Tensor) -> Tensor:
         """At the size that the network reads, where it reads one size only.

@@ -1,4 +1,4 @@
-"""`python -m minimodal {classify,search,evaluate} …`: what one can do with a trained model.
+"""`python -m minimodal COMMAND …`: what one can do with a trained model.
 
 Each command is a module with `add_flags(parser)` and `run(arguments)`; COMMANDS lists them.
 """
@@ -6,12 +6,13 @@ Each command is a module with `add_flags(parser)` and `run(arguments)`; COMMANDS
 import argparse
 from collections.abc import Sequence
 
-from minimodal.cli import classify, evaluate, search
+from minimodal.cli import classify, evaluate, reconstruct, search
 from minimodal.cli.common import Parser, run_command
 
 COMMANDS = {
     "classify": classify,
     "search": search,
+    "reconstruct": reconstruct,
     "evaluate": evaluate,
 }
 

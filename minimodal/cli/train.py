@@ -1,4 +1,4 @@
-"""`python train.py {demo,vqgan,clip,dalle} …`: flags to a recipe, a recipe to a task, off it goes.
+"""`python train.py SYSTEM …`: flags to a recipe, a recipe to a task, off it goes.
 
 Every field of a recipe's dataclasses is a flag (`code_width` is `--code-width`), so `--help` shows
 all there is, with the values that the recipe for the given --data has. Read `recipes.py`,
@@ -18,14 +18,15 @@ from minimodal.cli.common import Parser, run_command
 from minimodal.cli.demo import add_demo_flags, run_demo
 from minimodal.data.loading import KINDS, parse_spec, split_spec
 from minimodal.training import distributed
-from minimodal.training.build import build_clip, build_dalle, build_vqgan
+from minimodal.training.build import build_clip, build_dalle, build_vqgan, build_vqgan_prior
 from minimodal.training.checkpoint import load_run_config
 from minimodal.training.contract import Task
 from minimodal.training.engine import run
 from minimodal.training.recipes import (
     EVENTS,
     CLIPRecipe,
-    DALLERecipe,
+    Recipe,
+    VQGANPriorRecipe,
     VQGANRecipe,
     recipe_for,
     scale_events,
@@ -35,6 +36,7 @@ from minimodal.training.report import write_report
 SYSTEMS = {
     "vqgan": "pictures as grids of codes",
     "clip": "pictures and captions in one space",
+    "vqgan-prior": "pictures from nothing or from classes; needs a trained --vqgan",
     "dalle": "pictures from captions; needs a trained --vqgan",
 }
 # What the data or another flag decides, so that it is no flag of its own.
@@ -48,10 +50,9 @@ DECIDED = {
         "resnet",
         "logit_bias",
     ),  # fmt: skip
+    "vqgan-prior": ("grid", "codes", "classes", "shared_rows"),
     "dalle": ("vocab_size", "text_length", "pad_id", "grid", "codes"),
 }
-
-Recipe = VQGANRecipe | CLIPRecipe | DALLERecipe
 
 
 def field_notes(kind: type) -> dict[str, str]:
@@ -103,7 +104,7 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
         help=f"{'|'.join(KINDS)}[:PATH][:N], or several with commas, see README",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
-    if system == "dalle":
+    if system in ("dalle", "vqgan-prior"):
         parser.add_argument("--vqgan", required=True, type=Path, metavar="RUN", help="trained run")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -161,7 +162,8 @@ def build(recipe: Recipe, arguments: argparse.Namespace) -> Task:
         return build_vqgan(recipe, arguments.data, limit=arguments.limit)
     if isinstance(recipe, CLIPRecipe):
         return build_clip(recipe, arguments.data, limit=arguments.limit)
-    return build_dalle(
+    builder = build_vqgan_prior if isinstance(recipe, VQGANPriorRecipe) else build_dalle
+    return builder(
         recipe, arguments.data, vqgan_run=arguments.vqgan, device=arguments.device,
         limit=arguments.limit,
     )  # fmt: skip

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.quantizer import usage
 from minimodal.clip import CLIP, embed_captions, embed_pictures
-from minimodal.dalle import DALLE, to_uint8
+from minimodal.dalle import DALLE
 from minimodal.data.oracle import Verdict, score
 from minimodal.data.shapes import (
     BACKGROUNDS,

@@ -9,6 +9,7 @@ from minimodal.pretrained.clip_tokenizer import load_clip_tokenizer
 from minimodal.pretrained.huggingface_clip import load_huggingface_clip
 from minimodal.pretrained.openai_clip import load_open_clip, load_openai_clip
 from minimodal.pretrained.taming import load_taming_vqgan
+from minimodal.pretrained.taming_transformer import load_taming_transformer
 
 __all__ = [
     "clip_preprocess",
@@ -16,5 +17,6 @@ __all__ = [
     "load_huggingface_clip",
     "load_open_clip",
     "load_openai_clip",
+    "load_taming_transformer",
     "load_taming_vqgan",
 ]

@@ -9,6 +9,9 @@ import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
 
 from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, vgg16
 from minimodal.clip import normalize
@@ -20,9 +23,16 @@ from minimodal.pretrained.files import read_tensors
 from minimodal.runs import load
 from minimodal.training import distributed
 from minimodal.training.checkpoint import digest
-from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANRecipe
-from minimodal.training.tasks import CLIPTask, DALLETask, VQGANTask, VQGANTraining
-from minimodal.training.tasks.dalle import cached_codes
+from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANPriorRecipe, VQGANRecipe
+from minimodal.training.tasks import (
+    CLIPTask,
+    DALLETask,
+    VQGANPriorTask,
+    VQGANTask,
+    VQGANTraining,
+)
+from minimodal.training.tasks.codes import cached_codes
+from minimodal.vqgan import VQGAN
 
 TOKENIZER_PICTURES = 5_000  # whose captions a tokenizer learns from
 
@@ -129,6 +139,53 @@ def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CL
     )
 
 
+class Encoded(NamedTuple):
+    """A trained VQGAN and what it makes of a SPEC.
+
+    codes: (N, h, w) int32 of the training pictures
+    """
+
+    vqgan: VQGAN
+    digest: str
+    train: DataSource
+    val: DataSource
+    codes: Tensor
+
+
+def encode_data(
+    spec: str, vqgan_run: Path, *, pool: int, flip: bool, device: str, limit: int | None,
+    captions: bool = False,
+) -> Encoded:  # fmt: skip
+    """Open a SPEC at the size of a VQGAN, and turn its pictures into codes, once."""
+    here = distributed.start(device)
+    vqgan = load(vqgan_run, kind="vqgan").to(here.device)
+    if not vqgan_run.is_dir():
+        raise UserError(f"{vqgan_run} is a checkpoint; training needs a run of train.py vqgan")
+    quantizer = vqgan.quantizer
+    if quantizer.needs_start and not any(counts.any() for counts in quantizer.usage_counts):
+        raise UserError(
+            f"{vqgan_run} has no codes yet: its training ended before they were placed, at step "
+            f"{vqgan.run['model']['training']['warm_start']}; train it longer or with a smaller "
+            "--warm-start"
+        )
+    train, val = open_both(spec, vqgan.config.image_size, limit)
+    if captions:
+        need_captions(train, spec)
+    pictures = min(len(train), pool)
+    weights = digest(vqgan_run / "model.safetensors")
+    described = f"{weights} {train.fingerprint()} {pictures}"
+    key = hashlib.sha256(f"{described} {flip}".encode()).hexdigest()[:16]
+    codes = cached_codes(
+        vqgan_run / "codes" / f"{key}.safetensors",
+        vqgan,
+        train,
+        n=pictures,
+        flip=flip,
+        write=here.main,  # several writers would take each other's files away
+    )
+    return Encoded(vqgan, weights, train, val, codes)
+
+
 def build_dalle(
     recipe: DALLERecipe,
     spec: str,
@@ -138,30 +195,12 @@ def build_dalle(
     limit: int | None = None,
 ) -> DALLETask:
     """DALL·E on a SPEC and the codes of a trained VQGAN."""
-    here = distributed.start(device)
-    vqgan = load(vqgan_run, kind="vqgan").to(here.device)
-    quantizer = vqgan.quantizer
-    if quantizer.needs_start and not any(counts.any() for counts in quantizer.usage_counts):
-        raise UserError(
-            f"{vqgan_run} has no codes yet: its training ended before they were placed, at step "
-            f"{vqgan.run['model']['training']['warm_start']}; train it longer or with a smaller "
-            "--warm-start"
-        )
-    train, val = open_both(spec, vqgan.config.image_size, limit)
-    need_captions(train, spec)
+    encoded = encode_data(
+        spec, vqgan_run, pool=recipe.training.pool, flip=recipe.training.flip, device=device,
+        limit=limit, captions=True,
+    )  # fmt: skip
+    vqgan, train = encoded.vqgan, encoded.train
     tokenizer, longest = learn_words(train, recipe.training.vocab, recipe.training.max_text_length)
-    pictures = min(len(train), recipe.training.pool)
-    weights = digest(vqgan_run / "model.safetensors")
-    described = f"{weights} {train.fingerprint()} {pictures}"
-    key = hashlib.sha256(f"{described} {recipe.training.flip}".encode()).hexdigest()[:16]
-    codes = cached_codes(
-        vqgan_run / "codes" / f"{key}.safetensors",
-        vqgan,
-        train,
-        n=pictures,
-        flip=recipe.training.flip,
-        write=here.main,  # several writers would take each other's files away
-    )
     model = replace(
         recipe.model,
         vocab_size=tokenizer.vocab_size,
@@ -174,12 +213,46 @@ def build_dalle(
         model,
         recipe.training,
         train=train,
-        val=val,
+        val=encoded.val,
         tokenizer=tokenizer,
         vqgan=vqgan,
         vqgan_run=vqgan_run,
-        vqgan_digest=weights,
-        codes=codes,
+        vqgan_digest=encoded.digest,
+        codes=encoded.codes,
+        batch_size=recipe.engine.batch_size,
+        seed=recipe.engine.seed,
+    )
+
+
+def build_vqgan_prior(
+    recipe: VQGANPriorRecipe,
+    spec: str,
+    *,
+    vqgan_run: Path,
+    device: str = "cpu",
+    limit: int | None = None,
+) -> VQGANPriorTask:
+    """VQGAN's second stage on a SPEC and the codes of a trained VQGAN."""
+    encoded = encode_data(
+        spec, vqgan_run, pool=recipe.training.pool, flip=recipe.training.flip, device=device,
+        limit=limit,
+    )  # fmt: skip
+    names = encoded.train.class_names if recipe.training.labels else None
+    model = replace(
+        recipe.model,
+        grid=encoded.vqgan.config.grid,
+        codes=encoded.vqgan.quantizer.size,
+        classes=len(names or []),
+    )
+    return VQGANPriorTask(
+        model,
+        recipe.training,
+        train=encoded.train,
+        val=encoded.val,
+        vqgan=encoded.vqgan,
+        vqgan_run=vqgan_run,
+        vqgan_digest=encoded.digest,
+        codes=encoded.codes,
         batch_size=recipe.engine.batch_size,
         seed=recipe.engine.seed,
     )

@@ -12,8 +12,14 @@ from typing import NamedTuple
 from minimodal.clip import CLIPConfig
 from minimodal.dalle import DALLEConfig
 from minimodal.training.contract import TrainConfig
-from minimodal.training.tasks import CLIPTraining, DALLETraining, VQGANTraining
+from minimodal.training.tasks import (
+    CLIPTraining,
+    DALLETraining,
+    VQGANPriorTraining,
+    VQGANTraining,
+)
 from minimodal.vqgan import VQGANConfig
+from minimodal.vqgan_prior import VQGANPriorConfig
 
 
 class VQGANRecipe(NamedTuple):
@@ -39,6 +45,16 @@ class DALLERecipe(NamedTuple):
     training: DALLETraining
     engine: TrainConfig
 
+
+class VQGANPriorRecipe(NamedTuple):
+    """All of a prior's settings; codes and grid come from the VQGAN, classes from the data."""
+
+    model: VQGANPriorConfig
+    training: VQGANPriorTraining
+    engine: TrainConfig
+
+
+Recipe = VQGANRecipe | CLIPRecipe | DALLERecipe | VQGANPriorRecipe
 
 # --- VQGAN ---------------------------------------------------------------------------------------
 
@@ -179,6 +195,30 @@ def dalle_photos() -> DALLERecipe:
     return dalle_small()._replace(training=DALLETraining(vocab=4096, guidance=2.0))
 
 
+# --- VQGAN's prior -------------------------------------------------------------------------------
+
+
+def vqgan_prior_shapes() -> VQGANPriorRecipe:
+    """The Shapes world without its captions."""
+    return VQGANPriorRecipe(
+        VQGANPriorConfig(width=128, depth=4, heads=4),
+        VQGANPriorTraining(pool=24_576),
+        TrainConfig(steps=2400, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995),
+    )
+
+
+def vqgan_prior_small() -> VQGANPriorRecipe:
+    """CIFAR-sized pictures with classes."""
+    recipe = vqgan_prior_shapes()
+    return VQGANPriorRecipe(
+        replace(recipe.model, width=192, heads=6),
+        VQGANPriorTraining(flip=True, guidance=2.0),
+        TrainConfig(
+            steps=4000, batch_size=32, lr=1e-3, warmup=200, weight_decay=0.1, ema_decay=0.999
+        ),
+    )
+
+
 # --- choosing ------------------------------------------------------------------------------------
 
 
@@ -202,12 +242,15 @@ def scale_events(recipe: VQGANRecipe, given: VQGANRecipe) -> VQGANRecipe:
 VQGAN_RECIPES = {"shapes": vqgan_shapes, "cifar10": vqgan_small, "cifar100": vqgan_small}
 CLIP_RECIPES = {"shapes": clip_shapes, "cifar10": clip_small, "cifar100": clip_small}
 DALLE_RECIPES = {"shapes": dalle_shapes, "cifar10": dalle_small, "cifar100": dalle_small}
+PRIOR_RECIPES = {"shapes": vqgan_prior_shapes}
 
 
-def recipe_for(system: str, data: str) -> VQGANRecipe | CLIPRecipe | DALLERecipe:
-    """The recipe of a system ("vqgan", "clip", "dalle") for a kind of data ("cifar10", …)."""
+def recipe_for(system: str, data: str) -> Recipe:
+    """The recipe of a system ("vqgan", "clip", …) for a kind of data ("cifar10", …)."""
     if system == "vqgan":
         return VQGAN_RECIPES.get(data, vqgan_photos)()
     if system == "clip":
         return CLIP_RECIPES.get(data, clip_photos)()
+    if system == "vqgan-prior":
+        return PRIOR_RECIPES.get(data, vqgan_prior_small)()
     return DALLE_RECIPES.get(data, dalle_photos)()

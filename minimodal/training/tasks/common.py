@@ -15,15 +15,6 @@ from minimodal.data.loading import DataSource
 EVALUATION_PICTURES = 512  # unseen ones that the scores of a run are measured on
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Bytes to the range of the models.
-
-    images: (B, 3, H, W) uint8
-    returns: (B, 3, H, W) float32 in [-1, 1]
-    """
-    return images.float() / 127.5 - 1
-
-
 def identity(x: Tensor) -> Tensor:
     """What gathering does on a single process."""
     return x

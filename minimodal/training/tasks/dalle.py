@@ -4,16 +4,12 @@ A trained VQGAN turns the pictures into codes once; training then never touches 
 `minimodal/dalle.py` before.
 """
 
-import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from minimodal.blocks.sampling import SamplingConfig
@@ -21,15 +17,14 @@ from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
-from minimodal.training.checkpoint import write_atomically
 from minimodal.training.contract import Phase
+from minimodal.training.tasks.codes import copy_vqgan, tokenize_pictures
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
     draws,
     identity,
     seeded,
     tile,
-    to_float,
 )
 from minimodal.vqgan import VQGAN
 
@@ -50,50 +45,6 @@ class DALLETraining:
         if self.pool < 1:
             raise UserError(f"pool {self.pool}: expected at least 1")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
-
-
-@torch.no_grad()
-def tokenize_pictures(
-    vqgan: VQGAN, source: DataSource, *, n: int, flip: bool, device: torch.device
-) -> Tensor:
-    """The codes of a source's first n pictures, in float32.
-
-    Always in float32: rounded in bfloat16 many latents would fall on a neighbouring code.
-    returns: (N, h, w) int32; with flip the mirror images follow, N = 2 n
-    """
-    codes = []
-    # Whatever the caller computes in: bfloat16 by autocast, or TF32 products on CUDA.
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        for mirrored in (False, True) if flip else (False,):
-            for start in range(0, n, 256):
-                images = source.images(np.arange(start, min(start + 256, n)))
-                images = images[..., ::-1] if mirrored else images
-                x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-                with torch.autocast(device.type, enabled=False):
-                    codes.append(vqgan.encode(x).indices.cpu().int())
-    finally:
-        torch.set_float32_matmul_precision(allowed)
-    return torch.cat(codes)
-
-
-def cached_codes(
-    path: Path, vqgan: VQGAN, source: DataSource, *, n: int, flip: bool, write: bool
-) -> Tensor:
-    """`tokenize_pictures`, once: kept in a file whose name stands for the weights and the data.
-
-    returns: (N, h, w) int32
-    """
-    if path.exists():
-        return load_file(path)["codes"]
-    print(f"turning {n} pictures into codes, once (kept in {path})", file=sys.stderr)
-    device = vqgan.last_layer.device
-    codes = tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
-    if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: save_file({"codes": codes}, file))
-    return codes
 
 
 class DALLETask:
@@ -199,8 +150,4 @@ class DALLETask:
     def save_files(self, out: Path) -> None:
         """The tokenizer, and a copy of the VQGAN: the run works wherever it is moved."""
         self.tokenizer.save(out / "tokenizer.json")
-        (out / "vqgan").mkdir(exist_ok=True)
-        for name in ("config.json", "model.safetensors"):
-            source, copy = self.vqgan_run / name, out / "vqgan" / name
-            if source.resolve() != copy.resolve():
-                write_atomically(copy, lambda path, source=source: shutil.copyfile(source, path))
+        copy_vqgan(self.vqgan_run, out)

@@ -26,8 +26,8 @@ from minimodal.blocks.discriminator import (
     weigh,
 )
 from minimodal.blocks.perceptual import PerceptualDistance
+from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.quantizer import perplexity, usage
-from minimodal.dalle import to_uint8
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr
@@ -40,7 +40,6 @@ from minimodal.training.tasks.common import (
     identity,
     seeded,
     tile,
-    to_float,
 )
 from minimodal.vqgan import VQGAN, VQGANConfig
 
@@ -57,6 +56,7 @@ class VQGANTraining:
     perceptual: str = ""  # a CLIP (run or checkpoint) or VGG16 file to compare pictures with; off
     perceptual_heads: str = ""  # LPIPS's channel weights, for VGG16
     perceptual_weight: float = 1.0
+    perceptual_shift: int = 3  # compare pictures moved by up to so many pixels
     game: str = "hinge"  # hinge or non-saturating
     discriminator_start: int = 3000  # steps before D begins to learn
     gan_start: int = 4000  # steps before D's verdict reaches the generator
@@ -170,7 +170,9 @@ class VQGANTask:
         l1 = F.l1_loss(painted, images)
         metrics, reconstruction = {"l1": l1.detach()}, l1
         if self.perceptual is not None:
-            distance = self.perceptual(painted, images)
+            most = self.training.perceptual_shift
+            down, right = np.random.default_rng((self.seed, step, 1)).integers(-most, most + 1, 2)
+            distance = self.perceptual(painted, images, shift=(int(down), int(right)))
             reconstruction = l1 + self.training.perceptual_weight * distance
             metrics["perceptual"] = distance.detach()
         gumbel = self.model.config.quantizer == "gumbel"

@@ -1,0 +1,158 @@
+"""Training of VQGAN's second stage: next-code prediction, with or without a class.
+
+A trained VQGAN turns the pictures into codes once. Read `minimodal/vqgan_prior.py` before.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minimodal.blocks.pixels import to_uint8
+from minimodal.blocks.sampling import SamplingConfig
+from minimodal.data.loading import DataSource, batch_indices
+from minimodal.errors import UserError
+from minimodal.training.contract import Phase
+from minimodal.training.tasks.codes import copy_vqgan, tokenize_pictures
+from minimodal.training.tasks.common import EVALUATION_PICTURES, draws, identity, seeded, tile
+from minimodal.vqgan import VQGAN
+from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
+
+
+@dataclass(frozen=True)
+class VQGANPriorTraining:
+    """What the prior's training has beyond the engine's settings."""
+
+    labels: bool = True  # say the class, where the data has classes
+    class_dropout: float = 0.1  # share of classes left unsaid, for classifier-free guidance
+    pool: int = 65_536  # pictures tokenised at the start, at most
+    flip: bool = False  # the pool holds every picture and its mirror image
+    temperature: float = 1.0  # what generate.py uses by default; also the next
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise UserError(f"pool {self.pool}: expected at least 1")
+        if not 0 <= self.class_dropout <= 1:
+            raise UserError(f"class_dropout {self.class_dropout}: expected 0 to 1")
+        SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
+
+
+class VQGANPriorTask:
+    """Next-code prediction over the codes of pictures."""
+
+    name = "vqgan-prior"
+
+    def __init__(
+        self,
+        config: VQGANPriorConfig,
+        training: VQGANPriorTraining,
+        *,
+        train: DataSource,
+        val: DataSource,
+        vqgan: VQGAN,
+        vqgan_run: Path,
+        vqgan_digest: str,
+        codes: Tensor,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.training, self.train, self.val = training, train, val
+        self.batch_size, self.seed = batch_size, seed
+        self.vqgan, self.vqgan_run, self.codes = vqgan, vqgan_run, codes
+        self.vqgan_digest = vqgan_digest
+        self.mirrors = 2 if training.flip else 1
+        self.names = list(train.class_names or []) if config.classes else []
+        self.model = seeded(lambda: VQGANPrior(config), seed)
+        self.phases = (Phase("prior", (self.model,)),)
+        self.extra: dict[str, nn.Module] = {}
+        self.gather: Callable[[Tensor], Tensor] = identity
+
+    def labels(self, source: DataSource, numbers: np.ndarray) -> np.ndarray:
+        """The classes of pictures, -1 where none is said.
+
+        numbers: (n,) int64 of pictures
+        returns: (n,) int64
+        """
+        if not self.names:
+            return np.full(len(numbers), -1)
+        return np.asarray(source.labels)[numbers]
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """True codes, what is read instead of them, and classes, some of which are dropped."""
+        config, rng = self.model.config, draws(self.seed, step)
+        indices = batch_indices(len(self.codes), self.batch_size, step, seed=self.seed)
+        labels = self.labels(self.train, indices % (len(self.codes) // self.mirrors))
+        dropped = rng.random(len(indices)) < self.training.class_dropout
+        labels = np.where(dropped, -1, labels)[rows]
+        codes = self.codes[torch.from_numpy(indices[rows])].long()  # (b, h, w)
+        shape = (len(indices), config.grid, config.grid)
+        kept = torch.from_numpy((rng.random(shape) < config.pkeep)[rows])
+        noise = torch.from_numpy(rng.integers(config.codes, size=shape)[rows])
+        read = torch.where(kept, codes, noise)
+        return {"codes": codes, "read": read, "labels": torch.from_numpy(labels)}
+
+    def before_step(self, step: int, batches: list[dict]) -> None:
+        """Nothing: each picture's loss is its own."""
+
+    def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over codes."""
+        return self.model.loss(batch["codes"], batch["labels"], replaced=batch["read"]), {}
+
+    def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
+        """Nothing follows."""
+        return {}
+
+    @torch.no_grad()
+    def evaluate(self, model: VQGANPrior) -> dict[str, float]:
+        """The loss on unseen pictures, in nats and in bits a code."""
+        n = min(EVALUATION_PICTURES, len(self.val))
+        device = model.positions.device
+        codes = tokenize_pictures(self.vqgan.to(device), self.val, n=n, flip=False, device=device)
+        labels = torch.from_numpy(self.labels(self.val, np.arange(n)))
+        total = 0.0
+        for part, said in zip(codes.split(64), labels.split(64), strict=True):
+            loss = model.loss(part.long().to(device), said.to(device))
+            total += float(loss) * len(part) / n
+        return {"val_loss": total, "val_bits_per_code": total / math.log(2)}
+
+    @torch.no_grad()
+    def sample(self, model: VQGANPrior, step: int) -> Tensor:
+        """Two pictures of each of the first classes, or sixteen of anything."""
+        device = model.positions.device
+        labels = torch.arange(min(len(self.names), 16) or 16).repeat_interleave(2)[:32]
+        labels = labels.to(device) if self.names else torch.full((16,), -1, device=device)
+        guidance = self.training.guidance if self.names else 1.0
+        codes = model.generate_codes(
+            labels,
+            generator=torch.Generator(device).manual_seed(self.seed),
+            sampling=SamplingConfig(self.training.temperature, guidance=guidance),
+        )
+        pictures = self.vqgan.to(device).decode_indices(codes)
+        pictures = to_uint8(pictures).cpu()
+        return tile(pictures, 8 if len(pictures) % 8 == 0 else 2)
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration and what else shaped the training."""
+        guidance = self.training.guidance if self.names else 1.0
+        training = {
+            **asdict(self.training),
+            "pictures": len(self.codes),
+            "vqgan": self.vqgan_digest,  # so that resuming notices another VQGAN or other data
+            "data": self.train.fingerprint(),
+        }
+        return {
+            **asdict(self.model.config),
+            "class_names": self.names,
+            "sampling": {"temperature": self.training.temperature, "guidance": guidance},
+            "training": training,
+        }
+
+    def save_files(self, out: Path) -> None:
+        """A copy of the VQGAN: the run works wherever it is moved."""
+        copy_vqgan(self.vqgan_run, out)
