@@ -179,9 +179,11 @@ class VQGANPrior(nn.Module):
         c, B = self.config, len(labels)
         g = c.grid
         height, width = size or (g, g)
-        if min(height, width, stride) < 1:
+        if min(height, width) < 1:
+            raise UserError(f"{height} x {width} codes: expected 1 or more a side")
+        if not 1 <= stride <= g - g // 2:
             raise UserError(
-                f"{height} x {width} codes, stride {stride}: expected 1 or more of each"
+                f"stride {stride}: expected 1 to {g - g // 2}, half of the window's {g} codes"
             )
         # A side shorter than the window is drawn as long as the window, and cut.
         H, W = max(height, g), max(width, g)

@@ -1,4 +1,4 @@
-"""Two processes compute what one does, for each of the three systems."""
+"""Two processes compute what one does, for each of the systems."""
 
 import shutil
 
@@ -10,12 +10,13 @@ from test_distributed import together
 
 from minimodal.training.checkpoint import read_metrics
 
-KINDS = ("vqgan", "clip", "dalle")
+ON_CODES = ("vqgan-prior", "dalle")
+KINDS = ("vqgan", "vqgan-prior", "clip", "dalle")
 
 SCRIPT = """
 import sys, systems
 from pathlib import Path
-for kind in ("vqgan", "clip", "dalle"):
+for kind in ("vqgan", "vqgan-prior", "clip", "dalle"):
     systems.train(kind, Path(sys.argv[1]) / kind)
 """
 
@@ -26,11 +27,10 @@ def folders(tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for kind in KINDS:
         systems.train(kind, one / kind)
-        if kind == "dalle":  # both learn the codes of the very same VQGAN
-            (one / "dalle-vqgan").replace(one / "copied")
-    for place in (one, two):
-        shutil.copytree(one / "copied", place / "dalle-vqgan")
-    shutil.rmtree(two / "dalle-vqgan" / "codes")  # so that both make them, and one writes them
+        if kind in ON_CODES:  # both learn the codes of the very same VQGAN
+            shutil.copytree(one / f"{kind}-vqgan", two / f"{kind}-vqgan")
+            # so that both processes make them, and one writes them
+            shutil.rmtree(two / f"{kind}-vqgan" / "codes")
     together(["-c", SCRIPT, str(two)])
     return one, two
 

@@ -27,14 +27,14 @@ def start(*arguments: str) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("kind", ["vqgan", "clip", "dalle"])
+@pytest.mark.parametrize("kind", ["vqgan", "vqgan-prior", "clip", "dalle"])
 def test_a_killed_run_resumes_to_the_very_same_weights(kind, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = start(kind, str(whole))
     _, said = done.communicate(timeout=120)
     assert done.returncode == 0, said
     # Both runs of DALL·E have to learn the same codes.
-    if kind == "dalle":
+    if kind in ("dalle", "vqgan-prior"):
         os.rename(tmp_path / "whole-vqgan", tmp_path / "killed-vqgan")
     process = start(kind, str(killed))
     states = killed / "state"

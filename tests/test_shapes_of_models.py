@@ -17,13 +17,14 @@ from tiny import (
     make_clip,
     make_dalle,
     make_painter,
+    make_prior,
     make_transformer,
     make_vqgan,
     noise,
     pictures,
 )
 
-from minimodal import clip, dalle, vqgan
+from minimodal import clip, dalle, vqgan, vqgan_prior
 from minimodal.blocks import (
     contrastive,
     conv,
@@ -56,6 +57,7 @@ MODULES = (
     sampling,
     clip,
     vqgan,
+    vqgan_prior,
     dalle,
     common,
     metrics,
@@ -84,6 +86,9 @@ ONE, TWO = make_dalle(), make_dalle(codes=(5, 4))
 TEXT, CODES = integers(20, 2, 5), integers(11, 2, 3, 3)
 PARTS = [integers(5, 2, 4), integers(4, 2, 4)]
 PAINTER = make_painter()
+PRIOR = make_prior()
+GRID = dict(codes=integers(12, 2, 3, 3), labels=torch.tensor([1, -1]))
+PRIOR_SIZES = {"N": 9, "K": 12}
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 W = torch.ones(2, 3, requires_grad=True)
 PAINTED = W[:, :, None, None] * pictures(2, 3, 4, 5)
@@ -268,7 +273,27 @@ CALLS = [
     ),
     (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
     (PAINTER.tokenize, dict(prompts=WORDS), {"B": 4, "T": 20}),
+    (perceptual.moved, dict(images=IMAGES, shift=(2, -1)), {}),
     (PAINTER.generate, dict(prompts=WORDS, n=2, generator=generator()), {"N": 8, "H": 6, "W": 6}),
+    (PRIOR.condition, dict(labels=torch.tensor([1, -1])), {}),
+    (PRIOR.forward, dict(tokens=integers(12, 2, 5), ahead=noise(2, 3, 16)), {"S": 8, "V": 12}),
+    (PRIOR.code_logits, GRID, PRIOR_SIZES),
+    (PRIOR.loss, dict(**GRID, replaced=integers(12, 2, 3, 3, seed=1)), {}),
+    (
+        PRIOR.generate_codes,
+        dict(labels=torch.tensor([1, -1]), generator=generator(), size=(4, 5)),
+        {"h": 4, "w": 5},
+    ),
+    (
+        PRIOR.first_rows,
+        dict(picture=BYTES[0, 0, :1].new_zeros(3, 6, 8), share=0.5, size=(3, 4)),
+        {"n": 8},
+    ),
+    (
+        PRIOR.generate,
+        dict(classes=["cat", "dog"], n=2, generator=generator(), size=(8, 6)),
+        {"N": 4, "H": 6, "W": 8},
+    ),
     (pixels.to_uint8, dict(images=IMAGES), {}),
     (pixels.to_float, dict(images=BYTES), {}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),

@@ -76,7 +76,7 @@ def test_pictures_become_codes_once(tmp_path, capsys):
     assert task.codes.shape == (400, 8, 8)
 
 
-@pytest.mark.parametrize("kind", ["vqgan", "clip", "dalle"])
+@pytest.mark.parametrize("kind", ["vqgan", "vqgan-prior", "clip", "dalle"])
 def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
     engine = replace(systems.ENGINE, steps=6, precision="bfloat16", accumulate=2)
     systems.train(kind, tmp_path / kind, engine)

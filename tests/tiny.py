@@ -11,6 +11,7 @@ from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.training.tasks.common import seeded
 from minimodal.vqgan import VQGAN, VQGANConfig
+from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
 WORDS = ["a red circle", "a blue square", "a green star", "two small red triangles"]
 
@@ -60,6 +61,15 @@ def make_vqgan(**changes) -> VQGAN:
     for number, book in enumerate(model.quantizer.codebooks):
         book.codes.copy_(noise(*book.codes.shape, seed=number))
     return model
+
+
+def make_prior(**changes) -> VQGANPrior:
+    """A prior over the codes of 16 pixels, with strong opinions and a VQGAN to paint with."""
+    config = VQGANPriorConfig(grid=3, codes=12, classes=2, width=16, depth=2, heads=2)
+    prior = shake(seeded(lambda: VQGANPrior(replace(config, **changes)), 0), 0.5).eval()
+    prior.class_names = ["cat", "dog"]
+    prior.paint_with(make_vqgan(image_size=6))
+    return prior
 
 
 def make_dalle(**changes) -> DALLE:

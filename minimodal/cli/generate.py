@@ -1,5 +1,7 @@
 """`python generate.py PROMPT …`: pictures for prompts, as a labelled grid and one by one.
 
+With DALL·E here, with VQGAN's second stage in `generate_prior.py`.
+
 With a run of the Shapes world the oracle's verdict stands under each picture, and `--rerank`
 lets CLIP choose among more than are shown. Read `dalle.DALLE.generate` and `drawing.grid`.
 """
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.cli.common import Parser, run_command
+from minimodal.cli.generate_prior import add_prior_flags, draw_prior, load_prior
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
@@ -34,10 +37,12 @@ def make_parser() -> Parser:
     """The flags of generate.py."""
     parser = Parser(prog="generate.py", description="Draw pictures for prompts.")
     add = parser.add_argument
-    add("prompts", nargs="+", metavar="PROMPT", help="what to draw")
-    add("--method", choices=["dalle"], default="dalle", help="which system draws (default: dalle)")
+    add("prompts", nargs="*", metavar="PROMPT",
+        help="what to draw: captions, or classes of a vqgan-prior, which needs none")  # fmt: skip
+    add("--method", choices=["dalle", "vqgan-prior"], default="dalle",
+        help="which system draws (default: dalle)")  # fmt: skip
     add("--run", type=Path, default=Path("runs/demo"), metavar="RUN",
-        help="a demo folder or a dalle run (default: runs/demo)")  # fmt: skip
+        help="a demo folder or a run of the method (default: runs/demo)")  # fmt: skip
     add("-n", type=int, default=4, metavar="N", help="pictures a prompt (default: 4)")
     add("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     add("--temperature", type=float, metavar="T",
@@ -61,6 +66,7 @@ def make_parser() -> Parser:
              "(default: pictures.png)")  # fmt: skip
     add("--truncate", action="store_true", help="cut prompts that are too long")
     add("--json", action="store_true", help="print one JSON object instead of words")
+    add_prior_flags(parser)
     return parser
 
 
@@ -70,7 +76,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"-n {arguments.n}: expected 1 or more pictures a prompt")
     if arguments.rerank < 0:
         raise UserError(f"--rerank {arguments.rerank}: expected 0 (off) or more")
-    each, prompts = max(arguments.n, arguments.rerank), len(arguments.prompts)
+    if arguments.method == "dalle":
+        if not arguments.prompts:
+            raise UserError("no PROMPT; say what to draw, such as 'a red circle'")
+        if arguments.size or arguments.complete:
+            raise UserError("--size and --complete are for --method vqgan-prior")
+    each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
     if each * prompts > MOST:
         raise UserError(
             f"{each} pictures for each of {prompts} prompts: expected {MOST} in all or fewer"
@@ -161,16 +172,21 @@ def generate(arguments: argparse.Namespace) -> None:
     """Draw, choose, judge and write."""
     check(arguments)
     device = pick_device(arguments.device)
-    folder = dalle_folder(arguments.run)
-    dalle = load(folder, kind="dalle").to(device)
-    clip = clip_for(arguments, folder, device) if arguments.rerank else None
+    clip = None
+    if arguments.method == "dalle":
+        folder = dalle_folder(arguments.run)
+        model = load(folder, kind="dalle").to(device)
+        clip = clip_for(arguments, folder, device) if arguments.rerank else None
+    else:
+        model = load_prior(arguments, device)
     singles = arguments.out.with_suffix("")
     if arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
     make_folder(arguments.out.parent)  # before the drawing, which takes longest
     make_folder(singles)
-    pictures = draw(arguments, dalle, device)
-    prompts, n = arguments.prompts, arguments.n
+    paint = draw if arguments.method == "dalle" else draw_prior
+    pictures = paint(arguments, model, device)
+    prompts, n = arguments.prompts or [""], arguments.n
     scores = None
     if clip is not None:
         sets = pictures.unflatten(0, (len(prompts), -1))  # (P, K, 3, H, W)
@@ -178,8 +194,8 @@ def generate(arguments: argparse.Namespace) -> None:
         best = [each[rank[:n]] for each, rank in zip(sets, order, strict=True)]
         pictures, scores = torch.cat(best), similarity[:, :n].flatten().tolist()
     shown = [prompt for prompt in prompts for _ in range(n)]
-    of_shapes = str(dalle.run.get("data")).split(":")[0] == "shapes"
-    verdicts = judged(shown, pictures) if of_shapes else None
+    of_shapes = str(model.run.get("data")).split(":")[0] == "shapes"
+    verdicts = judged(shown, pictures) if of_shapes and arguments.method == "dalle" else None
     columns = n if len(prompts) > 1 or n < 4 else 4
     save_png(grid(pictures, shown, verdicts, columns=min(columns, 8)), arguments.out)
     files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]

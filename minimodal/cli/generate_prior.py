@@ -1,0 +1,106 @@
+"""`python generate.py [CLASS …] --method vqgan-prior`: pictures from VQGAN's second stage.
+
+Prompts are names of classes, or there are none. With `--size` a sliding window draws larger
+pictures than those of the training, with `--complete` the upper part of a picture is kept. Read
+`minimodal/vqgan_prior.py` before.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minimodal.data.images import open_rgb
+from minimodal.errors import UserError
+from minimodal.runs import load
+from minimodal.vqgan_prior import VQGANPrior
+
+# Flags of generate.py that say nothing to a model without captions.
+OF_CAPTIONS = ("rerank", "clip", "merges", "truncate")
+
+
+def add_prior_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that only this method has."""
+    add = parser.add_argument_group("vqgan-prior").add_argument
+    add("--size", metavar="WxH",
+        help="width and height in pixels, such as 96x64 (default: as trained)")  # fmt: skip
+    add("--complete", metavar="IMG", help="a picture whose upper part is kept (default: none)")
+    add("--keep", type=float, default=0.5, metavar="P",
+        help="how much of it (default: 0.5, the upper half)")  # fmt: skip
+    add("--stride", type=int, default=1, metavar="S",
+        help="the sliding window moves S codes at a time: faster (default: 1)")  # fmt: skip
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """`96x64`, or `96` for a square, as width and height."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise UserError(f"--size {text}: expected pixels such as 96 or 96x64")
+    width, height = int(parts[0]), int(parts[-1])
+    if max(width, height) > 4096:
+        raise UserError(f"--size {text}: expected 4096 pixels a side or fewer")
+    return width, height
+
+
+def prior_folder(run: Path) -> Path:
+    """The vqgan-prior run of a folder of runs, or the path itself."""
+    if not run.exists():
+        raise UserError(
+            f"--run {run}: no such file or folder; give a run of train.py vqgan-prior, or an "
+            "original checkpoint"
+        )
+    inside = run / "vqgan-prior"
+    has_own = (run / "config.json").exists()
+    return inside if (inside / "config.json").exists() and not has_own else run
+
+
+def load_prior(arguments: argparse.Namespace, device: str) -> VQGANPrior:
+    """The model of a command line, with what it is asked for checked."""
+    for name in OF_CAPTIONS:
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is for captions; --method vqgan-prior has none")
+    prior = load(prior_folder(arguments.run), kind="vqgan-prior").to(device)
+    for name in arguments.prompts:
+        prior.label_of(name)
+    return prior
+
+
+def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) -> Tensor:
+    """All pictures, on the CPU.
+
+    returns: (N, 3, H, W) uint8
+    """
+    size, complete = read_size(arguments.size), None
+    if arguments.complete is not None:
+        pixels = torch.from_numpy(np.array(open_rgb(arguments.complete)))  # (H, W, 3)
+        complete = pixels.permute(2, 0, 1).contiguous()
+        size = size or (complete.shape[2], complete.shape[1])
+    own = prior.run["model"].get("sampling", {})
+    guidance = own.get("guidance", 1.0) if arguments.prompts else 1.0
+    chosen = {
+        "temperature": own.get("temperature", 1.0)
+        if arguments.temperature is None
+        else arguments.temperature,
+        "guidance": guidance if arguments.guidance is None else arguments.guidance,
+    }
+    bar = tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False)
+    with bar:
+        return prior.generate(
+            arguments.prompts,
+            arguments.n,
+            generator=torch.Generator(device).manual_seed(arguments.seed),
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            size=size,
+            complete=complete,
+            keep=arguments.keep,
+            stride=arguments.stride,
+            progress=lambda done: bar.update(int(100 * done) - bar.n),
+            **chosen,
+        ).cpu()

@@ -1,0 +1,395 @@
+"""VQGAN's second stage: predictions, token noise, the sliding window and its cache, completion."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import systems
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import generator, integers, make_prior, noise, pictures
+
+from minimodal.blocks.sampling import SamplingConfig, filter_logits
+from minimodal.cli.generate import main as generate
+from minimodal.errors import UserError
+from minimodal.pretrained import load_taming_transformer
+from minimodal.runs import load
+from minimodal.vqgan_prior import VQGANPriorConfig
+
+CODES, LABELS = integers(12, 2, 3, 3), torch.tensor([1, -1])
+GREEDY = SamplingConfig(temperature=0)
+
+
+def size_of(prior) -> int:
+    return prior.config.grid
+
+
+# --- predictions ---------------------------------------------------------------------------------
+
+
+def test_every_code_is_predicted():
+    assert make_prior().code_logits(CODES, LABELS).shape == (2, 9, 12)
+
+
+@pytest.mark.parametrize("place", [0, 4, 8])
+def test_a_code_changes_only_what_comes_after_it(place):
+    prior, other = make_prior(), CODES.clone()
+    other.view(2, -1)[:, place] = (other.view(2, -1)[:, place] + 1) % 12
+    before, after = prior.code_logits(CODES, LABELS), prior.code_logits(other, LABELS)
+    assert torch.equal(before[:, : place + 1], after[:, : place + 1])
+    assert not (before[:, place + 1 :] == after[:, place + 1 :]).any() or place == 8
+
+
+def test_the_class_changes_every_prediction():
+    prior = make_prior()
+    one, other = (prior.code_logits(CODES, torch.full((2,), label)) for label in (0, 1))
+    assert (one != other).any(dim=-1).all()
+
+
+def test_codes_classes_and_nothing_have_rows_of_their_own():
+    prior = make_prior()
+    assert prior.condition(torch.tensor([0, 1, -1])).flatten().tolist() == [12, 13, 14]
+    assert prior.tokens.num_embeddings == 15
+
+
+def test_the_loss_is_the_mean_of_minus_log_p():
+    prior = make_prior()
+    log_p = F.log_softmax(prior.code_logits(CODES, LABELS), dim=-1)
+    by_hand = -log_p.gather(-1, CODES.flatten(1)[..., None]).mean()
+    assert prior.loss(CODES, LABELS).item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_codes_read_may_be_others_than_codes_predicted():
+    prior, read = make_prior(), integers(12, 2, 3, 3, seed=9)
+    expected = F.cross_entropy(prior.code_logits(read, LABELS).flatten(0, 1), CODES.flatten())
+    assert torch.equal(prior.loss(CODES, LABELS, replaced=read), expected)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return systems.make_vqgan_prior(tmp_path_factory.mktemp("prior") / "run")
+
+
+def with_pkeep(task, share: float) -> dict:
+    config = task.model.config
+    object.__setattr__(config, "pkeep", share)
+    return task.batch(3, slice(0, 8))
+
+
+def test_at_pkeep_1_what_is_read_is_true(task):
+    batch = with_pkeep(task, 1.0)
+    assert torch.equal(batch["read"], batch["codes"])
+
+
+def test_at_pkeep_0_what_is_read_is_random(task):
+    batch = with_pkeep(task, 0.0)
+    same = (batch["read"] == batch["codes"]).float().mean().item()
+    assert same < 5 / task.model.config.codes + 0.05
+
+
+def test_in_between_that_share_of_the_codes_is_true(task):
+    batch = with_pkeep(task, 0.75)
+    same = (batch["read"] == batch["codes"]).float().mean().item()
+    assert same == pytest.approx(0.75, abs=0.08)
+
+
+def test_the_targets_are_the_same_whatever_is_read(task):
+    assert torch.equal(with_pkeep(task, 0.0)["codes"], with_pkeep(task, 1.0)["codes"])
+
+
+def test_a_process_gets_its_rows_of_the_batch(task):
+    whole = with_pkeep(task, 0.5)
+    part = task.batch(3, slice(2, 5))
+    for name, value in part.items():
+        assert torch.equal(value, whole[name][2:5]), name
+
+
+def test_a_config_with_an_impossible_pkeep_is_an_error():
+    with pytest.raises(UserError, match="pkeep 1.5: expected 0 to 1"):
+        VQGANPriorConfig(pkeep=1.5)
+
+
+# --- the sliding window --------------------------------------------------------------------------
+
+
+def test_away_from_the_borders_a_code_is_in_the_middle_of_its_window():
+    prior = make_prior(grid=4)
+    assert prior.window((6, 9), (20, 30), 1) == (4, 7)
+
+
+def test_at_the_borders_the_window_stays_inside():
+    prior = make_prior(grid=4)
+    assert prior.window((1, 0), (20, 30), 1) == (0, 0)
+    assert prior.window((19, 29), (20, 30), 1) == (16, 26)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_place_lies_in_its_window(stride):
+    prior = make_prior(grid=4)
+    for i, j in itertools.product(range(9), range(11)):
+        top, left = prior.window((i, j), (9, 11), stride)
+        assert top <= i < top + 4 and left <= j < left + 4
+
+
+def test_with_a_stride_as_many_columns_share_a_window():
+    prior = make_prior(grid=4)
+    lefts = [prior.window((5, j), (9, 40), 2)[1] for j in range(8, 16)]
+    assert lefts == [6, 6, 8, 8, 10, 10, 12, 12]
+
+
+def by_definition(prior, labels, *, size, start=None) -> torch.Tensor:
+    """Greedy drawing as the paper says it: each code from a window about it, from scratch."""
+    g, (H, W) = prior.config.grid, size
+    canvas = torch.zeros(len(labels), H, W, dtype=torch.int64)
+    for i, j in itertools.product(range(H), range(W)):
+        if start is not None and i * W + j < start.shape[1]:
+            canvas[:, i, j] = start[:, i * W + j]
+            continue
+        top, left = min(max(i - g // 2, 0), H - g), min(max(j - g // 2, 0), W - g)
+        window = canvas[:, top : top + g, left : left + g]
+        place = (i - top) * g + j - left
+        canvas[:, i, j] = prior.code_logits(window, labels)[:, place].argmax(-1)
+    return canvas
+
+
+@pytest.mark.parametrize("size", [(3, 3), (3, 7), (8, 3), (9, 9), (5, 4)])
+@torch.no_grad()
+def test_pictures_of_any_size_are_drawn_as_the_paper_says(size):
+    prior = make_prior()
+    found = prior.generate_codes(LABELS, generator=generator(), sampling=GREEDY, size=size)
+    assert torch.equal(found, by_definition(prior, LABELS, size=size))
+
+
+MATRIX = list(itertools.product([(3, 3), (4, 7), (7, 5)], [1, 2], [1.0, 2.5, 0.0], [None, 4]))
+
+
+@pytest.mark.parametrize(("size", "stride", "guidance", "given"), MATRIX)
+def test_the_cache_changes_no_code(size, stride, guidance, given):
+    prior = make_prior()
+    start = None if given is None else integers(12, 2, given, seed=3)
+
+    def drawn(use_cache: bool) -> torch.Tensor:
+        return prior.generate_codes(
+            LABELS, generator=generator(), sampling=SamplingConfig(guidance=guidance),
+            size=size, stride=stride, start=start, use_cache=use_cache,
+        )  # fmt: skip
+
+    assert torch.equal(drawn(True), drawn(False))
+
+
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones():
+    prior = make_prior()
+    stream = torch.cat([prior.condition(LABELS), CODES.flatten(1)[:, :-1]], dim=1)
+    whole, cache = prior(stream), prior.new_cache(2)
+    parts = torch.cat([prior(part, cache=cache) for part in stream.split([4, 1, 3, 1], 1)], dim=1)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+def test_where_the_window_allows_a_code_costs_one_token(monkeypatch):
+    prior, read = make_prior(), []
+    forward = prior.transformer.forward
+    monkeypatch.setattr(
+        prior.transformer,
+        "forward",
+        lambda x, cache: (read.append(x.shape[1]), forward(x, cache=cache))[1],
+    )
+    prior.generate_codes(LABELS, generator=generator())
+    assert read == [1] * 9
+
+
+def test_a_picture_smaller_than_the_window_is_a_part_of_one_of_its_size():
+    prior = make_prior()
+    small, whole = (
+        prior.generate_codes(LABELS, generator=generator(), sampling=GREEDY, size=size)
+        for size in ((2, 1), (3, 3))
+    )
+    assert torch.equal(small, whole[:, :2, :1])
+
+
+def test_codes_to_start_from_are_kept_and_left_as_they_were():
+    prior, start = make_prior(), integers(12, 2, 5, seed=3)
+    kept = start.clone()
+    codes = prior.generate_codes(LABELS, generator=generator(), start=start, size=(4, 6))
+    assert torch.equal(codes.flatten(1)[:, :5], kept) and torch.equal(start, kept)
+
+
+def test_a_seed_repeats_its_drawing():
+    prior = make_prior()
+    first, second, other = (
+        prior.generate_codes(LABELS, generator=generator(seed), size=(5, 5)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_codes_are_drawn_as_often_as_their_probabilities_say():
+    prior = make_prior(grid=1)
+    labels = torch.zeros(20_000, dtype=torch.int64)
+    drawn = prior.generate_codes(labels, generator=generator()).flatten()
+    shares = torch.bincount(drawn, minlength=12) / len(drawn)
+    expected = F.softmax(prior.code_logits(CODES[:1, :1, :1], labels[:1]).flatten(), dim=0)
+    torch.testing.assert_close(shares, expected.detach(), rtol=0, atol=0.012)
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_each_class_gets_its_pictures():
+    drawn = make_prior().generate(["cat", "dog"], 3, generator=generator())
+    assert drawn.shape == (6, 3, 6, 6) and drawn.dtype == torch.uint8
+
+
+def test_a_picture_three_times_as_wide_and_high_can_be_drawn():
+    drawn = make_prior().generate(None, 1, generator=generator(), size=(18, 18))
+    assert drawn.shape == (1, 3, 18, 18)
+
+
+def test_completing_keeps_the_codes_of_the_upper_half():
+    prior, seen = make_prior(grid=4), []
+    decode = prior.decode_indices
+    prior.decode_indices = lambda codes: (seen.append(codes), decode(codes))[1]
+    picture = ((pictures(3, 8, 8) + 1) * 127.5).byte()
+    prior.generate(["cat"], 2, generator=generator(), complete=picture)
+    expected = prior.encode_pictures(picture[None].float() / 127.5 - 1)
+    assert torch.equal(seen[0][:, :2], expected[:, :2].expand(2, -1, -1))
+
+
+WRONG = [
+    (dict(classes=["cow"]), "no class 'cow'; this prior's classes are cat, dog"),
+    (dict(classes=None, guidance=2.0), "no class to be guided by"),
+    (dict(size=(7, 6)), "7 pixels are no multiple of 2, the pixels of a code: 6 or 8 are"),
+    (dict(complete=torch.zeros(3, 4, 6, dtype=torch.uint8)), "6 x 4 pixels: expected 6 x 6"),
+    (dict(complete=torch.zeros(3, 6, 6, dtype=torch.uint8), keep=1.5), "keep 1.5"),
+    (dict(stride=0), "stride 0: expected 1 to 2"),
+    (dict(n=0), "0 pictures: expected 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_what_cannot_be_drawn_is_an_error(wrong, message):
+    with pytest.raises(UserError, match=message):
+        make_prior().generate(**{"n": 1, "generator": generator(), **wrong})
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("command") / "run"
+    systems.train("vqgan-prior", out)
+    return out
+
+
+def test_the_command_draws_larger_pictures(run, tmp_path, capsys):
+    arguments = ["--method", "vqgan-prior", "--run", str(run), "-n", "2", "--size", "48x40"]
+    assert generate([*arguments, "--out", str(tmp_path / "out.png"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["pictures"]) == 2
+    assert Image.open(told["pictures"][0]["file"]).size == (48, 40)
+
+
+def test_the_command_completes_a_picture(run, tmp_path):
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "half.png")
+    arguments = ["--method", "vqgan-prior", "--run", str(run), "-n", "1"]
+    arguments += ["--complete", str(tmp_path / "half.png"), "--out", str(tmp_path / "out.png")]
+    assert generate(arguments) == 0
+    assert (tmp_path / "out.png").exists()
+
+
+BAD = [
+    (["cat"], "no class 'cat'"),
+    (["--size", "30"], "30 pixels are no multiple of 4"),
+    (["--size", "wide"], "--size wide: expected pixels"),
+    (["--rerank", "4"], "--rerank is for captions"),
+    (["--complete", "absent.png"], "absent.png"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_flags_are_one_clear_line(run, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert generate(["--method", "vqgan-prior", "--run", str(run), *flags]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1] and said[-1].startswith("error: ")
+
+
+def test_a_run_carries_its_vqgan(run):
+    prior = load(run)
+    assert prior.factor == 4
+    assert prior.generate(None, 1, generator=generator()).shape == (1, 3, 32, 32)
+
+
+# --- the original's weights ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original(shared):
+    folder = shared / "parity" / "gpt_taming_classcond"
+    meta = json.loads((folder / "meta.json").read_text())
+    prior = load_taming_transformer(folder / "model.safetensors", meta["config"])
+    return prior, load_file(folder / "io.safetensors"), meta["tolerance"]
+
+
+def close(found: torch.Tensor, name: str, original) -> None:
+    _, io, tolerance = original
+    if io[name].dtype == torch.int64:
+        assert torch.equal(found.reshape(io[name].shape), io[name])
+    else:
+        atol = tolerance[name]["suggested_atol"]
+        torch.testing.assert_close(found, io[name], rtol=0, atol=atol)
+
+
+@torch.no_grad()
+def test_logits_and_losses_are_the_originals(original):
+    prior, io, _ = original
+    logits = prior(io["in.idx"][:, :-1])
+    close(logits, "out.gpt.logits", original)
+    wanted = io["in.idx"][:, 1:].flatten()
+    close(F.cross_entropy(logits.flatten(0, 1), wanted), "out.gpt.loss_next_token", original)
+    vectors = io["in.prepended_embeddings"]
+    found = prior(io["in.idx"][:, :5], ahead=vectors)
+    close(found, "out.gpt.logits_with_prepended_embeddings", original)
+
+
+@torch.no_grad()
+def test_a_class_and_codes_give_the_originals_predictions(original):
+    prior, io, _ = original
+    codes, labels = prior.encode_pictures(io["in.image"]), io["in.class_label"]
+    close(codes, "out.z_indices", original)
+    close(prior.condition(labels), "out.c_indices", original)
+    close(prior.code_logits(codes, labels), "out.net2net.logits", original)
+    close(prior.loss(codes, labels), "out.net2net.loss", original)
+    last = filter_logits(prior.code_logits(codes, labels)[:, -1], top_k=5)
+    close(last, "out.net2net.logits_top_k5_masked_last", original)
+
+
+@torch.no_grad()
+def test_greedy_drawing_is_the_originals(original):
+    prior, io, _ = original
+    labels, start = io["in.class_label"], io["out.z_indices"][:, :7]
+    whole = prior.generate_codes(labels, generator=generator(), sampling=GREEDY)
+    close(whole, "out.greedy_codes", original)
+    close(prior.decode_indices(whole), "out.greedy_image", original)
+    rest = prior.generate_codes(labels, generator=generator(), sampling=GREEDY, start=start)
+    close(rest, "out.greedy_codes_after_prefix", original)
+
+
+def test_a_prefix_that_looks_ahead_is_refused(shared):
+    state = load_file(shared / "parity" / "gpt_taming_classcond" / "model.safetensors")
+    state["transformer.blocks.0.attn.mask"] = torch.ones(1, 1, 64, 64)
+    with pytest.raises(UserError, match="not causal everywhere"):
+        load_taming_transformer(state)
+
+
+def test_positions_that_are_no_square_are_refused(shared):
+    state = load_file(shared / "parity" / "gpt_taming_classcond" / "model.safetensors")
+    state["transformer.pos_emb"] = noise(1, 60, 64)
+    with pytest.raises(UserError, match="60 positions are no square grid"):
+        load_taming_transformer(state)
