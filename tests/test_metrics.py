@@ -1,9 +1,11 @@
 """Scores of known cases."""
 
+import numpy as np
 import pytest
 import torch
+from tiny import integers
 
-from minimodal.evaluation.metrics import psnr, recall_at_k, zero_shot_accuracy
+from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
 
 
 def test_psnr_of_a_known_error_is_a_mean_over_pictures():
@@ -69,3 +71,54 @@ def test_recall_counts_in_float32_also_under_autocast():
     image = torch.nn.functional.normalize(torch.tensor([[1.0, 0.001], [1.0, 0.002]]), dim=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert recall_at_k(image.bfloat16(), image, 2) == (1.0, 1.0)
+
+
+def ssim_by_loops(x: np.ndarray, y: np.ndarray) -> float:
+    """The equation, window by window and channel by channel."""
+    found, (c1, c2) = [], ((0.01 * 255) ** 2, (0.03 * 255) ** 2)
+    for a, b in zip(x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:]), strict=True):
+        for i in range(a.shape[0] - 6):
+            for j in range(a.shape[1] - 6):
+                p, q = (v[i : i + 7, j : j + 7].ravel().astype(float) for v in (a, b))
+                cov = np.cov(p, q)
+                top = (2 * p.mean() * q.mean() + c1) * (2 * cov[0, 1] + c2)
+                bottom = (p.mean() ** 2 + q.mean() ** 2 + c1) * (cov[0, 0] + cov[1, 1] + c2)
+                found.append(top / bottom)
+    return float(np.mean(found))
+
+
+def noisy(n: int, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    first = integers(256, n, 3, *size).byte()
+    return first, (first.int() + integers(61, n, 3, *size, seed=1) - 30).clamp(0, 255).byte()
+
+
+def test_ssim_is_its_equation():
+    first, second = noisy(2, (9, 11))
+    assert ssim(first, second) == pytest.approx(ssim_by_loops(first.numpy(), second.numpy()))
+
+
+def test_ssim_equals_scikit_images():
+    metrics = pytest.importorskip("skimage.metrics")
+    first, second = noisy(3, (32, 24))
+    theirs = [
+        metrics.structural_similarity(a, b, channel_axis=0, data_range=255)
+        for a, b in zip(first.numpy(), second.numpy(), strict=True)
+    ]
+    assert ssim(first, second) == pytest.approx(np.mean(theirs), abs=1e-4)
+
+
+def test_ssim_of_a_picture_and_itself_is_one():
+    first, second = noisy(2, (16, 16))
+    assert ssim(first, first) == 1
+    assert ssim(first, second) < 1
+
+
+def test_ssim_of_floats_is_that_of_the_bytes_they_stand_for():
+    first, second = noisy(2, (16, 16))
+    as_floats = [x.float() / 127.5 - 1 for x in (first, second)]
+    assert ssim(*as_floats) == pytest.approx(ssim(first, second), abs=1e-6)
+
+
+def test_ssim_of_pictures_below_its_window_is_an_error():
+    with pytest.raises(ValueError, match="windows of 7 x 7"):
+        ssim(*noisy(1, (6, 20)))

@@ -40,7 +40,7 @@ from minimodal.blocks import (
 )
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
-from minimodal.evaluation import metrics
+from minimodal.evaluation import distances, metrics
 from minimodal.training.tasks import common
 
 MODULES = (
@@ -61,6 +61,7 @@ MODULES = (
     dalle,
     common,
     metrics,
+    distances,
 )
 
 STACK = make_transformer(causal=True)  # D = 16
@@ -90,6 +91,8 @@ PRIOR = make_prior()
 GRID = dict(codes=integers(12, 2, 3, 3), labels=torch.tensor([1, -1]))
 PRIOR_SIZES = {"N": 9, "K": 12}
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
+SEVEN = integers(256, 2, 3, 8, 9).byte()
+SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
 PAINTED = W[:, :, None, None] * pictures(2, 3, 4, 5)
 LOOKED_AT = pictures(2, 3, 4, 5).requires_grad_()
@@ -301,6 +304,21 @@ CALLS = [
     (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
     (common.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
     (metrics.psnr, dict(first=BYTES, second=BYTES), {}),
+    (metrics.on_bytes_scale, dict(first=BYTES, second=BYTES), {}),
+    (metrics.ssim, dict(first=SEVEN, second=SEVEN), {}),
+    (distances.moments, dict(features=SET), {}),
+    (distances.root, dict(matrix=torch.eye(4)), {}),
+    (
+        distances.frechet_gaussians,
+        dict(mean1=SET[0], cov1=torch.eye(4), mean2=SET[1], cov2=torch.eye(4)),
+        {},
+    ),
+    (distances.frechet_distance, dict(first=SET, second=OTHER), {}),
+    (distances.frechet_unbiased, dict(first=SET, second=OTHER, generator=generator()), {}),
+    (distances.kid, dict(first=SET, second=OTHER), {}),
+    (distances.radii, dict(features=SET, k=2), {}),
+    (distances.covered, dict(points=SET, centres=OTHER, k=2), {}),
+    (distances.precision_recall, dict(real=SET, painted=OTHER), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),
 ]
 

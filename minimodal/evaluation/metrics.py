@@ -1,6 +1,7 @@
-"""Scores that any system may need: PSNR of pictures, recall of a retrieval, zero-shot accuracy.
+"""Scores that any system may need: PSNR, SSIM, recall of a retrieval, zero-shot accuracy.
 
     PSNR      10 log10(peak² / MSE), the mean over pictures of each picture's own
+    SSIM      likeness of means, contrasts and patterns in windows of 7 x 7 pixels
     recall@k  share of queries with a right answer among the k most similar
     accuracy  share of rows whose largest similarity is in the column of their label
 
@@ -8,29 +9,70 @@ Pictures are (N, 3, H, W), embeddings are rows of unit length (N, E). Numbers ou
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimodal.evaluation.search import top_k
 
 
+def on_bytes_scale(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets of pictures of one kind as float64 on the scale of bytes, without rounding.
+
+    first: (N, 3, H, W) uint8, or float in [-1, 1]
+    second: (N, 3, H, W) of the same kind
+    returns: (N, 3, H, W), (N, 3, H, W)
+    """
+    if first.shape != second.shape or first.is_floating_point() != second.is_floating_point():
+        raise ValueError(
+            f"only pictures of one kind are compared, got {first.dtype} {tuple(first.shape)} and "
+            f"{second.dtype} {tuple(second.shape)}"
+        )
+    if first.is_floating_point():
+        return (first.double() + 1) * 127.5, (second.double() + 1) * 127.5
+    return first.double(), second.double()
+
+
 def psnr(first: Tensor, second: Tensor) -> float:
     """Peak signal-to-noise ratio 10 log10(255² / MSE) in dB, the mean over the pictures.
 
-    Pictures in [-1, 1] are brought to the scale of bytes, without rounding. Equal pictures count
-    as 148 dB, so that the mean stays finite.
+    Equal pictures count as 148 dB, so that the mean stays finite.
 
     first: (N, 3, H, W) uint8, or float in [-1, 1]
     second: (N, 3, H, W) of the same kind
     """
-    if first.shape != second.shape or first.is_floating_point() != second.is_floating_point():
-        raise ValueError(
-            f"psnr compares pictures of one kind, got {first.dtype} {tuple(first.shape)} and "
-            f"{second.dtype} {tuple(second.shape)}"
-        )
-    scale = 127.5 if first.is_floating_point() else 1.0
-    difference = (first.double() - second.double()) * scale
-    error = difference.square().mean(dim=(1, 2, 3))  # (N,)
+    a, b = on_bytes_scale(first, second)
+    error = (a - b).square().mean(dim=(1, 2, 3))  # (N,)
     return float((10 * torch.log10(255.0**2 / error.clamp(min=1e-10))).mean())
+
+
+WINDOW = 7  # pixels a side of SSIM's windows
+
+
+def ssim(first: Tensor, second: Tensor) -> float:
+    """Structural similarity (Wang et al. 2004, equation 13), the mean over windows and pictures.
+
+        SSIM = (2 μx μy + C1) (2 σxy + C2) / ((μx² + μy² + C1) (σx² + σy² + C2))
+
+    with C1 = (0.01 · 255)², C2 = (0.03 · 255)², over every window of 7 x 7 pixels, unweighted, and
+    with the sample's covariances, channel by channel.
+
+    first: (N, 3, H, W) uint8, or float in [-1, 1], of 7 pixels a side or more
+    second: (N, 3, H, W) of the same kind
+    """
+    x, y = on_bytes_scale(first, second)
+    if min(x.shape[-2:]) < WINDOW:
+        raise ValueError(f"SSIM looks at windows of 7 x 7 pixels, got pictures {tuple(x.shape)}")
+
+    def mean(v: Tensor) -> Tensor:
+        return F.avg_pool2d(v, WINDOW, stride=1)  # (N, 3, H-6, W-6)
+
+    sample = WINDOW**2 / (WINDOW**2 - 1)
+    mx, my = mean(x), mean(y)
+    vx, vy = sample * (mean(x * x) - mx * mx), sample * (mean(y * y) - my * my)
+    vxy = sample * (mean(x * y) - mx * my)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    likeness = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
+    return float(likeness.mean())
 
 
 def recall_at_k(
