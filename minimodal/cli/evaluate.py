@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minimodal.cli.demo import score_stages
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
@@ -18,7 +20,9 @@ from minimodal.dalle import DALLE
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.drawing import make_folder
 from minimodal.errors import UserError
-from minimodal.evaluation.on_data import Evaluation, clip_on_data, vqgan_on_data
+from minimodal.evaluation.inception import load_inception
+from minimodal.evaluation.judge import load_judge
+from minimodal.evaluation.on_data import Evaluation, Networks, clip_on_data, vqgan_on_data
 from minimodal.evaluation.scoreboard import (
     clip_scores,
     dalle_scores,
@@ -46,6 +50,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="at most N pictures of each split (default: all)")
     add("--templates", type=Path, metavar="FILE",
         help="captions of classes, one a line, {} for the name (default: as trained)")  # fmt: skip
+    add("--clip", type=Path, metavar="RUN|CHECKPOINT",
+        help="of a VQGAN: distances between true and painted pictures on this CLIP's "
+             "features (default: none)")  # fmt: skip
+    add("--inception", type=Path, metavar="FILE",
+        help="the same on pytorch-fid's Inception, for rFID (default: none)")  # fmt: skip
+    add("--judge", type=Path, metavar="FILE",
+        help="of a VQGAN on CIFAR-10: does this ResNet-20 still see the class? "
+             "(default: none)")  # fmt: skip
     add_merges_flag(parser)
     add("--seed", type=int, default=0, metavar="S", help="of the Shapes world (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -68,6 +80,18 @@ def on_shapes(model: VQGAN | CLIP | DALLE, arguments: argparse.Namespace) -> Eva
     return Evaluation(scores, how | {"sampling": sampling})
 
 
+def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
+    """The networks of a command line that judge a VQGAN's pictures."""
+    clip = inception = judge = None
+    if arguments.clip is not None:
+        clip = load(arguments.clip, kind="clip", merges=arguments.merges).to(device)
+    if arguments.inception is not None:
+        inception = load_inception(arguments.inception).to(device)
+    if arguments.judge is not None:
+        judge = load_judge(arguments.judge).to(device)
+    return Networks(clip, inception, judge)
+
+
 def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespace) -> Evaluation:
     """The scores of a model on a data SPEC."""
     parts = [parse_spec(part) for part in split_spec(spec)]
@@ -81,7 +105,7 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
     if isinstance(model, VQGAN):
-        found = vqgan_on_data(model, val)
+        found = vqgan_on_data(model, val, networks(arguments, model.last_layer.device))
     else:
         templates = read_lines(arguments.templates) if arguments.templates else None
         train = (
@@ -101,8 +125,16 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     if spec is None:
         raise UserError(f"{arguments.target} is no run of ours: say on what with --data SPEC")
     kind = model.run["kind"]
+    if kind == "vqgan-prior":
+        raise UserError(
+            f"{arguments.target} is a vqgan-prior: its loss on unseen pictures is in its "
+            "metrics.jsonl, and there is nothing more to measure"
+        )
     if arguments.templates and kind != "clip":
         raise UserError(f"--templates are for a clip; {arguments.target} is a {kind}")
+    for name in ("clip", "inception", "judge"):
+        if getattr(arguments, name) and kind != "vqgan":
+            raise UserError(f"--{name} judges a vqgan; {arguments.target} is a {kind}")
     found = measure(model, spec, arguments)
     manifest = {"run": str(arguments.target), "kind": kind, "data": spec}
     manifest |= {"model_hash": fingerprint(model), "versions": versions()}

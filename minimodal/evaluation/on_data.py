@@ -16,8 +16,16 @@ from torch import Tensor
 from minimodal.clip import CLIP, MEAN, STD, embed_captions, embed_pictures
 from minimodal.data.loading import DataSource
 from minimodal.errors import UserError
+from minimodal.evaluation.distances import (
+    frechet_distance,
+    frechet_unbiased,
+    kid,
+    precision_recall,
+)
+from minimodal.evaluation.inception import Inception
+from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
-from minimodal.evaluation.metrics import psnr, recall_at_k, zero_shot_accuracy
+from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
 from minimodal.evaluation.scoreboard import redraw
 from minimodal.evaluation.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
@@ -110,8 +118,57 @@ def clip_on_data(
     return Evaluation(found.scores, found.manifest | more)
 
 
-def vqgan_on_data(vqgan: VQGAN, val: DataSource) -> Evaluation:
-    """PSNR of reconstructions, and how much of the codebook they use."""
+class Networks(NamedTuple):
+    """Networks that judge reconstructions; each may be missing."""
+
+    clip: CLIP | None = None
+    inception: Inception | None = None
+    judge: Judge | None = None
+
+
+NO_NETWORKS = Networks()
+
+
+def distances_between(name: str, first: Tensor, second: Tensor) -> dict[str, float]:
+    """Fréchet distance, its extrapolation, KID, precision and recall of two sets of features.
+
+    first: (N, E) of true pictures
+    second: (N, E) of painted ones
+    """
+    generator = torch.Generator().manual_seed(0)
+    shares = precision_recall(first, second)
+    return {
+        f"{name}_frechet": frechet_distance(first, second),
+        f"{name}_frechet_unbiased": frechet_unbiased(first, second, generator=generator),
+        f"{name}_kid": kid(first, second),
+        f"{name}_precision": shares.precision,
+        f"{name}_recall": shares.recall,
+    }
+
+
+def vqgan_on_data(vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS) -> Evaluation:
+    """PSNR and SSIM of reconstructions, how much of the codebook they use, and what networks
+    say of them: distances between true and painted pictures, whether the judge sees the class."""
     images = torch.from_numpy(val.images(np.arange(len(val))))
     again = redraw(vqgan, images)
-    return Evaluation({"psnr": psnr(again.pictures, images), "codes_used": again.used}, {})
+    painted = again.pictures
+    scores = {"psnr": psnr(painted, images), "ssim": ssim(painted, images)}
+    scores["codes_used"] = again.used
+    manifest: dict[str, Any] = {}
+    if networks.clip is not None:
+        sets = [embed_pictures(networks.clip, part).cpu() for part in (images, painted)]
+        # Unit vectors stretched to the size that features usually have.
+        scores |= distances_between("clip", *(part * part.shape[1] ** 0.5 for part in sets))
+        manifest["clip_features"] = "unit image embeddings times the root of their length"
+    if networks.inception is not None:
+        sets = [networks.inception.features(part) for part in (images, painted)]
+        scores |= distances_between("inception", *sets)
+        manifest["inception_features"] = "2048, pytorch-fid's network, bilinear to 299 x 299"
+    if networks.judge is not None:
+        seen, again_seen = (networks.judge.classify(part) for part in (images, painted))
+        scores["judge_class_kept"] = float((seen == again_seen).float().mean())
+        if val.labels is not None:
+            labels = torch.from_numpy(val.labels)
+            scores["judge_right_on_originals"] = float((seen == labels).float().mean())
+            scores["judge_right"] = float((again_seen == labels).float().mean())
+    return Evaluation(scores, manifest)
