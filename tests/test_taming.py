@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from minimodal.blocks.discriminator import (
 )
 from minimodal.blocks.quantizer_variants import codebook_loss
 from minimodal.errors import UserError
-from minimodal.pretrained import load_taming_vqgan
+from minimodal.pretrained import load_taming_transformer, load_taming_vqgan
 
 
 class Fixture:
@@ -280,3 +281,44 @@ def test_a_clip_is_no_vqgan(tmp_path):
     save_file({"visual.conv1.weight": torch.ones(4, 3, 8, 8)}, tmp_path / "clip.safetensors")
     with pytest.raises(UserError, match="no VQGAN that this program knows"):
         load_taming_vqgan(tmp_path / "clip.safetensors")
+
+
+# --- a tiny checkpoint, made with the original (benchmarks/make_vqgan_fixtures.py) ----------------
+
+TINY = Path(__file__).parent / "data" / "vqgan_taming"
+
+
+def same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_lightning_checkpoint_computes_what_the_original_computes():
+    vqgan, io = load_taming_vqgan(TINY / "last.ckpt"), load_file(TINY / "io.safetensors")
+    codes = vqgan.encode(io["images"])
+    assert torch.equal(codes.indices, io["indices"])
+    same(vqgan.latents(io["images"]), io["latents"])
+    same(codes.z, io["vectors"])
+    same(codes.loss, io["loss"])
+    same(vqgan.paint(codes.z), io["pictures"])
+    same(vqgan.discriminator(io["images"]), io["verdicts"])
+
+
+@torch.no_grad()
+def test_its_transformer_computes_what_the_original_computes():
+    io = load_file(TINY / "io.safetensors")
+    prior = load_taming_transformer(TINY / "last.ckpt", TINY / "config.json")
+    assert torch.equal(prior.encode_pictures(io["images"]), io["indices"])
+    same(prior.code_logits(io["indices"], io["labels"]), io["logits"])
+
+
+def test_load_takes_the_transformer_with_the_config_beside_it():
+    prior = minimodal.load(TINY / "last.ckpt")
+    assert prior.run["kind"] == "vqgan-prior" and prior.config.heads == 2
+    assert prior.class_names == ["0", "1", "2"]
+    drawn = prior.generate(["1"], 2, generator=torch.Generator().manual_seed(0), size=(12, 10))
+    assert drawn.shape == (2, 3, 10, 12)
+
+
+def test_load_takes_its_first_stage_where_a_vqgan_is_wanted():
+    assert minimodal.load(TINY / "last.ckpt", kind="vqgan").config.codes == (16,)
