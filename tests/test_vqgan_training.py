@@ -1,0 +1,163 @@
+"""VQGAN's training with every quantizer and both games: what is logged, scheduled and refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import systems
+import torch
+from safetensors.torch import load_file
+
+from minimodal.errors import UserError
+from minimodal.runs import load
+from minimodal.training.build import build_vqgan
+from minimodal.training.checkpoint import newest_state, read_metrics
+from minimodal.training.engine import run
+from minimodal.training.recipes import vqgan_small
+from minimodal.training.tasks import VQGANTraining
+from minimodal.training.tasks.vqgan import VQGANTask
+
+KINDS = {
+    "ema": {"codes": (12,)},
+    "gradient": {"codes": (12,)},
+    "sphere": {"codes": (12,)},
+    "gumbel": {"codes": (12,)},
+    "fsq": {"codes": (4, 3)},
+}
+
+
+def make(kind: str, engine=systems.ENGINE, **training) -> VQGANTask:
+    """A plain VQGAN on the Shapes world, each of whose events happens within ten steps."""
+    recipe = vqgan_small()
+    model = replace(
+        recipe.model, quantizer=kind, channels=8, code_width=6, patch=4, multipliers=(1,),
+        **KINDS[kind],
+    )  # fmt: skip
+    events = dict(
+        warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=2, gumbel_steps=8,
+        discriminator_channels=8,
+    )  # fmt: skip
+    changed = replace(recipe.training, **{**events, **training})
+    return build_vqgan(recipe._replace(model=model, training=changed, engine=engine), "shapes:400")
+
+
+def trained(kind: str, out: Path, *, resume: bool = False, steps: int = 12, **training) -> Path:
+    engine = replace(systems.ENGINE, steps=steps)
+    task = make(kind, engine, **training)
+    run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_quantizer_trains_and_is_loaded_again(kind, tmp_path):
+    out = trained(kind, tmp_path / "run")
+    last = [line for line in read_metrics(out) if "perplexity" in line and "loss" in line][-1]
+    assert {"l1", "lambda", "adversarial", "d_real", "d_fake", "dead_codes"} <= last.keys()
+    assert 1 <= last["perplexity"] <= 12.01
+    vqgan = load(out)
+    x = torch.zeros(1, 3, 32, 32)
+    assert vqgan.encode(x).indices.max() < vqgan.quantizer.size == 12
+
+
+@pytest.mark.parametrize("kind", ["gradient", "gumbel"])
+def test_resumed_it_ends_with_the_very_same_weights(kind, tmp_path):
+    whole = trained(kind, tmp_path / "whole")
+    task = make(kind, replace(systems.ENGINE, steps=12))
+    original = task.batch
+
+    def stops(step: int, rows: slice):
+        if step == 8:
+            raise KeyboardInterrupt
+        return original(step, rows)
+
+    task.batch = stops
+    engine = replace(systems.ENGINE, steps=12)
+    with pytest.raises(BaseException):  # noqa: B017 (whatever ends a run from inside)
+        run(task, engine, tmp_path / "part", data_spec="shapes:400", device="cpu")
+    assert 0 < newest_state(tmp_path / "part")["step"] < 12
+    trained(kind, tmp_path / "part", resume=True)
+    one, two = (load_file(p / "model.safetensors") for p in (whole, tmp_path / "part"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_gumbels_temperature_falls_and_its_kl_term_grows():
+    task = make("gumbel", gumbel_steps=10, gumbel_temperature=0.25, gumbel_kl=0.1)
+    assert task.schedule(0) == (1.0, 0.0)
+    assert task.schedule(5) == pytest.approx((0.5, 0.05))
+    assert task.schedule(10) == task.schedule(99) == pytest.approx((0.25, 0.1))
+
+
+def test_a_process_gets_its_rows_of_gumbels_noise():
+    task = make("gumbel")
+    whole, part = task.batch(3, slice(0, 8)), task.batch(3, slice(2, 5))
+    assert torch.equal(part["noise"], whole["noise"][2:5])
+    assert not torch.equal(task.batch(4, slice(0, 8))["noise"], whole["noise"])
+
+
+@pytest.mark.parametrize("kind", ["gumbel", "fsq"])
+def test_quantizers_without_a_codebook_on_data_need_no_warm_start(kind):
+    assert make(kind).warm_start == 0
+
+
+def test_without_a_warm_start_codes_are_placed_before_the_first_step():
+    task = make("ema", warm_start=0)
+    task.before_step(0, [])
+    assert task.model.quantizer.codebooks[0].codes.any(dim=1).all()
+
+
+def test_without_a_weight_there_is_no_game(tmp_path):
+    out = trained("ema", tmp_path / "run", gan_weight=0.0)
+    assert not any("d_real" in line or "lambda" in line for line in read_metrics(out))
+
+
+def test_the_other_game_and_the_penalty_are_played(tmp_path):
+    out = trained("ema", tmp_path / "run", game="non-saturating", r1=0.1)
+    assert any("r1" in line and line["r1"] >= 0 for line in read_metrics(out))
+
+
+def test_codes_that_nothing_uses_stay_where_revival_is_off(tmp_path):
+    recipe = vqgan_small()
+    model = replace(recipe.model, revive=False, channels=8, code_width=6, codes=(12,))
+    task = build_vqgan(recipe._replace(model=model), "shapes:400")
+    book = task.model.quantizer.codebooks[0]
+    book.codes.fill_(50.0)
+    book.update(torch.zeros(20, 6), torch.Generator())
+    assert (book.codes[1:] == 50).all()
+
+
+def test_the_receptive_field_is_printed(capsys):
+    task = make("ema")
+    assert f"sees {task.discriminator.receptive_field} of 32 pixels" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, monkeypatch):
+    task = make("ema")
+    engine = replace(systems.ENGINE, steps=12, checkpoint_every=2)
+    original = VQGANTask.loss
+
+    def broken(self, batch, phase, step):
+        loss, metrics = original(self, batch, phase, step)
+        if step == 7 and phase == "generator":
+            loss, metrics = loss * float("nan"), {**metrics, "lambda": torch.tensor(float("nan"))}
+        return loss, metrics
+
+    monkeypatch.setattr(VQGANTask, "loss", broken)
+    with pytest.raises(UserError, match="step 8: lambda is nan; train again"):
+        run(task, engine, tmp_path / "run", data_spec="shapes:400", device="cpu")
+    state = newest_state(tmp_path / "run")
+    assert state["step"] == 6
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+WRONG = [
+    ({"game": "chess"}, "game chess: expected hinge or non-saturating"),
+    ({"r1": -1.0}, "r1 -1.0: expected 0 or more"),
+    ({"gumbel_temperature": 0.0}, "gumbel_temperature 0.0"),
+    ({"discriminator_start": 9, "gan_start": 3}, "gan_start 3 is before discriminator_start 9"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG)
+def test_settings_that_cannot_be_are_an_error(settings, message):
+    with pytest.raises(UserError, match=message):
+        VQGANTraining(**settings)
