@@ -1,4 +1,4 @@
-"""Four other ways to a discrete code, with the interface of `quantizer.Quantizer`.
+"""Other ways to a discrete code, with the interface of `quantizer.Quantizer`.
 
     GradientQuantizer   codes are parameters, moved by a loss (van den Oord et al. 2017, eq. 3);
                         `normalise` puts latents and codes on the unit sphere (Yu et al. 2021)
@@ -32,7 +32,41 @@ def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: fl
     return codebook * F.mse_loss(vectors, z.detach()) + commitment * F.mse_loss(z, vectors.detach())
 
 
-class GradientQuantizer(nn.Module):
+class OneCode(nn.Module):
+    """What the quantizers of this file share: a code has one factor, and its uses are counted."""
+
+    needs_start = False
+    counts: Tensor  # (K,) uses of each code, a running average
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is used."""
+        return [self.counts]
+
+    def factors(self, indices: Tensor) -> list[Tensor]:
+        """A code has one factor.
+
+        indices: (B, h, w) int64
+        returns: (B, h, w) int64, one
+        """
+        return [indices]
+
+    def bound(self, z: Tensor) -> Tensor:
+        """Latents are not bounded.
+
+        z: (B, C, h, w)
+        returns: (B, C, h, w)
+        """
+        return z
+
+    def start(self, z: Tensor, generator: torch.Generator) -> None:
+        """Nothing is placed on data.
+
+        z: (B, C, h, w) latents
+        """
+
+
+class GradientQuantizer(OneCode):
     """A codebook that the optimiser moves, together with everything else."""
 
     needs_start = True
@@ -46,11 +80,6 @@ class GradientQuantizer(nn.Module):
         self.beta, self.decay, self.revive, self.normalise = beta, decay, revive, normalise
         self.codes = nn.Parameter(torch.zeros(size, width))
         self.register_buffer("counts", torch.zeros(size))  # uses of each code, a running average
-
-    @property
-    def usage_counts(self) -> list[Tensor]:
-        """Running counts of how often each code is used."""
-        return [self.counts]
 
     def bound(self, z: Tensor) -> Tensor:
         """A latent as it is compared with codes: of unit length where codes are.
@@ -79,14 +108,6 @@ class GradientQuantizer(nn.Module):
         vectors = self.vectors(indices)
         loss = codebook_loss(z, vectors, commitment=self.beta, codebook=1.0)
         return Codes(z + (vectors - z).detach(), indices, loss)
-
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """A code has one factor.
-
-        indices: (B, h, w) int64
-        returns: (B, h, w) int64, one
-        """
-        return [indices]
 
     def vectors(self, indices: Tensor) -> Tensor:
         """Look the codes up.
@@ -125,7 +146,7 @@ class GradientQuantizer(nn.Module):
         return unused.sum()
 
 
-class GumbelQuantizer(nn.Module):
+class GumbelQuantizer(OneCode):
     """Scores for every code; training draws a relaxed mixture of codes, evaluation takes the best.
 
     A draw is argmax(logits + Gumbel noise); the softmax at temperature τ is its smooth stand-in,
@@ -133,27 +154,12 @@ class GumbelQuantizer(nn.Module):
     whatever mode the module is in.
     """
 
-    needs_start = False
-
     def __init__(self, size: int, width: int, *, channels: int = 0, decay: float = 0.99) -> None:
         super().__init__()
         self.size, self.width, self.sizes, self.decay = size, width, (size,), decay
         self.scores = nn.Conv2d(channels or width, size, 1)
         self.codes = nn.Parameter(torch.empty(size, width).normal_())
         self.register_buffer("counts", torch.zeros(size))
-
-    @property
-    def usage_counts(self) -> list[Tensor]:
-        """Running counts of how often each code is the best."""
-        return [self.counts]
-
-    def bound(self, z: Tensor) -> Tensor:
-        """Latents are not bounded.
-
-        z: (B, C, h, w)
-        returns: (B, C, h, w)
-        """
-        return z
 
     def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
         """A mixture of codes by softmax((logits + noise) / τ), or the best code without noise.
@@ -177,14 +183,6 @@ class GumbelQuantizer(nn.Module):
         vectors = torch.einsum("bkhw,kd->bdhw", mixture, self.codes)
         return Codes(vectors, indices, kl)
 
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """A code has one factor.
-
-        indices: (B, h, w) int64
-        returns: (B, h, w) int64, one
-        """
-        return [indices]
-
     def vectors(self, indices: Tensor) -> Tensor:
         """Look the codes up.
 
@@ -192,12 +190,6 @@ class GumbelQuantizer(nn.Module):
         returns: (B, C, h, w) float32
         """
         return rearrange(F.embedding(indices, self.codes), "B h w C -> B C h w")
-
-    def start(self, z: Tensor, generator: torch.Generator) -> None:
-        """Nothing: codes are learned from a random start.
-
-        z: (B, C, h, w) latents
-        """
 
     @torch.no_grad()
     def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
@@ -209,10 +201,8 @@ class GumbelQuantizer(nn.Module):
         return follow(self.counts, self.scores(z).argmax(dim=1).flatten(), decay=self.decay).sum()
 
 
-class FiniteScalarQuantizer(nn.Module):
+class FiniteScalarQuantizer(OneCode):
     """Each channel is squeezed between two bounds and rounded; a code is the tuple of levels."""
-
-    needs_start = False
 
     def __init__(self, levels: tuple[int, ...], *, decay: float = 0.99) -> None:
         super().__init__()
@@ -220,11 +210,6 @@ class FiniteScalarQuantizer(nn.Module):
         self.size = math.prod(levels)
         self.sizes, self.width = (self.size,), len(levels)
         self.register_buffer("counts", torch.zeros(self.size))
-
-    @property
-    def usage_counts(self) -> list[Tensor]:
-        """Running counts of how often each code is used."""
-        return [self.counts]
 
     def per_channel(self, like: Tensor) -> Tensor:
         """The levels, for broadcasting.
@@ -284,14 +269,6 @@ class FiniteScalarQuantizer(nn.Module):
             joint = joint * size + part
         return joint
 
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """A code has one factor for the models that predict it.
-
-        indices: (B, h, w) int64
-        returns: (B, h, w) int64, one
-        """
-        return [indices]
-
     def vectors(self, indices: Tensor) -> Tensor:
         """The inverse of `combine`, centred.
 
@@ -303,12 +280,6 @@ class FiniteScalarQuantizer(nn.Module):
             parts.append(indices % size)
             indices = indices // size
         return self.centre(torch.stack(parts[::-1], dim=1).float())
-
-    def start(self, z: Tensor, generator: torch.Generator) -> None:
-        """Nothing: there is no codebook.
-
-        z: (B, C, h, w) latents
-        """
 
     @torch.no_grad()
     def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
