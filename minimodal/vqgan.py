@@ -128,9 +128,9 @@ class Encoder(nn.Module):
         k, local = config.encoder_kernel, config.local
         widths = [config.channels * m for m in config.multipliers]
         self.patch = config.patch
-        self.conv_in = nn.Conv2d(3 * config.patch**2, widths[0], k, padding=k // 2)
+        self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, k, padding=k // 2)
         layers: list[nn.Module] = []
-        size, channels = config.image_size // config.patch, widths[0]
+        size, channels = config.image_size // config.patch, config.channels
         for level, width in enumerate(widths):
             for _ in range(config.depth):
                 layers.append(ResidualBlock(channels, width, kernel=k, local=local))

@@ -472,3 +472,10 @@ def small_task(*, start: int):
 def val_l1(task) -> float:
     images = to_float(torch.from_numpy(task.val.images(np.arange(128))))
     return (task.model.decode(task.model.encode(images).z) - images).abs().mean().item()
+
+
+def test_the_first_convolution_is_as_wide_as_the_unit_of_the_multipliers():
+    """As in the original, whatever the first multiplier is: its checkpoints depend on it."""
+    vqgan = make_vqgan(multipliers=(2, 1))
+    assert vqgan.encoder.conv_in.out_channels == 8
+    assert vqgan.decode(vqgan.encode(pictures(1, 3, 16, 16)).z).shape == (1, 3, 16, 16)
