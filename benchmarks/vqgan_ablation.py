@@ -44,7 +44,7 @@ def variants(steps: int, perceptual: str | None) -> dict[str, list[str]]:
         "finite scalars": [*events, "--quantizer", "fsq", "--codes", "8,5,5,5"],
     }
     if perceptual is not None:
-        weight = ["--perceptual", perceptual, "--perceptual-weight", "0.2"]
+        weight = ["--perceptual", perceptual]
         found["perceptual loss"] = [*events, *weight]
     return found
 

@@ -159,14 +159,14 @@ class ImageEncoder(nn.Module):
         x = self.transformer(self.tokens(self.stem_maps(images)[-1]))  # (B, 1+h*w, D)
         return self.projection(self.norm_out(x[:, 0]))  # (B, E)
 
-    def stem_maps(self, images: Tensor) -> list[Tensor]:
-        """The pictures and what each convolution of the stem makes of them.
+    def stem_maps(self, images: Tensor, *, layers: int | None = None) -> list[Tensor]:
+        """The pictures and what each convolution of the stem, or each of the first, makes of them.
 
         images: (B, 3, H, W) normalised pictures
         returns: (B, …) maps of C channels and h x w pixels, the largest first
         """
         maps = [images]
-        for conv in self.stem:
+        for conv in self.stem[:layers]:
             maps.append(F.gelu(conv(maps[-1])))  # (B, C, H/2, W/2), and so on
         return maps
 
@@ -181,19 +181,23 @@ class ImageEncoder(nn.Module):
         x = torch.cat([self.class_token.expand(B, 1, -1).to(x.dtype), x], dim=1)  # (B, 1+h*w, D)
         return self.norm_in(x + self.positions)
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor, *, layers: int = 0) -> list[Tensor]:
         """Maps of every depth, the embedding last, to compare pictures by (blocks/perceptual.py).
 
         images: (B, 3, H, W) normalised pictures
+        layers: only the first so many; 0 for all
         returns: (B, …) maps of the stem's layers, of the blocks, and of the embedding (one pixel)
         """
+        if 0 < layers <= len(self.stem):
+            return self.stem_maps(images, layers=layers)[1:]
         maps = self.stem_maps(images)
         x = self.tokens(maps[-1])  # (B, 1+h*w, D)
         side = math.isqrt(x.shape[1] - 1)
         for block in self.transformer.blocks:
             x = block(x, mask=None)
             maps.append(rearrange(x[:, 1:], "B (h w) D -> B D h w", h=side))
-        return [*maps[1:], self.projection(self.norm_out(x[:, 0]))[:, :, None, None]]
+        maps.append(self.projection(self.norm_out(x[:, 0]))[:, :, None, None])
+        return maps[1 : layers + 1] if layers else maps[1:]
 
 
 class TextEncoder(nn.Module):
@@ -372,37 +376,6 @@ def contrastive_loss(
     loss_image = F.cross_entropy(scale * image @ columns_t.T, target)
     loss_text = F.cross_entropy(scale * text @ columns_i.T, target)
     return (loss_image + loss_text) / 2
-
-
-def difference_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """InfoNCE between differences: what changes between two pictures is what changes in words.
-
-        dᵤ(i, j) = (uᵢ - uⱼ) / |uᵢ - uⱼ|,   L = mean of ½ [CE(s dᵤ·Dᵥ) + CE(s dᵥ·Dᵤ)]
-
-    over neighbours i, j in the batch at distance 1 and 2 within each four. It is not in the paper.
-    Why it is here: who is left of whom is a faint part of both embeddings at first, and all the
-    rest of them drowns its gradient, so that CLIP learns it late or
-    never (README, "What it reaches"). In the difference of two pictures that share everything
-    else only that part is left, at full size.
-    For one pair of pictures it is the directional loss of Gal et al. 2021 (StyleGAN-NADA).
-
-    image: (B, E) picture embeddings of the global batch, B a multiple of 4
-    text: (B, E) caption embeddings of the global batch
-    scale: (1,) inverse temperature
-    returns: ()
-    """
-    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-    rows = torch.arange(len(image), device=image.device)
-    losses = []
-    for distance in (1, 2):
-        first = rows[(rows & distance) == 0]  # (B/2,)
-        second = first ^ distance
-        change = F.normalize(image[first] - image[second], dim=-1)  # (B/2, E)
-        # Equal captions have no direction; the small number keeps their gradient finite.
-        words = F.normalize(text[first] - text[second] + 1e-6, dim=-1)  # (B/2, E)
-        logits, own = scale * change @ words.T, torch.arange(len(first), device=image.device)
-        losses += [F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)]
-    return torch.stack(losses).mean()
 
 
 def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tensor:

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import WORDS, integers, make_clip, noise
 
+from minimodal.blocks.contrastive import difference_loss
 from minimodal.clip import (
     MEAN,
     STD,
     CLIPConfig,
     class_embeddings,
     contrastive_loss,
-    difference_loss,
     normalize,
 )
 from minimodal.data.tokenizer import Tokenizer

@@ -220,7 +220,7 @@ CALLS = [
         {},
     ),
     (
-        clip.difference_loss,
+        contrastive.difference_loss,
         dict(image=noise(4, 10), text=noise(4, 10), scale=torch.ones(1)),
         {},
     ),

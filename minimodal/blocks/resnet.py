@@ -147,11 +147,13 @@ class ResNetEncoder(nn.Module):
         """
         return self.pool(self.resnet(images))
 
-    def features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor, *, layers: int = 0) -> list[Tensor]:
         """Maps of every stage, the embedding last.
 
         images: (B, 3, H, W) normalised pictures
+        layers: only the first so many; 0 for all
         returns: (B, …) maps of the stages and of the embedding (one pixel)
         """
         maps = self.resnet.maps(images)
-        return [*maps, self.pool(maps[-1])[:, :, None, None]]
+        found = [*maps, self.pool(maps[-1])[:, :, None, None]]
+        return found[:layers] if layers else found

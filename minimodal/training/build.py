@@ -85,10 +85,12 @@ def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:
     if training.perceptual_heads:
         raise UserError(f"perceptual_heads are for a VGG16, and {path} is none")
     clip = load(path, kind="clip")
-    tower = clip.image_encoder
+    tower, layers = clip.image_encoder, training.perceptual_layers
+    # differs from LPIPS: the first maps only. They hold edges and textures; what the late ones see
+    # can be imitated by faint patterns that mean nothing to any other network or eye.
     return PerceptualDistance(
         tower,
-        features=lambda images: tower.features(normalize((images + 1) * 127.5)),
+        features=lambda images: tower.features(normalize((images + 1) * 127.5), layers=layers),
         size=clip.config.image_size,
     )
 

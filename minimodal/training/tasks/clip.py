@@ -20,13 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.contrastive import rows_sigmoid
+from minimodal.blocks.contrastive import difference_loss, rows_sigmoid
 from minimodal.clip import (
     CLIP,
     CLIPConfig,
     class_embeddings,
     contrastive_loss,
-    difference_loss,
     embed_pictures,
     normalize,
 )

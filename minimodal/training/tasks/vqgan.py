@@ -56,6 +56,7 @@ class VQGANTraining:
     perceptual: str = ""  # a CLIP (run or checkpoint) or VGG16 file to compare pictures with; off
     perceptual_heads: str = ""  # LPIPS's channel weights, for VGG16
     perceptual_weight: float = 1.0
+    perceptual_layers: int = 2  # of a CLIP, counted from the picture; 0: all
     perceptual_shift: int = 3  # compare pictures moved by up to so many pixels
     game: str = "hinge"  # hinge or non-saturating
     discriminator_start: int = 3000  # steps before D begins to learn
