@@ -249,9 +249,16 @@ class VQGAN(nn.Module):
     def latents(self, images: Tensor) -> Tensor:
         """What the encoder says before it is rounded to codes.
 
-        images: (B, 3, H, W) in [-1, 1]
+        images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
         returns: (B, C, h, w)
         """
+        f, sides = self.config.factor, images.shape[-2:]
+        if any(side % f for side in sides):
+            good = [max(1, round(side / f)) * f for side in sides]
+            raise UserError(
+                f"pictures of {sides[1]} x {sides[0]} pixels: this VQGAN needs multiples of {f} a "
+                f"side, such as {good[1]} x {good[0]}"
+            )
         if isinstance(self.encoder, StructureEncoder):
             return torch.cat([self.encoder(images), self.appearance(images)], dim=1)
         return self.to_codes(self.encoder(images))

@@ -17,6 +17,7 @@ from minimodal.training.recipes import (
     dalle_shapes,
     vqgan_prior_shapes,
     vqgan_shapes,
+    vqgan_small,
 )
 
 probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
@@ -31,6 +32,21 @@ def make_vqgan(engine: TrainConfig = ENGINE, *, codes: tuple[int, ...] = (8, 8))
     """Warm start, k-means, discriminator and its ramp all happen within ten steps."""
     recipe = vqgan_shapes()
     model = replace(recipe.model, channels=16, codes=codes, code_width=8)
+    training = replace(
+        recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
+        discriminator_channels=8,
+    )  # fmt: skip
+    return build_vqgan(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
+
+
+def make_gradient_vqgan(engine: TrainConfig = ENGINE) -> Task:
+    """A VQGAN whose codes are parameters. With groups of one channel the norms would leave the
+    biases before them without a gradient but for rounding, which Adam turns into steps."""
+    recipe = vqgan_small()
+    model = replace(
+        recipe.model, patch=4, channels=24, multipliers=(1,), quantizer="gradient", codes=(12,),
+        code_width=8,
+    )  # fmt: skip
     training = replace(
         recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
         discriminator_channels=8,
@@ -76,7 +92,7 @@ def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
 
 def train(kind: str, out: Path, engine: TrainConfig = ENGINE, *, resume: bool = False) -> None:
     """Train one of them into a run folder."""
-    makers = {"vqgan": make_vqgan, "clip": make_clip}
+    makers = {"vqgan": make_vqgan, "vqgan-gradient": make_gradient_vqgan, "clip": make_clip}
     second = {"dalle": make_dalle, "vqgan-prior": make_vqgan_prior}
     task = makers[kind](engine) if kind in makers else second[kind](out, engine)
     run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")

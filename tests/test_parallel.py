@@ -11,12 +11,12 @@ from test_distributed import together
 from minimodal.training.checkpoint import read_metrics
 
 ON_CODES = ("vqgan-prior", "dalle")
-KINDS = ("vqgan", "vqgan-prior", "clip", "dalle")
+KINDS = ("vqgan", "vqgan-gradient", "vqgan-prior", "clip", "dalle")
 
 SCRIPT = """
 import sys, systems
 from pathlib import Path
-for kind in ("vqgan", "vqgan-prior", "clip", "dalle"):
+for kind in ("vqgan", "vqgan-gradient", "vqgan-prior", "clip", "dalle"):
     systems.train(kind, Path(sys.argv[1]) / kind)
 """
 

@@ -479,3 +479,9 @@ def test_the_first_convolution_is_as_wide_as_the_unit_of_the_multipliers():
     vqgan = make_vqgan(multipliers=(2, 1))
     assert vqgan.encoder.conv_in.out_channels == 8
     assert vqgan.decode(vqgan.encode(pictures(1, 3, 16, 16)).z).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch": 2}, CODEBOOKS["two"] | LOCAL])
+def test_pictures_that_the_factor_does_not_divide_are_an_error_that_names_a_size(changes):
+    with pytest.raises(UserError, match="19 x 16 pixels: this VQGAN needs multiples of .* 20 x 16"):
+        make_vqgan(**changes).encode(pictures(1, 3, 16, 19))
