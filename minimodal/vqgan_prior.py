@@ -22,6 +22,9 @@ from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.errors import UserError
 
 
+MOST_CACHES = 32  # windows whose keys and values are kept at a time
+
+
 @dataclass(frozen=True)
 class VQGANPriorConfig:
     """The shape of a transformer over codes."""
@@ -208,6 +211,8 @@ class VQGANPrior(nn.Module):
             if top != caches_top:
                 caches, caches_top = {}, top
             if use_cache and left not in caches:
+                if len(caches) == MOST_CACHES:  # of a very wide picture: the oldest is let go
+                    del caches[next(iter(caches))]
                 caches[left] = self.new_cache(len(ahead))
             before = (i - top) * g + (j - left)  # codes of the window that are drawn already
             inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]

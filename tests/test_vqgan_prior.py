@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import generator, integers, make_prior, noise, pictures
 
+from minimodal import vqgan_prior
 from minimodal.blocks.sampling import SamplingConfig, filter_logits
 from minimodal.cli.generate import main as generate
 from minimodal.errors import UserError
@@ -21,10 +22,6 @@ from minimodal.vqgan_prior import VQGANPriorConfig
 
 CODES, LABELS = integers(12, 2, 3, 3), torch.tensor([1, -1])
 GREEDY = SamplingConfig(temperature=0)
-
-
-def size_of(prior) -> int:
-    return prior.config.grid
 
 
 # --- predictions ---------------------------------------------------------------------------------
@@ -190,6 +187,13 @@ def test_cached_logits_equal_uncached_ones():
     whole, cache = prior(stream), prior.new_cache(2)
     parts = torch.cat([prior(part, cache=cache) for part in stream.split([4, 1, 3, 1], 1)], dim=1)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+def test_with_few_caches_kept_the_codes_are_the_same(monkeypatch):
+    prior = make_prior()
+    many = prior.generate_codes(LABELS, generator=generator(), size=(5, 9))
+    monkeypatch.setattr(vqgan_prior, "MOST_CACHES", 2)
+    assert torch.equal(prior.generate_codes(LABELS, generator=generator(), size=(5, 9)), many)
 
 
 def test_where_the_window_allows_a_code_costs_one_token(monkeypatch):

@@ -85,6 +85,7 @@ def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: 
         value, kind = getattr(values, field.name), types[field.name]
         converter = {bool: truth, tuple[int, ...]: numbers}.get(kind, kind)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        shown = "none" if shown == "" else shown
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=converter,

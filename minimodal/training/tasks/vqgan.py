@@ -53,7 +53,7 @@ class VQGANTraining:
     gumbel_steps: int = 3000  # steps over which gumbel's temperature falls and its KL term grows
     gumbel_temperature: float = 0.0625  # at the end; 1 at the start
     gumbel_kl: float = 5e-4  # weight of the KL term at the end
-    perceptual: str = ""  # a CLIP (run or checkpoint) or VGG16 file to compare pictures with; off
+    perceptual: str = ""  # compare pictures by a CLIP (run or checkpoint) or a VGG16 file
     perceptual_heads: str = ""  # LPIPS's channel weights, for VGG16
     perceptual_weight: float = 1.0
     perceptual_layers: int = 2  # of a CLIP, counted from the picture; 0: all
