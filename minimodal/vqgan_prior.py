@@ -21,7 +21,6 @@ from minimodal.blocks.sampling import SamplingConfig, draw, guide
 from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.errors import UserError
 
-
 MOST_CACHES = 32  # windows whose keys and values are kept at a time
 
 
