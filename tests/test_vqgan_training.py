@@ -152,6 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, mo
 WRONG = [
     ({"game": "chess"}, "game chess: expected hinge or non-saturating"),
     ({"r1": -1.0}, "r1 -1.0: expected 0 or more"),
+    ({"perceptual_shift": -1}, "perceptual_shift -1: expected 0 or more"),
     ({"gumbel_temperature": 0.0}, "gumbel_temperature 0.0"),
     ({"discriminator_start": 9, "gan_start": 3}, "gan_start 3 is before discriminator_start 9"),
 ]

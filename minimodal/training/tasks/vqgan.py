@@ -74,7 +74,8 @@ class VQGANTraining:
         if self.game not in ("hinge", "non-saturating"):
             raise UserError(f"game {self.game}: expected hinge or non-saturating")
         for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
-                     "discriminator_start", "gan_ramp", "r1", "discriminator_lr"):  # fmt: skip
+                     "discriminator_start", "gan_ramp", "r1", "discriminator_lr", "gumbel_steps",
+                     "perceptual_layers", "perceptual_shift"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         if not 0 < self.gumbel_temperature <= 1:
@@ -104,6 +105,11 @@ class VQGANTask:
         seed: int,
         perceptual: PerceptualDistance | None = None,
     ) -> None:
+        if perceptual is not None and training.perceptual_shift >= config.image_size:
+            raise UserError(
+                f"perceptual_shift {training.perceptual_shift}: expected less than the pictures' "
+                f"{config.image_size} pixels"
+            )
         self.perceptual = perceptual
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed = batch_size, seed
