@@ -9,6 +9,7 @@ codes (B, h, w) and labels (B,) in; logits of each next code out. Read `blocks/t
 `blocks/sampling.py` and `vqgan.py` before.
 """
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -93,7 +94,9 @@ class VQGANPrior(nn.Module):
         returns: (B, 1) int64
         """
         c = self.config
-        if c.shared_rows:  # the original has no row of its own for "nothing": it uses the first
+        if c.shared_rows:  # the original has no row for "nothing": without classes it uses row 0
+            if c.classes and (labels < 0).any():
+                raise UserError("this prior was trained with a class for every picture: name one")
             return labels.clamp(min=0)[:, None]
         said = c.codes + labels
         return torch.where(labels < 0, torch.full_like(said, c.codes + c.classes), said)[:, None]
@@ -153,6 +156,40 @@ class VQGANPrior(nn.Module):
             corner.append(min(max(middle, 0), full - g))
         return corner[0], corner[1]
 
+    def begin(
+        self, labels: Tensor, size: tuple[int, int], start: Tensor | None
+    ) -> tuple[Tensor, list[int]]:
+        """A grid with the given codes in it, and the places that are left to draw, row by row.
+
+        A side shorter than the window is drawn as long as the window, and cut.
+
+        labels: (B,) int64, -1 for none
+        start: (B, n) int64 the first n codes of a grid of this size
+        returns: (B, H, W) int64 codes, no side shorter than the window, and numbers of places
+        """
+        c, (height, width) = self.config, size
+        if min(size) < 1:
+            raise UserError(f"{height} x {width} codes: expected 1 or more a side")
+        most = c.shared_rows or c.classes
+        if not all(-1 <= label < most for label in labels.tolist()):
+            raise UserError(f"labels {labels.tolist()}: expected -1 (none) to {most - 1}")
+        H, W = max(height, c.grid), max(width, c.grid)
+        canvas = torch.zeros(len(labels), H, W, dtype=torch.int64, device=labels.device)
+        known = torch.zeros(H, W, dtype=torch.bool)
+        if start is not None:
+            n = start.shape[1]
+            if len(start) != len(labels) or n > height * width:
+                raise UserError(
+                    f"{n} codes to start from for {len(start)} pictures: expected at most "
+                    f"{height * width} for {len(labels)}"
+                )
+            if n and not 0 <= int(start.min()) <= int(start.max()) < c.codes:
+                raise UserError(f"codes to start from: expected 0 to {c.codes - 1}")
+            places = torch.arange(n)
+            i, j = places // width, places % width
+            canvas[:, i, j], known[i, j] = start, True
+        return canvas, (~known[:height]).flatten().nonzero().flatten().tolist()
+
     @torch.no_grad()
     def generate_codes(
         self,
@@ -164,54 +201,50 @@ class VQGANPrior(nn.Module):
         start: Tensor | None = None,
         stride: int = 1,
         use_cache: bool = True,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """Draw grids of codes of any size, row by row, with a sliding window.
 
         A window keeps its keys and values while its rows stay the same: its next code costs only
         the codes that were drawn since. With a stride s windows have s rows and s columns in which
-        to do so, at the price of a place that is up to s off the middle.
+        to do so, at the price of a place that is up to s - 1 off the middle.
 
         labels: (B,) int64 class numbers, -1 for none
         size: height and width in codes; by default those of training
         start: (B, n) int64 the first n codes, row by row; they stay as they are
-        progress: called with the number of codes drawn of each picture
+        progress: called with the share of the codes that is drawn, 0 to 1
         returns: (B, h, w) int64
         """
-        c, B = self.config, len(labels)
-        g = c.grid
-        height, width = size or (g, g)
-        if min(height, width) < 1:
-            raise UserError(f"{height} x {width} codes: expected 1 or more a side")
+        c, B, g = self.config, len(labels), self.config.grid
         if not 1 <= stride <= g - g // 2:
             raise UserError(
                 f"stride {stride}: expected 1 to {g - g // 2}, half of the window's {g} codes"
             )
-        # A side shorter than the window is drawn as long as the window, and cut.
-        H, W = max(height, g), max(width, g)
-        canvas = torch.zeros(B, H, W, dtype=torch.int64, device=labels.device)
-        given = 0 if start is None else start.shape[1]
-        if start is not None:
-            if W != width or given > height * width:
-                raise UserError(
-                    f"{given} codes to start from do not fit {height} x {width} codes: expected a "
-                    f"width of {g} or more, and no more codes than there are places"
-                )
-            canvas.view(B, -1)[:, :given] = start
+        height, width = size or (g, g)
+        canvas, places = self.begin(labels, (height, width), start)
+        H, W = canvas.shape[1:]
         guided = sampling.guidance not in (0.0, 1.0)
+        if c.shared_rows and sampling.guidance != 1:
+            raise UserError(
+                f"guidance {sampling.guidance}: this prior never learned to draw without what is "
+                "said, so it cannot be guided; expected 1"
+            )
         nothing = torch.full_like(labels, -1)
         said = nothing if sampling.guidance == 0 else labels
         ahead = self.condition(torch.cat([said, nothing]) if guided else said)  # (B', 1)
         caches: dict[int, KVCache] = {}
         caches_top = 0
-        for place in range(given, height * W):
+        for number, place in enumerate(places):
             i, j = divmod(place, W)
             top, left = self.window((i, j), (H, W), stride)
             if top != caches_top:
                 caches, caches_top = {}, top
             if use_cache and left not in caches:
-                if len(caches) == MOST_CACHES:  # of a very wide picture: the oldest is let go
-                    del caches[next(iter(caches))]
+                # The window to the left is of use to the next row only if that has it, too. Of
+                # too many the latest goes: every row begins with the earliest.
+                again = self.window((i + 1, j), (H, W), stride)[0] == top
+                if caches and (not again or len(caches) >= MOST_CACHES):
+                    caches.popitem()
                 caches[left] = self.new_cache(len(ahead))
             before = (i - top) * g + (j - left)  # codes of the window that are drawn already
             inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]
@@ -223,7 +256,7 @@ class VQGANPrior(nn.Module):
                 logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
             canvas[:, i, j] = draw(logits, sampling, generator)
             if progress is not None:
-                progress(place + 1 - given)
+                progress((number + 1) / len(places))
         return canvas[:, :height, :width]
 
     def new_cache(self, batch: int) -> KVCache:
@@ -236,8 +269,10 @@ class VQGANPrior(nn.Module):
     def label_of(self, name: str) -> int:
         """A class's number by its name."""
         if name not in self.class_names:
+            close = difflib.get_close_matches(name, self.class_names, n=1, cutoff=0.5)
+            meant = f" did you mean {close[0]}?" if close else ""
             known = ", ".join(self.class_names) or "none: it was trained without classes"
-            raise UserError(f"no class '{name}'; this prior's classes are {known}")
+            raise UserError(f"no class '{name}';{meant} this prior's classes are {known}")
         return self.class_names.index(name)
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -311,13 +346,13 @@ class VQGANPrior(nn.Module):
         device = self.positions.device
         start = None if complete is None else self.first_rows(complete.to(device), keep, grid)
         labels = torch.tensor(numbers, device=device).repeat_interleave(n)  # (N,)
-        codes, each = [], grid[0] * max(grid[1], g)
+        codes = []
         for chunk in labels.split(batch_size):
             done = sum(map(len, codes)) / len(labels)
 
-            def told(drawn: int, done: float = done, part: int = len(chunk)) -> None:
+            def told(drawn: float, done: float = done, part: int = len(chunk)) -> None:
                 if progress is not None:
-                    progress(done + drawn / each * part / len(labels))
+                    progress(done + drawn * part / len(labels))
 
             codes.append(
                 self.generate_codes(

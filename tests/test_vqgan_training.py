@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from minimodal.errors import UserError
 from minimodal.runs import load
+from minimodal.training import build
 from minimodal.training.build import build_vqgan
 from minimodal.training.checkpoint import newest_state, read_metrics
 from minimodal.training.engine import run
@@ -147,6 +148,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, mo
     state = newest_state(tmp_path / "run")
     assert state["step"] == 6
     assert all(torch.isfinite(v).all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("settings", [{"discriminator_depth": 5}, {"perceptual_shift": 32}])
+def test_settings_that_do_not_fit_the_pictures_are_an_error(settings, monkeypatch):
+    monkeypatch.setattr(build, "open_perceptual", lambda training: object())
+    with pytest.raises(UserError, match=f"{next(iter(settings))} {next(iter(settings.values()))}"):
+        make("ema", **settings)
 
 
 WRONG = [

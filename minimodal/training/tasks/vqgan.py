@@ -110,6 +110,12 @@ class VQGANTask:
                 f"perceptual_shift {training.perceptual_shift}: expected less than the pictures' "
                 f"{config.image_size} pixels"
             )
+        halvings, refine = training.discriminator_depth, training.discriminator_refine
+        if config.image_size // 2**halvings - 1 - refine < 1:
+            raise UserError(
+                f"discriminator_depth {halvings}: pictures of {config.image_size} pixels are too "
+                "small for so many halvings"
+            )
         self.perceptual = perceptual
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed = batch_size, seed
