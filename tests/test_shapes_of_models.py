@@ -283,6 +283,11 @@ CALLS = [
     (PRIOR.code_logits, GRID, PRIOR_SIZES),
     (PRIOR.loss, dict(**GRID, replaced=integers(12, 2, 3, 3, seed=1)), {}),
     (
+        PRIOR.begin,
+        dict(labels=torch.tensor([1, -1]), size=(2, 5), start=integers(12, 2, 4)),
+        {"H": 3, "W": 5},
+    ),
+    (
         PRIOR.generate_codes,
         dict(labels=torch.tensor([1, -1]), generator=generator(), size=(4, 5)),
         {"h": 4, "w": 5},

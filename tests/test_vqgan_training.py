@@ -126,9 +126,10 @@ def test_codes_that_nothing_uses_stay_where_revival_is_off(tmp_path):
     assert (book.codes[1:] == 50).all()
 
 
-def test_the_receptive_field_is_printed(capsys):
-    task = make("ema")
-    assert f"sees {task.discriminator.receptive_field} of 32 pixels" in capsys.readouterr().err
+def test_the_receptive_field_is_printed(tmp_path, capsys):
+    trained("ema", tmp_path / "run", steps=2)
+    field = make("ema").discriminator.receptive_field
+    assert f"a verdict sees {field} of 32 pixels" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, monkeypatch):

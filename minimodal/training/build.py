@@ -99,7 +99,7 @@ def build_vqgan(recipe: VQGANRecipe, spec: str, *, limit: int | None = None) -> 
     """VQGAN on a SPEC."""
     train, val = open_both(spec, recipe.model.image_size, limit)
     perceptual = open_perceptual(recipe.training)
-    task = VQGANTask(
+    return VQGANTask(
         recipe.model,
         recipe.training,
         train=train,
@@ -108,10 +108,6 @@ def build_vqgan(recipe: VQGANRecipe, spec: str, *, limit: int | None = None) -> 
         seed=recipe.engine.seed,
         perceptual=perceptual,
     )
-    if recipe.training.gan_weight > 0:
-        field, size = task.discriminator.receptive_field, recipe.model.image_size
-        print(f"discriminator: a verdict sees {field} of {size} pixels a side", file=sys.stderr)
-    return task
 
 
 def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CLIPTask:

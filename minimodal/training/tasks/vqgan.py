@@ -6,6 +6,7 @@ alone, and only then its verdict reaches the generator, at a weight that grows t
 Read `minimodal/vqgan.py` before.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -292,4 +293,7 @@ class VQGANTask:
         return {**asdict(self.model.config), "training": training}
 
     def save_files(self, out: Path) -> None:
-        """Nothing beside the weights."""
+        """No files beside the weights; says what the discriminator will look at."""
+        if self.training.gan_weight > 0:
+            field, size = self.discriminator.receptive_field, self.model.config.image_size
+            print(f"discriminator: a verdict sees {field} of {size} pixels a side", file=sys.stderr)
