@@ -5,7 +5,8 @@ python benchmarks/seams.py --prior runs/cifar-prior --vqgan runs/cifar-vqgan [-n
 Draws pictures of three times the trained width and height and lets the patch discriminator that was
 trained with the VQGAN judge every part of them. At a multiple of the trained size a tiling would
 have its seams; the mean verdict of the parts across such lines is compared with that of all others,
-for pictures of the window and for tiled ones (nine pictures side by side), which do have seams.
+and so is the difference of neighbouring pixels, for pictures of the window and for tiled ones (nine
+pictures side by side), which do have seams.
 """
 
 import argparse
@@ -47,6 +48,22 @@ def across(logits: Tensor, judge: PatchDiscriminator, size: int, trained: int) -
     return near[:, None] | near[None, :]
 
 
+def jump(pictures: Tensor, trained: int, factor: int) -> Tensor:
+    """How much neighbours differ across the lines, over how much they do at other borders of codes.
+
+    pictures: (N, 3, H, W) uint8
+    returns: (N,)
+    """
+    x = pictures.float()
+    across_columns = (x[..., 1:] - x[..., :-1]).abs().mean(dim=(1, 2))  # (N, W-1)
+    across_rows = (x[..., 1:, :] - x[..., :-1, :]).abs().mean(dim=(1, 3))  # (N, H-1)
+    steps = (across_columns + across_rows) / 2
+    lines = torch.arange(trained, x.shape[-1], trained) - 1
+    borders = torch.arange(factor, x.shape[-1], factor) - 1  # between any two codes
+    other = borders[~torch.isin(borders, lines)]
+    return steps[:, lines].mean(dim=1) / steps[:, other].mean(dim=1)
+
+
 @torch.no_grad()
 def main() -> None:
     """Print the verdicts and write a picture."""
@@ -68,10 +85,15 @@ def main() -> None:
     for name, pictures in (("sliding window", whole), ("tiles side by side", tiled)):
         logits = torch.cat([judge(to_float(part)) for part in pictures.split(16)])
         mask = across(logits, judge, size, trained)
-        at, elsewhere = logits[..., mask], logits[..., ~mask]
-        error = logits.mean(dim=(1, 2, 3)).std() / given.n**0.5
-        print(f"{name:20s} verdict at lines {at.mean():7.3f}, elsewhere {elsewhere.mean():7.3f} "
-              f"(standard error {error:.3f})")  # fmt: skip
+        # Verdicts at the picture's edge look at padding; they are left out on both sides.
+        edge = int(judge.receptive_field / 2 / (size / logits.shape[-1])) + 1
+        inner, lines = logits[..., edge:-edge, edge:-edge], mask[edge:-edge, edge:-edge]
+        gap = inner[..., lines].mean(dim=(1, 2)) - inner[..., ~lines].mean(dim=(1, 2))  # (N,)
+        ratio = jump(pictures, trained, prior.factor)
+        error = given.n**0.5
+        print(f"{name:20s} verdict at lines minus elsewhere {gap.mean():6.3f} +- "
+              f"{gap.std() / error:.3f}; jump across lines {ratio.mean():.3f} +- "
+              f"{ratio.std() / error:.3f} of that elsewhere")  # fmt: skip
     shown = torch.cat([whole[:4], tiled[:4]])
     words = ["sliding window"] * 4 + ["nine pictures"] * 4
     save_png(grid(shown, words, columns=4, tile=192), given.out)
