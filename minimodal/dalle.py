@@ -5,9 +5,11 @@ Transformer learns to predict every next token of that stream. To draw, give it 
 let it continue; VQGAN's decoder turns the codes into pixels.
 
 text (B, T) and codes (B, h, w) in; logits of each next token out. Read `blocks/transformer.py`
-and `blocks/sampling.py` before.
+and `blocks/sampling.py` before; what else one can ask of the same weights (captions, classes) is
+in `dalle_reads.py`.
 
-Where VQGAN has two codebooks a position's code is predicted as two factors in turn, the second
+Every layer attends to all that came before, or by the paper's sparse patterns (`attention="paper"`,
+see `blocks/attention.py`). Where VQGAN has two codebooks a position's code is predicted as two factors in turn, the second
 given the first, as in the RQ-Transformer (Lee et al. 2022); the stream stays as long.
 """
 
@@ -19,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.pixels import to_uint8
-from minimodal.blocks.sampling import SamplingConfig, draw, guide
-from minimodal.blocks.transformer import KVCache, Transformer
+from minimodal.blocks.attention import schedule
+from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide
+from minimodal.blocks.transformer import KVCache, Packed, Transformer, project
 from minimodal.errors import UserError
 
 
@@ -36,6 +39,10 @@ class DALLEConfig:
     width: int = 128
     depth: int = 4
     heads: int = 4
+    attention: str = "full"  # full, row, column, conv, or paper: the last three in its order
+    kernel: int = 5  # of conv attention, in codes a side (the paper: 11)
+    rotary: bool = False  # turn queries and keys by row and column as well
+    qk_norm: bool = False  # normalise queries and keys, which lets large models learn faster
     pad_id: int = 0
 
     @property
@@ -75,7 +82,9 @@ class FactorHead(nn.Module):
         self.logits = nn.Linear(width, size)
         nn.init.normal_(self.logits.weight, std=0.02)
 
-    def forward(self, h: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, previous: Tensor | None, *, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mix in the factor just decided, then predict the next.
 
         h: (B, N, D) the stream's vectors
@@ -84,8 +93,9 @@ class FactorHead(nn.Module):
         """
         if self.previous is not None:
             h = h + self.previous(previous)
-            h = h + self.mix_out(self.mix(self.norm(h)))
-        return h, self.logits(self.norm(h))
+            first, gelu = self.mix
+            h = h + project(self.mix_out, gelu(project(first, self.norm(h), cache)), cache)
+        return h, project(self.logits, self.norm(h), cache)
 
 
 class DALLE(nn.Module):
@@ -101,7 +111,16 @@ class DALLE(nn.Module):
         self.image_tokens = nn.ModuleList(nn.Embedding(size, D) for size in config.codes)
         self.rows = nn.Parameter(torch.zeros(config.grid, D))
         self.columns = nn.Parameter(torch.zeros(config.grid, D))
-        self.transformer = Transformer(D, config.depth, config.heads, causal=True)
+        self.transformer = Transformer(
+            D,
+            config.depth,
+            config.heads,
+            causal=True,
+            qk_norm=config.qk_norm,
+            patterns=schedule(
+                config.attention, config.depth, ahead=1 + T, grid=config.grid, kernel=config.kernel
+            ),
+        )
         self.norm_out = nn.LayerNorm(D)
         self.text_head = nn.Linear(D, config.text_vocab)
         sizes = config.codes
@@ -117,7 +136,15 @@ class DALLE(nn.Module):
         nn.init.normal_(self.text_head.weight, std=0.02)
         # Set by whoever builds or loads the model, to go from prompts to pixels.
         self.tokenizer = None
+        self.encode_pictures: Callable[[Tensor], Tensor] | None = None
         self.decode_indices: Callable[[Tensor], Tensor] | None = None
+        self.factor = 0  # pixels a side of a code
+
+    def paint_with(self, vqgan: nn.Module) -> None:
+        """Take a trained VQGAN for going to and from pixels; it is no part of these weights."""
+        self.factor = vqgan.config.factor
+        self.encode_pictures = lambda x: vqgan.to(x.device).encode(x).indices
+        self.decode_indices = lambda codes: vqgan.to(codes.device).decode_indices(codes)
 
     # --- the stream ------------------------------------------------------------------------------
 
@@ -165,6 +192,25 @@ class DALLE(nn.Module):
             x = x + table(part)
         return x
 
+    def angles(self, first: int, n: int) -> Tensor | None:
+        """Rotary angles of n places of the stream, in the manner of Qwen2-VL (Wang et al. 2024).
+
+        Half of the pairs of channels turn with a token's row, half with its column; caption tokens
+        count as lying on a diagonal that ends where the picture begins.
+        returns: (n, d / 2) radians, d = D / H, or None without rotary positions
+        """
+        c = self.config
+        if not c.rotary:
+            return None
+        places = torch.arange(first, first + n, device=self.rows.device)
+        image = places - 1 - c.text_length  # raster place, below 0 in the caption
+        end = torch.full_like(places, 1 + c.text_length)
+        row = torch.where(image < 0, places, end + image // c.grid)
+        column = torch.where(image < 0, places, end + image % c.grid)
+        pairs = c.width // c.heads // 4
+        turns = 100 ** (-torch.arange(pairs, device=places.device) / pairs)
+        return torch.cat([row[:, None] * turns, column[:, None] * turns], dim=1)
+
     def forward(self, text: Tensor, codes: Tensor) -> DALLELogits:
         """Predict every token of the stream from those before it.
 
@@ -175,7 +221,7 @@ class DALLE(nn.Module):
         parts = self.factors(codes.flatten(1))
         # The last picture token is predicted, never read.
         x = torch.cat([self.embed_text(text), self.embed_codes([p[:, :-1] for p in parts])], dim=1)
-        h = self.norm_out(self.transformer(x))  # (B, T+N, D)
+        h = self.norm_out(self.transformer(x, angles=self.angles(0, x.shape[1])))  # (B, T+N, D)
         logits, mixed, previous = [], h[:, T:], None  # the last text position predicts code 0
         for head, part in zip(self.image_heads, parts, strict=True):
             mixed, predicted = head(mixed, previous)
@@ -223,22 +269,29 @@ class DALLE(nn.Module):
 
     # --- drawing ---------------------------------------------------------------------------------
 
-    def next_code(self, h: Tensor, config: SamplingConfig, generator: torch.Generator) -> Tensor:
+    def next_code(
+        self,
+        h: Tensor,
+        config: SamplingConfig,
+        generator: Generators,
+        *,
+        scale: float = 1.0,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Draw one code, factor by factor. With guidance the second half of h has no caption.
 
         h: (B', 1, D) the stream's last vectors; B' = 2 B with guidance
         returns: (B,) int64
         """
-        guided = config.guidance not in (0.0, 1.0)
         joint, previous = None, None
         for size, head in zip(self.config.codes, self.image_heads, strict=True):
-            h, logits = head(h, previous)
+            h, logits = head(h, previous, cache=cache)
             logits = logits[:, 0].float()  # (B', K)
-            if guided:
-                logits = guide(*logits.chunk(2), config.guidance)  # (B, K)
+            if config.guided:
+                logits = guide(*logits.chunk(2), scale)  # (B, K)
             part = draw(logits, config, generator)  # (B,)
             joint = part if joint is None else joint * size + part
-            previous = (torch.cat([part, part]) if guided else part)[:, None]  # (B', 1)
+            previous = (torch.cat([part, part]) if config.guided else part)[:, None]  # (B', 1)
         return joint
 
     @torch.no_grad()
@@ -246,13 +299,19 @@ class DALLE(nn.Module):
         self,
         text: Tensor,
         *,
-        generator: torch.Generator,
+        generator: Generators,
         sampling: SamplingConfig = SamplingConfig(),
         use_cache: bool = True,
+        known: Tensor | None = None,
+        keep: Tensor | None = None,
+        on_row: Callable[[Tensor, int], None] | None = None,
     ) -> Tensor:
         """Continue captions with picture tokens.
 
         text: (B, T) int64 caption tokens, pad_id after the caption
+        known: (B, h, w) int64 codes of pictures to complete
+        keep: (h, w) bool, True where the known codes stay as they are
+        on_row: called after each row with all codes and the number of rows that are drawn
         returns: (B, h, w) int64
         """
         c = self.config
@@ -261,27 +320,44 @@ class DALLE(nn.Module):
         if sampling.guidance == 0:
             stream = empty
         else:
-            stream = text if sampling.guidance == 1 else torch.cat([text, empty])  # (B', T)
-        prompt = self.embed_text(stream)  # (B', 1+T, D)
-        cache = self.new_cache(len(stream)) if use_cache else None
-        codes = torch.zeros(B, c.image_length, dtype=torch.int64, device=text.device)
+            stream = torch.cat([text, empty]) if sampling.guided else text  # (B', T)
         repeats = len(stream) // B
-        x = prompt
-        for n in range(c.image_length):
-            h = self.norm_out(self.transformer(x, cache=cache)[:, -1:])  # (B', 1, D)
-            codes[:, n] = self.next_code(h, sampling, generator)
-            start = n if use_cache else 0
-            parts = [p.repeat(repeats, 1) for p in self.factors(codes[:, start : n + 1])]
-            x = self.embed_codes(parts, first=start)
-            if not use_cache:
-                x = torch.cat([prompt, x], dim=1)
+        codes = torch.zeros(B, c.image_length, dtype=torch.int64, device=text.device)
+        kept = [False] * c.image_length
+        if known is not None:
+            kept = keep.flatten().tolist()  # read once, before the loop
+            codes = torch.where(keep.flatten(), known.flatten(1), codes)
+        ready = (kept + [False]).index(False)  # codes ahead of the first that is drawn
+        cache = self.new_cache(len(stream)) if use_cache else None
+
+        def embed(first: int, stop: int) -> Tensor:
+            parts = [p.repeat(repeats, 1) for p in self.factors(codes[:, first:stop])]
+            return self.embed_codes(parts, first=first)
+
+        x = prompt = self.embed_text(stream)  # (B', 1+T, D)
+        if ready:
+            x = torch.cat([prompt, embed(0, ready)], dim=1)
+        for n in range(ready, c.image_length):
+            angles = self.angles(cache.length if cache else 0, x.shape[1])
+            h = self.transformer(x, cache=cache, angles=angles)[:, -1:]  # (B', 1, D)
+            if not kept[n]:
+                scale = sampling.scale(n / c.image_length)
+                codes[:, n] = self.next_code(
+                    self.norm_out(h), sampling, generator, scale=scale, cache=cache
+                )
+            x = embed(n, n + 1) if cache else torch.cat([prompt, embed(0, n + 1)], dim=1)
+            if on_row is not None and (n + 1) % c.grid == 0:
+                on_row(codes.view(B, c.grid, c.grid), (n + 1) // c.grid)
         return codes.view(B, c.grid, c.grid)
 
     def new_cache(self, batch: int) -> KVCache:
         """A cache for a whole stream of each of `batch` captions."""
         length = 1 + self.config.text_length + self.config.image_length
         weight = self.rows
-        return self.transformer.new_cache(batch, length, device=weight.device, dtype=weight.dtype)
+        return self.transformer.new_cache(
+            batch, length, device=weight.device, dtype=weight.dtype,
+            packed=Packed([self.transformer, self.image_heads], batch),
+        )  # fmt: skip
 
     def tokenize(self, prompts: list[str], *, truncate: bool = False) -> Tensor:
         """Captions to tokens, padded.
@@ -299,35 +375,100 @@ class DALLE(nn.Module):
         prompts: str | list[str],
         n: int = 1,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
+        seeds: list[int] | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         guidance: float = 1.0,
+        schedule: str = "constant",
+        complete: Tensor | None = None,
+        redraw: tuple[int, int, int, int] | None = None,
         batch_size: int = 64,
         truncate: bool = False,
         progress: Callable[[int], None] | None = None,
+        partial: Callable[[Tensor, int], None] | None = None,
     ) -> Tensor:
         """Draw n pictures for each prompt; a prompt's pictures follow one another.
 
         generator: a torch.Generator on the model's device
+        seeds: instead of the generator one seed for each picture, which is then the same in every
+            batch and beside any others
+        complete: (3, H, W) uint8 a picture of which all stays but a rectangle
+        redraw: the rectangle's left, top, right and bottom in pixels; the lower half by default
         progress: called with the number of pictures done after each batch
+        partial: called after each row of codes with the batch's pictures so far, (B, 3, H, W) uint8
+            and grey where nothing is drawn, and the number of pictures that are done already
         returns: (N, 3, H, W) uint8, N = n times the prompts
         """
         if self.decode_indices is None:
             raise UserError("this DALL·E has no VQGAN to paint with: load it with minimodal.load")
         if n < 1:
             raise UserError(f"{n} pictures a prompt: expected 1 or more")
-        sampling = SamplingConfig(temperature, top_k, top_p, guidance)
+        sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p, schedule)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise UserError("no prompts: expected at least one")
-        text = self.tokenize(prompts, truncate=truncate).to(self.rows.device)
+        if (generator is None) == (seeds is None):
+            raise UserError("expected either a generator or seeds")
+        if seeds is not None and len(seeds) != n * len(prompts):
+            raise UserError(f"{len(seeds)} seeds for {n * len(prompts)} pictures")
+        device = self.rows.device
+        text = self.tokenize(prompts, truncate=truncate).to(device)
         text = text.repeat_interleave(n, dim=0)  # (N, T)
+        known = keep = None
+        if complete is not None:
+            known, keep = self.what_stays(complete.to(device), redraw)
+        elif redraw is not None:
+            raise UserError("a rectangle to redraw needs a picture to complete")
         pictures = []
         for chunk in text.split(batch_size):
-            codes = self.generate_codes(chunk, generator=generator, sampling=sampling)
+            done = sum(map(len, pictures))
+            draws: Generators = generator
+            if seeds is not None:
+                own = seeds[done : done + len(chunk)]
+                draws = [torch.Generator(device).manual_seed(seed) for seed in own]
+
+            def on_row(codes: Tensor, rows: int, done: int = done) -> None:
+                image = to_uint8(self.decode_indices(codes))
+                image[:, :, rows * image.shape[2] // self.config.grid :] = 128
+                partial(image, done)
+
+            codes = self.generate_codes(
+                chunk, generator=draws, sampling=sampling,
+                known=None if known is None else known.expand(len(chunk), -1, -1), keep=keep,
+                on_row=None if partial is None else on_row,
+            )  # fmt: skip
             pictures.append(to_uint8(self.decode_indices(codes)))
             if progress is not None:
                 progress(sum(map(len, pictures)))
         return torch.cat(pictures)
+
+    @torch.no_grad()
+    def what_stays(
+        self, picture: Tensor, redraw: tuple[int, int, int, int] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The codes of a picture to complete, and which of them lie outside the rectangle.
+
+        A code is drawn again if any of its pixels is to be. Codes to the right of the rectangle
+        and below it stay, but the drawing cannot know them: it reads in raster order.
+        picture: (3, H, W) uint8
+        returns: (1, h, w) int64 codes, (h, w) bool
+        """
+        c, f = self.config, self.factor
+        if tuple(picture.shape) != (3, c.grid * f, c.grid * f):
+            raise UserError(
+                f"the picture to complete has {picture.shape[2]} x {picture.shape[1]} pixels: "
+                f"expected {c.grid * f} x {c.grid * f}, the size that is drawn"
+            )
+        side = c.grid * f
+        left, top, right, bottom = redraw or (0, c.grid // 2 * f, side, side)
+        if not (0 <= left < right <= side and 0 <= top < bottom <= side):
+            raise UserError(
+                f"the rectangle {left},{top},{right},{bottom} (left, top, right, bottom) is not "
+                f"inside a picture of {side} x {side} pixels"
+            )
+        keep = torch.ones(c.grid, c.grid, dtype=torch.bool, device=picture.device)
+        keep[top // f : -(-bottom // f), left // f : -(-right // f)] = False
+        return self.encode_pictures(to_float(picture[None])), keep

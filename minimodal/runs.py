@@ -9,11 +9,10 @@ taken for an original CLIP; which loader it needs shows in its names. Read
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
@@ -48,14 +47,6 @@ def fill(model: nn.Module, path: Path) -> None:
             f"{path}: model.safetensors does not fit config.json ({first}); "
             "the two files are from different runs"
         ) from None
-
-
-def painter(vqgan: VQGAN) -> Callable[[Tensor], Tensor]:
-    """VQGAN's decoder for DALL·E to call: no part of its weights, but on the device of its codes.
-
-    returns: a function from codes (B, h, w) int64 to pictures (B, 3, H, W) in [-1, 1]
-    """
-    return lambda codes: vqgan.to(codes.device).decode_indices(codes)
 
 
 def is_original(path: Path) -> bool:
@@ -163,7 +154,7 @@ def load(
         elif run["kind"] == "dalle":
             model = DALLE(rebuild(DALLEConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
-            model.decode_indices = painter(load(path / "vqgan", kind="vqgan"))
+            model.paint_with(load(path / "vqgan", kind="vqgan"))
         else:
             raise UserError(f"{path} holds a '{run['kind']}', which this version cannot load")
     except (KeyError, TypeError) as error:

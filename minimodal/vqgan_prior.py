@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import SamplingConfig, draw, guide
-from minimodal.blocks.transformer import KVCache, Transformer
+from minimodal.blocks.transformer import KVCache, Packed, Transformer, project
 from minimodal.errors import UserError
 
 MOST_CACHES = 32  # windows whose keys and values are kept at a time
@@ -115,7 +115,7 @@ class VQGANPrior(nn.Module):
             x = torch.cat([ahead, x], dim=1)  # (B, S, D)
         first = cache.length if cache is not None else 0
         x = x + self.positions[first : first + x.shape[1]]
-        return self.head(self.norm_out(self.transformer(x, cache=cache)))
+        return project(self.head, self.norm_out(self.transformer(x, cache=cache)), cache)
 
     def code_logits(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Predict every code of a picture from those before it.
@@ -223,7 +223,7 @@ class VQGANPrior(nn.Module):
         height, width = size or (g, g)
         canvas, places = self.begin(labels, (height, width), start)
         H, W = canvas.shape[1:]
-        guided = sampling.guidance not in (0.0, 1.0)
+        guided = sampling.guided
         if c.shared_rows and sampling.guidance != 1:
             raise UserError(
                 f"guidance {sampling.guidance}: this prior never learned to draw without what is "
@@ -232,6 +232,7 @@ class VQGANPrior(nn.Module):
         nothing = torch.full_like(labels, -1)
         said = nothing if sampling.guidance == 0 else labels
         ahead = self.condition(torch.cat([said, nothing]) if guided else said)  # (B', 1)
+        packed = Packed([self.transformer, self.head], len(ahead))
         caches: dict[int, KVCache] = {}
         caches_top = 0
         for number, place in enumerate(places):
@@ -245,7 +246,7 @@ class VQGANPrior(nn.Module):
                 again = self.window((i + 1, j), (H, W), stride)[0] == top
                 if caches and (not again or len(caches) >= MOST_CACHES):
                     caches.popitem()
-                caches[left] = self.new_cache(len(ahead))
+                caches[left] = self.new_cache(len(ahead), packed)
             before = (i - top) * g + (j - left)  # codes of the window that are drawn already
             inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]
             stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+n)
@@ -259,11 +260,11 @@ class VQGANPrior(nn.Module):
                 progress((number + 1) / len(places))
         return canvas[:, :height, :width]
 
-    def new_cache(self, batch: int) -> KVCache:
+    def new_cache(self, batch: int, packed: Packed | None = None) -> KVCache:
         """A cache for a window of each of `batch` pictures."""
         weight = self.positions
         return self.transformer.new_cache(
-            batch, self.config.length, device=weight.device, dtype=weight.dtype
+            batch, self.config.length, device=weight.device, dtype=weight.dtype, packed=packed
         )
 
     def label_of(self, name: str) -> int:

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from tiny import make_transformer, noise
 
-from minimodal.blocks.transformer import Attention, attend, causal_mask, quick_gelu
+from minimodal.blocks.attention import attend, causal_mask
+from minimodal.blocks.transformer import Attention, quick_gelu
 
 
 def influence(model, x: torch.Tensor, position: int) -> torch.Tensor:

@@ -86,5 +86,5 @@ def make_painter(**changes) -> DALLE:
     model = shake(make_dalle(vocab_size=tokenizer.vocab_size, text_length=20, **changes), 0.5)
     model.tokenizer = tokenizer
     vqgan = make_vqgan(image_size=6, codes=model.config.codes)
-    model.decode_indices = vqgan.decode_indices
+    model.paint_with(vqgan)
     return model

@@ -2,7 +2,7 @@
 
 Residual block, single-head attention over the pixels of a feature map, halving and doubling of
 the resolution, as in the VQGAN paper's table of layers (Esser et al. 2021, appendix A, after Ho
-et al. 2020). Pictures and feature maps are (B, C, H, W). Read `transformer.attend` before.
+et al. 2020). Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
 """
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.transformer import attend
+from minimodal.blocks.attention import attend
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.transformer import attend
+from minimodal.blocks.attention import attend
 from minimodal.errors import UserError
 
 

@@ -1,10 +1,11 @@
-"""Drawing from logits: temperature, top-k, top-p, guidance. One sampler for every model.
+"""Drawing from logits: temperature, top-k, top-p, min-p, guidance. One sampler for every model.
 
 Logits (B, V) in, token ids (B,) out, each drawn by an explicit generator: the same seed gives the
 same tokens whatever else the program drew. Read nothing before this file.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +19,17 @@ class SamplingConfig:
     """How tokens are drawn.
 
     temperature divides the logits (0: always the likeliest token); top_k keeps the k likeliest
-    (0: all); top_p keeps the smallest set with at least that probability (1: all); guidance is
-    the scale of classifier-free guidance (1: none, 0: the caption is ignored).
+    (0: all); top_p keeps the smallest set with at least that probability (1: all); min_p drops
+    what is less than min_p times as likely as the likeliest (0: nothing); guidance is the scale of
+    classifier-free guidance (1: none, 0: the caption is ignored), which `schedule` may let grow.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
+    min_p: float = 0.0
+    schedule: str = "constant"  # or linear or cosine: guidance grows from 1 over the picture
 
     def __post_init__(self) -> None:
         # Written so that nan is out of range, too.
@@ -37,6 +41,30 @@ class SamplingConfig:
             raise UserError(f"top-p {self.top_p}: expected more than 0 and at most 1")
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"guidance {self.guidance}: expected 0 or more (1 = none)")
+        if not 0 <= self.min_p < 1:
+            raise UserError(f"min-p {self.min_p}: expected 0 (keep all) or more, below 1")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule {self.schedule}: expected {', '.join(SCHEDULES)}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether two predictions are needed, with the caption and without."""
+        return self.guidance not in (0.0, 1.0)
+
+    def scale(self, done: float) -> float:
+        """The guidance of a token when this share of the tokens, 0 to 1, is drawn.
+
+        Early tokens decide what is in a picture; late ones paint what early ones began. A growing
+        scale (as in Muse, Chang et al. 2023, section 2.7) leaves the beginning its variety.
+        """
+        return 1 + (self.guidance - 1) * SCHEDULES[self.schedule](done)
+
+
+SCHEDULES = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+}
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -49,8 +77,11 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Set to -inf what top-k and top-p (nucleus, Holtzman et al. 2020) leave out.
+def filter_logits(
+    logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
+    """Set to -inf what top-k, top-p (nucleus, Holtzman et al. 2020) and min-p (Nguyen et al. 2024)
+    leave out.
 
     logits: (B, V)
     returns: (B, V)
@@ -64,11 +95,32 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tens
         # A token stays while the likelier ones hold less than top_p: the first always stays.
         drop = p.cumsum(dim=-1) - p >= top_p
         logits = logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
+    if min_p > 0:
+        least = logits.amax(dim=-1, keepdim=True) + math.log(min_p)  # (B, 1)
+        logits = logits.masked_fill(logits < least, float("-inf"))
     return logits
 
 
-def draw(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> Tensor:
-    """One token a row.
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def exponential(like: Tensor, generator: Generators) -> Tensor:
+    """Numbers of the exponential distribution, by one generator or by one for each row.
+
+    like: (B, V) logits
+    returns: (B, V) float32, 0 or more
+    """
+    settings = {"device": like.device, "dtype": torch.float32}
+    if isinstance(generator, torch.Generator):
+        u = torch.rand(like.shape, generator=generator, **settings)
+    else:
+        rows = [torch.rand(like.shape[1:], generator=one, **settings) for one in generator]
+        u = torch.stack(rows)
+    return -u.clamp(min=1e-20).log()
+
+
+def draw(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
+    """One token a row. With a generator for each row, a row's token depends on its own alone.
 
     logits: (B, V)
     returns: (B,) int64
@@ -76,9 +128,13 @@ def draw(logits: Tensor, config: SamplingConfig, generator: torch.Generator) -> 
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     logits = filter_logits(
-        logits.float() / config.temperature, top_k=config.top_k, top_p=config.top_p
+        logits.float() / config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
     )
-    # The Gumbel-max trick: argmax(logits + Gumbel noise) is a draw from softmax(logits). It
-    # needs no sum over the row and no synchronisation with the host, unlike multinomial.
-    u = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float32)
-    return (logits - (-(u.clamp(min=1e-20)).log()).clamp(min=1e-20).log()).argmax(dim=-1)
+    # The first of competing exponential clocks: argmax(p / E) is a draw from p, and so is
+    # argmax(logits - log E) (the Gumbel-max trick). It needs no sum over the row and no
+    # synchronisation with the host, unlike multinomial.
+    clocks = exponential(logits, generator)
+    return (logits - clocks.clamp(min=1e-20).log()).argmax(dim=-1)

@@ -6,29 +6,73 @@ norm and heads belong to the system that uses it.
 
 x (B, T, D) in, (B, T, D) out. Bidirectional (CLIP's image tower) or causal (CLIP's text tower,
 DALL·E). For generation a `KVCache` is passed in: the keys and values of earlier tokens are kept,
-so that a step costs one token instead of the whole prefix. Read nothing before this file.
+so that a step costs one token instead of the whole prefix. Read `attention.py` before: attention
+itself, and DALL·E's sparse patterns.
 """
 
-import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minimodal.blocks.attention import Attend, Pattern, attend, causal_mask
 from minimodal.errors import UserError
+
+
+class Packed:
+    """Weights of linear layers in the layout that is fastest for a few rows on a CPU.
+
+    Drawing multiplies the same matrices with a handful of rows hundreds of times. oneDNN reads a
+    matrix that was reordered once three times as fast; torch.compile's freezing does the same.
+    Elsewhere (CUDA, half precision, a torch without oneDNN) nothing is packed and layers are
+    called as they are. Made for one drawing and thrown away: it does not follow the weights.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], rows: int) -> None:
+        self.weights: dict[nn.Linear, Tensor] = {}
+        if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PACKED_LINEAR)):
+            return
+        for layer in (layer for module in modules for layer in module.modules()):
+            if isinstance(layer, nn.Linear) and fits_packing(layer.weight):
+                self.weights[layer] = torch.ops.mkldnn._reorder_linear_weight(
+                    layer.weight.detach(), rows
+                )
+
+    def __call__(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        """The layer's product with x.
+
+        x: (..., D)
+        returns: (..., E)
+        """
+        weight = self.weights.get(layer)
+        if weight is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return layer(x)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+
+
+PACKED_LINEAR = "_linear_pointwise"
+
+
+def fits_packing(weight: Tensor) -> bool:
+    """Whether a weight is one that packing makes faster."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() > 2**14
 
 
 class KVCache:
     """Keys and values of the tokens seen so far, preallocated for every layer.
 
     The caller makes it, passes it to `Transformer.forward` and throws it away: no module keeps
-    state. `length` tokens of `capacity` are filled.
+    state. `length` tokens of `capacity` are filled. `project` applies a linear layer, by its packed
+    weights where there are any.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, packed: Packed | None = None) -> None:
         self.keys, self.values = keys, values  # (L, B, H, T_max, d)
         self.length = 0
+        self.packed = packed
 
     @property
     def capacity(self) -> int:
@@ -50,6 +94,15 @@ class KVCache:
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
 
 
+def project(layer: nn.Linear, x: Tensor, cache: KVCache | None) -> Tensor:
+    """A linear layer, by the cache's packed weights where it has some.
+
+    x: (..., D)
+    returns: (..., E)
+    """
+    return layer(x) if cache is None or cache.packed is None else cache.packed(layer, x)
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP weights.
 
@@ -62,73 +115,74 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
-def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Which key each query may attend to, when the queries are the last of the keys' positions.
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021): turn pairs of channels by a place's angles.
 
-    returns: (queries, keys) bool, True = may attend
-    """
-    past = keys - queries
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(past)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1).
-
-    q: (B, H, T, d) queries
-    k: (B, H, S, d) keys
-    v: (B, H, S, d) values
-    mask: (T, S) bool, True = may attend, or None for all
+    x: (B, H, T, d) queries or keys
+    angles: (T, d / 2) radians
     returns: (B, H, T, d)
     """
-    # On a CPU in bfloat16 the fused kernel falls back to a slow path at the sizes of our small
-    # models; written out it is faster (benchmarks/attention.py has the figures).
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= 256:
-        scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]))  # (B, H, T, S)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        return torch.softmax(scores, dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, d / 2) each
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection to queries, keys and values."""
+    """Multi-head self-attention with one fused projection to queries, keys and values.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With `qk_norm` queries and keys are normalised for each head (Henry et al. 2020), so that no
+    score can grow without bound.
+    """
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise UserError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.norm_q = nn.LayerNorm(width // heads, bias=False) if qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(width // heads, bias=False) if qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        *,
+        attention: Attend,
+        angles: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """Each token gathers from the tokens that it may attend to.
 
         x: (B, T, D) tokens
-        mask: (T, S) bool, True = may attend; S counts cached tokens too
+        attention: from queries, keys and values to what is gathered; keys count cached tokens too
+        angles: (T, d / 2) of the tokens' places, for rotary positions
         returns: (B, T, D)
         """
         q, k, v = rearrange(
-            self.qkv(x), "B T (three H d) -> three B H T d", three=3, H=self.heads
+            project(self.qkv, x, cache), "B T (three H d) -> three B H T d", three=3, H=self.heads
         ).unbind(0)  # (B, H, T, d) each
+        q, k = self.norm_q(q), self.norm_k(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, H, S, d)
-        y = attend(q, k, v, mask)  # (B, H, T, d)
-        return self.proj(rearrange(y, "B H T d -> B T (H d)"))
+        y = attention(q, k, v)  # (B, H, T, d)
+        return project(self.proj, rearrange(y, "B H T d -> B T (H d)"), cache)
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(
-        self, width: int, heads: int, *, mlp_ratio: float, activation: str, norm_eps: float
-    ) -> None:
+        self, width: int, heads: int, *, mlp_ratio: float, activation: str, norm_eps: float,
+        qk_norm: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         hidden = round(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, qk_norm=qk_norm)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.fc = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
@@ -137,15 +191,25 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(
-        self, x: Tensor, *, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        *,
+        attention: Attend,
+        angles: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """One residual block.
 
         x: (B, T, D) tokens
+        angles: (T, d / 2), for rotary positions
         returns: (B, T, D)
         """
-        x = x + self.attention(self.norm1(x), mask=mask, cache=cache, layer=layer)
-        return x + self.out(self.activation(self.fc(self.norm2(x))))
+        x = x + self.attention(
+            self.norm1(x), attention=attention, angles=angles, cache=cache, layer=layer
+        )
+        h = self.activation(project(self.fc, self.norm2(x), cache))  # (B, T, 4 D)
+        return x + project(self.out, h, cache)
 
 
 class Transformer(nn.Module):
@@ -153,6 +217,7 @@ class Transformer(nn.Module):
 
     Weights start as in CLIP's code: deviations of 1/√D for what reads the stream, divided by
     √(2 L) for what writes to it, so that the stream's variance does not grow with the depth L.
+    `patterns` gives each layer of a causal stack a sparse pattern instead of full attention.
     """
 
     def __init__(
@@ -165,11 +230,23 @@ class Transformer(nn.Module):
         mlp_ratio: float = 4.0,
         activation: str = "gelu",
         norm_eps: float = 1e-5,
+        qk_norm: bool = False,
+        patterns: Sequence[Pattern] = (),
     ) -> None:
         super().__init__()
         self.width, self.depth, self.heads, self.causal = width, depth, heads, causal
+        self.patterns = tuple(patterns)
+        if self.patterns and (len(self.patterns) != depth or not causal):
+            raise ValueError(f"{len(self.patterns)} patterns for {depth} causal layers")
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps)
+            Block(
+                width,
+                heads,
+                mlp_ratio=mlp_ratio,
+                activation=activation,
+                norm_eps=norm_eps,
+                qk_norm=qk_norm,
+            )
             for _ in range(depth)
         )
         read, write = width**-0.5, (width * 2 * depth) ** -0.5
@@ -181,26 +258,39 @@ class Transformer(nn.Module):
             for linear in (block.attention.qkv, block.attention.proj, block.fc, block.out):
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, *, cache: KVCache | None = None) -> Tensor:
+    def attentions(self, past: int, queries: int, device: torch.device) -> list[Attend]:
+        """How each layer's queries at places past, past + 1, … attend to all up to themselves."""
+        if self.patterns:
+            found = {p: p.attention(past, queries, device) for p in set(self.patterns)}
+            return [found[pattern] for pattern in self.patterns]
+        # A single new token may attend to everything before it: no mask is needed.
+        masked = self.causal and queries > 1
+        mask = causal_mask(queries, past + queries, device) if masked else None
+        return [partial(attend, mask=mask)] * self.depth
+
+    def forward(
+        self, x: Tensor, *, cache: KVCache | None = None, angles: Tensor | None = None
+    ) -> Tensor:
         """Run the stack; with a cache, x holds only the tokens that the cache has not seen.
 
         x: (B, T, D) token vectors, positions already added
+        angles: (T, d / 2) of the tokens' places, for rotary positions
         returns: (B, T, D)
         """
         B, T, D = x.shape
         past = cache.length if cache is not None else 0
-        # A single new token may attend to everything before it: no mask is needed.
-        mask = causal_mask(T, past + T, x.device) if self.causal and T > 1 else None
-        for layer, block in enumerate(self.blocks):
-            x = block(x, mask=mask, cache=cache, layer=layer)
+        attentions = self.attentions(past, T, x.device)
+        for layer, (block, attention) in enumerate(zip(self.blocks, attentions, strict=True)):
+            x = block(x, attention=attention, angles=angles, cache=cache, layer=layer)
         if cache is not None:
             cache.length += T
         return x
 
     def new_cache(
-        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
-    ) -> KVCache:
+        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype,
+        packed: Packed | None = None,
+    ) -> KVCache:  # fmt: skip
         """An empty cache for `batch` sequences of up to `capacity` tokens."""
         shape = (self.depth, batch, self.heads, capacity, self.width // self.heads)
         keys = torch.zeros(shape, device=device, dtype=dtype)
-        return KVCache(keys, torch.zeros_like(keys))
+        return KVCache(keys, torch.zeros_like(keys), packed)

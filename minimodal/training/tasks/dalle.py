@@ -123,7 +123,7 @@ class DALLETask:
         device = model.rows.device
         captions = [self.val.all_captions(i % len(self.val))[0] for i in range(16)]
         model.tokenizer = self.tokenizer
-        model.decode_indices = self.vqgan.to(device).decode_indices
+        model.paint_with(self.vqgan)
         pictures = model.generate(
             captions,
             generator=torch.Generator(device).manual_seed(self.seed),

@@ -1,0 +1,171 @@
+"""The decoding matrix: every way of drawing a picture gives the same logits and the same tokens.
+
+{full, row, column, conv, paper} x {cache, none} x {guidance, none} x {primed, not}, and with
+rotary positions and normalised queries; seeds, streams of rows, completion.
+"""
+
+import pytest
+import torch
+from tiny import generator, integers, make_dalle, make_painter, noise
+from torch import nn
+
+from minimodal import dalle as dalle_file
+from minimodal.blocks.pixels import to_float
+from minimodal.blocks.sampling import SamplingConfig, guide
+from minimodal.blocks.transformer import KVCache, Packed, project
+from minimodal.errors import UserError
+
+TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0], [12, 0, 0, 0, 0]])
+PATTERNS = ("full", "row", "column", "conv", "paper")
+GRID = 4
+KNOWN = integers(20, 3, GRID, GRID, seed=4)
+TOP = torch.tensor([[True] * GRID] * 2 + [[False] * GRID] * 2)
+BOX = torch.tensor([[True] * 4, [True, False, False, True], [True, False, False, True], [True] * 4])
+
+KINDS = {
+    "full": {},
+    **{name: {"attention": name, "kernel": 3} for name in PATTERNS[1:]},
+    "rotary": {"rotary": True},
+    "qk-norm": {"qk_norm": True, "rotary": True, "attention": "paper", "kernel": 3},
+}
+
+
+def make(kind: str):
+    return make_dalle(grid=GRID, codes=(5, 4), depth=4, **KINDS[kind])
+
+
+def decode(model, monkeypatch, *, scale: float, keep=None, use_cache: bool = True, **settings):
+    """Codes, and the logits that each factor was drawn from."""
+    logits, original = [], dalle_file.draw
+
+    def watched(row, config, random):
+        logits.append(row)
+        return original(row, config, random)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dalle_file, "draw", watched)
+        codes = model.generate_codes(
+            TEXT,
+            generator=generator(3),
+            sampling=SamplingConfig(guidance=scale, **settings),
+            use_cache=use_cache,
+            known=None if keep is None else KNOWN,
+            keep=keep,
+        )
+    return codes, logits
+
+
+@pytest.mark.parametrize("keep", [None, TOP, BOX], ids=["plain", "primed", "box"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoding_matrix(kind, scale, keep, monkeypatch):
+    model, known = make(kind), KNOWN.clone()
+    cached, logits = decode(model, monkeypatch, scale=scale, keep=keep)
+    plain, expected = decode(model, monkeypatch, scale=scale, keep=keep, use_cache=False)
+    assert torch.equal(cached, plain)
+    drawn = torch.ones(GRID, GRID, dtype=torch.bool) if keep is None else ~keep
+    assert len(logits) == len(expected) == 2 * int(drawn.sum())
+    conditional, unconditional = (
+        model(text, cached).image for text in (TEXT, torch.zeros_like(TEXT))
+    )
+    for number, (a, b) in enumerate(zip(logits, expected, strict=True)):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        place = int(drawn.flatten().nonzero()[number // 2])
+        parts = (conditional[number % 2][:, place], unconditional[number % 2][:, place])
+        torch.testing.assert_close(a, guide(*parts, scale), rtol=0, atol=1e-4)
+    if keep is not None:
+        assert torch.equal(cached[:, keep], known[:, keep])
+    assert torch.equal(TEXT[0], torch.tensor([3, 7, 9, 0, 0])) and torch.equal(KNOWN, known)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_lets_guidance_grow_from_1(schedule, monkeypatch):
+    model = make("full")
+    codes, logits = decode(model, monkeypatch, scale=5.0, schedule=schedule)
+    first = model(TEXT, codes).image[0][:, 0]
+    torch.testing.assert_close(logits[0], first, rtol=0, atol=1e-4)
+    growing = [SamplingConfig(guidance=5.0, schedule=schedule).scale(n / 16) for n in range(17)]
+    assert growing[0] == 1 and growing[-1] == pytest.approx(5) and growing == sorted(growing)
+
+
+def test_packed_weights_give_the_same_product():
+    layers = nn.ModuleList([nn.Linear(256, 128), nn.Linear(8, 4)])
+    keys = torch.zeros(1, 1, 1, 1, 1)
+    cache = KVCache(keys, keys, Packed([layers], 4))
+    assert set(cache.packed.weights) <= {layers[0]}  # small ones are not worth it
+    x = noise(4, 1, 256)
+    with torch.no_grad():
+        torch.testing.assert_close(project(layers[0], x, cache), layers[0](x), rtol=0, atol=1e-5)
+    with_gradient = project(layers[0], x, cache)
+    assert with_gradient.requires_grad  # packed weights would have none
+
+
+def test_packing_follows_weights_that_have_changed():
+    model = make_dalle(width=64)
+    model.generate_codes(TEXT, generator=generator())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    now = model.generate_codes(TEXT, generator=generator())
+    plain = model.generate_codes(TEXT, generator=generator(), use_cache=False)
+    assert torch.equal(now, plain)
+
+
+# --- seeds, rows, rectangles ---------------------------------------------------------------------
+
+
+def test_a_picture_with_a_seed_of_its_own_is_the_same_in_every_batch():
+    model = make_painter()
+    four = model.generate("a red circle", 4, seeds=[5, 6, 7, 8])
+    assert torch.equal(model.generate("a red circle", 1, seeds=[7])[0], four[2])
+    split = model.generate("a red circle", 4, seeds=[5, 6, 7, 8], batch_size=3)
+    assert torch.equal(split, four)
+    assert not torch.equal(four[0], four[1])
+
+
+def test_rows_arrive_from_top_to_bottom_and_the_rest_is_grey():
+    model, seen = make_painter(), []
+    final = model.generate(
+        "a red circle", 2, generator=generator(), partial=lambda *given: seen.append(given)
+    )
+    assert len(seen) == 3 and all(done == 0 for _, done in seen)
+    for rows, (image, _) in enumerate(seen, start=1):
+        assert (image[:, :, 2 * rows :] == 128).all()
+    assert torch.equal(seen[-1][0], final)
+
+
+def test_completion_keeps_the_codes_outside_of_the_rectangle():
+    model = make_painter(codes=(40,))
+    picture = integers(256, 3, 6, 6).to(torch.uint8)
+    theirs = model.encode_pictures(to_float(picture[None]))
+    codes, painted = [], model.decode_indices
+    model.decode_indices = lambda given: (codes.append(given), painted(given))[1]
+    settings = {"generator": generator(), "complete": picture, "temperature": 2.0}
+    model.generate("a red circle", 3, redraw=(1, 2, 3, 4), **settings)
+    keep = torch.ones(3, 3, dtype=torch.bool)
+    keep[1, 0:2] = False  # pixels 1 and 2 across lie in the first two codes of 2 pixels
+    assert torch.equal(codes[0][:, keep], theirs.expand(3, -1, -1)[:, keep])
+    model.generate("a red circle", 2, **settings)
+    assert torch.equal(codes[1][:, 0], theirs[:, 0].expand(2, -1))  # half of three rows: one
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"complete": torch.zeros(3, 8, 8, dtype=torch.uint8)}, "8 x 8 pixels: expected 6 x 6"),
+        ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (0, 0, 7, 6)}, "inside"),
+        ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (4, 0, 4, 6)}, "inside"),
+        ({"redraw": (0, 0, 2, 2)}, "needs a picture"),
+        ({"seeds": [1]}, "either a generator or seeds"),
+        ({"generator": None}, "either a generator or seeds"),
+        ({"generator": None, "seeds": [1, 2]}, "2 seeds for 1 pictures"),
+        ({"min_p": 1.0}, "min-p 1.0"),
+        ({"schedule": "square"}, "schedule square"),
+        ({"guidance": -1.0}, "guidance -1.0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_drawn(settings, words):
+    model = make_painter()
+    model.transformer = None  # drawing would fail in another way
+    with pytest.raises(UserError, match=words):
+        model.generate("a red circle", **{"generator": generator(), **settings})
