@@ -194,7 +194,7 @@ class ImageEncoder(nn.Module):
         x = self.tokens(maps[-1])  # (B, 1+h*w, D)
         side = math.isqrt(x.shape[1] - 1)
         for block in self.transformer.blocks:
-            x = block(x, mask=None)
+            x = block(x)
             maps.append(rearrange(x[:, 1:], "B (h w) D -> B D h w", h=side))
         maps.append(self.projection(self.norm_out(x[:, 0]))[:, :, None, None])
         return maps[1 : layers + 1] if layers else maps[1:]

@@ -6,7 +6,7 @@ let it continue; VQGAN's decoder turns the codes into pixels.
 
 text (B, T) and codes (B, h, w) in; logits of each next token out. Read `blocks/transformer.py`
 and `blocks/sampling.py` before; what else one can ask of the same weights (captions, classes) is
-in `dalle_reads.py`.
+in `evaluation/reading.py`.
 
 Every layer attends to all that came before, or by the paper's sparse patterns (`attention="paper"`,
 see `blocks/attention.py`). Where VQGAN has two codebooks a position's code is predicted as two factors in turn, the second
@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimodal.blocks.attention import schedule
+from minimodal.blocks.factor_head import FactorHead
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide
-from minimodal.blocks.transformer import KVCache, Packed, Transformer, project
+from minimodal.blocks.transformer import KVCache, Packed, Transformer
 from minimodal.errors import UserError
 
 
@@ -65,37 +66,6 @@ class DALLELogits(NamedTuple):
 
     text: Tensor
     image: tuple[Tensor, ...]
-
-
-class FactorHead(nn.Module):
-    """The distribution of a code's next factor, given the stream and the factors before it."""
-
-    def __init__(self, width: int, size: int, previous: int | None) -> None:
-        super().__init__()
-        self.previous = None
-        if previous is not None:
-            self.previous = nn.Embedding(previous, width)
-            self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU())
-            self.mix_out = nn.Linear(2 * width, width)
-            nn.init.normal_(self.previous.weight, std=width**-0.5)
-        self.norm = nn.LayerNorm(width)
-        self.logits = nn.Linear(width, size)
-        nn.init.normal_(self.logits.weight, std=0.02)
-
-    def forward(
-        self, h: Tensor, previous: Tensor | None, *, cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mix in the factor just decided, then predict the next.
-
-        h: (B, N, D) the stream's vectors
-        previous: (B, N) int64 the factor before, or None for the first
-        returns: (B, N, D) mixed vectors for the head after this, (B, N, K) logits
-        """
-        if self.previous is not None:
-            h = h + self.previous(previous)
-            first, gelu = self.mix
-            h = h + project(self.mix_out, gelu(project(first, self.norm(h), cache)), cache)
-        return h, project(self.logits, self.norm(h), cache)
 
 
 class DALLE(nn.Module):
@@ -139,6 +109,7 @@ class DALLE(nn.Module):
         self.encode_pictures: Callable[[Tensor], Tensor] | None = None
         self.decode_indices: Callable[[Tensor], Tensor] | None = None
         self.factor = 0  # pixels a side of a code
+        self.known_tokens: frozenset[int] = frozenset()  # of training; empty: not recorded
 
     def paint_with(self, vqgan: nn.Module) -> None:
         """Take a trained VQGAN for going to and from pixels; it is no part of these weights."""
@@ -197,7 +168,7 @@ class DALLE(nn.Module):
 
         Half of the pairs of channels turn with a token's row, half with its column; caption tokens
         count as lying on a diagonal that ends where the picture begins.
-        returns: (n, d / 2) radians, d = D / H, or None without rotary positions
+        returns: (n, p) radians for half of a head's channels, or None without rotary positions
         """
         c = self.config
         if not c.rotary:
@@ -228,25 +199,6 @@ class DALLE(nn.Module):
             logits.append(predicted)
             previous = part
         return DALLELogits(self.text_head(h[:, :T]), tuple(logits))
-
-    def full_logits(self, text: Tensor, codes: Tensor) -> Tensor:
-        """The same predictions over one joint vocabulary [text; codes], the impossible masked.
-
-        A caption position can only be followed by a text token and a picture position by a code.
-        `forward` computes only the possible part; this is what it stands for (one factor only).
-
-        text: (B, T) int64
-        codes: (B, h, w) int64
-        returns: (B, T+N, V+K)
-        """
-        out = self.forward(text, codes)
-        image = torch.stack([part.float() for part in out.image[:1]]).squeeze(0)
-        B, T, V = out.text.shape
-        N, K = image.shape[1:]
-        full = image.new_full((B, T + N, V + K), float("-inf"))
-        full[:, :T, :V] = out.text
-        full[:, T:, V:] = image
-        return full
 
     def loss(self, text: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L = 1/8 L_text + 7/8 L_image, means of the cross-entropies (section 2.2).
@@ -370,6 +322,16 @@ class DALLE(nn.Module):
             prompts, self.config.text_length, truncate=truncate, start_and_end=False
         )
 
+    def check_words(self, prompts: list[str]) -> None:
+        """Refuse prompts with tokens that no caption of the training had: they mean nothing."""
+        for prompt in prompts if self.known_tokens else []:
+            for piece, ids in self.tokenizer.pieces(prompt):
+                if not self.known_tokens.issuperset(ids):
+                    raise UserError(
+                        f"'{prompt[:60]}': no caption of the training had '{piece}', so the model "
+                        "does not know what it means; use other words, or allow unseen ones"
+                    )
+
     def generate(
         self,
         prompts: str | list[str],
@@ -387,6 +349,7 @@ class DALLE(nn.Module):
         redraw: tuple[int, int, int, int] | None = None,
         batch_size: int = 64,
         truncate: bool = False,
+        allow_unseen: bool = False,
         progress: Callable[[int], None] | None = None,
         partial: Callable[[Tensor, int], None] | None = None,
     ) -> Tensor:
@@ -397,6 +360,7 @@ class DALLE(nn.Module):
             batch and beside any others
         complete: (3, H, W) uint8 a picture of which all stays but a rectangle
         redraw: the rectangle's left, top, right and bottom in pixels; the lower half by default
+        allow_unseen: draw also for words that training never had
         progress: called with the number of pictures done after each batch
         partial: called after each row of codes with the batch's pictures so far, (B, 3, H, W) uint8
             and grey where nothing is drawn, and the number of pictures that are done already
@@ -414,6 +378,8 @@ class DALLE(nn.Module):
             raise UserError("expected either a generator or seeds")
         if seeds is not None and len(seeds) != n * len(prompts):
             raise UserError(f"{len(seeds)} seeds for {n * len(prompts)} pictures")
+        if not allow_unseen:
+            self.check_words(prompts)
         device = self.rows.device
         text = self.tokenize(prompts, truncate=truncate).to(device)
         text = text.repeat_interleave(n, dim=0)  # (N, T)

@@ -4,7 +4,7 @@ uint8 pictures (N, 3, H, W) in, a Pillow picture out; models never see what is d
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +120,30 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: permission denied")
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG whole or not at all; folders on the way are made."""
+def save_whole(path: Path, save: Callable[[Path], None]) -> None:
+    """Write a picture file whole or not at all; folders on the way are made."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        picture.save(temporary, format="PNG")
+        save(temporary)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a PNG."""
+    save_whole(path, lambda file: picture.save(file, format="PNG"))
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, *, seconds: float = 0.15) -> None:
+    """Write a moving picture; its last frame stays for two seconds."""
+    times = [round(1000 * seconds)] * (len(frames) - 1) + [2000]
+
+    def save(file: Path) -> None:
+        frames[0].save(
+            file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
+        )
+
+    save_whole(path, save)

@@ -155,6 +155,7 @@ def load(
             model = DALLE(rebuild(DALLEConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
             model.paint_with(load(path / "vqgan", kind="vqgan"))
+            model.known_tokens = frozenset(run["model"].get("known_tokens", ()))
         else:
             raise UserError(f"{path} holds a '{run['kind']}', which this version cannot load")
     except (KeyError, TypeError) as error:
@@ -162,3 +163,15 @@ def load(
     fill(model, path)
     model.run = run
     return model.eval()
+
+
+def dalle_folder(run: Path) -> Path:
+    """The dalle run of a demo folder, or the run itself."""
+    if (run / "config.json").exists() or not (run / "dalle" / "config.json").exists():
+        if not run.exists():
+            raise UserError(
+                f"--run {run}: no such folder; `python train.py demo` makes runs/demo, "
+                "or give a folder that train.py wrote"
+            )
+        return run
+    return run / "dalle"

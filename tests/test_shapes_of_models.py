@@ -26,10 +26,12 @@ from tiny import (
 
 from minimodal import clip, dalle, vqgan, vqgan_prior
 from minimodal.blocks import (
+    attention,
     contrastive,
     conv,
     discriminator,
     factor_encoders,
+    factor_head,
     perceptual,
     pixels,
     quantizer,
@@ -40,10 +42,13 @@ from minimodal.blocks import (
 )
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
-from minimodal.evaluation import distances, metrics
+from minimodal.evaluation import distances, metrics, reading
 from minimodal.training.tasks import common
 
 MODULES = (
+    attention,
+    factor_head,
+    reading,
     transformer,
     contrastive,
     resnet,
@@ -85,11 +90,14 @@ IMAGES = pictures(2, 3, 16, 24)
 VERDICT = noise(2, 1, 3, 5)
 ONE, TWO = make_dalle(), make_dalle(codes=(5, 4))
 TEXT, CODES = integers(20, 2, 5), integers(11, 2, 3, 3)
+BEGIN = torch.tensor([3, 4])
 PARTS = [integers(5, 2, 4), integers(4, 2, 4)]
 PAINTER = make_painter()
 PRIOR = make_prior()
 GRID = dict(codes=integers(12, 2, 3, 3), labels=torch.tensor([1, -1]))
 PRIOR_SIZES = {"N": 9, "K": 12}
+PATTERN = attention.Pattern("row", 4, 3)
+TURNED = dict(x=noise(2, 3, 16), attention=lambda q, k, v: v, angles=noise(3, 4))
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
@@ -114,11 +122,19 @@ STREAM = {"T": 5, "N": 9, "V": 25, "K": 11, "D": 16}
 CALLS = [
     (CACHE.extend, dict(layer=0, k=noise(2, 2, 3, 8), v=noise(2, 2, 3, 8)), {"S": 3}),
     (transformer.quick_gelu, dict(x=noise(2, 3, 4)), {}),
-    (transformer.causal_mask, dict(queries=2, keys=5, device=Q.device), {}),
-    (transformer.attend, dict(q=Q, k=K, v=V, mask=torch.ones(3, 5, dtype=torch.bool)), {}),
-    (STACK.blocks[0].attention.forward, dict(x=noise(2, 3, 16), mask=torch.ones(3, 3).bool()), {}),
-    (STACK.blocks[0].forward, dict(x=noise(2, 3, 16), mask=None), {}),
-    (STACK.forward, dict(x=noise(2, 3, 16)), {}),
+    (attention.causal_mask, dict(queries=2, keys=5, device=Q.device), {}),
+    (attention.attend, dict(q=Q, k=K, v=V, mask=torch.ones(3, 5, dtype=torch.bool)), {}),
+    (STACK.blocks[0].attention.forward, TURNED, {}),
+    (STACK.blocks[0].forward, TURNED, {}),
+    (STACK.forward, dict(x=noise(2, 3, 16), angles=noise(3, 4)), {"p": 4}),
+    (transformer.rotate, dict(x=noise(2, 3, 4, 6), angles=noise(4, 3)), {}),
+    (transformer.Packed([STACK], 2).__call__, dict(layer=STACK.blocks[0].fc, x=noise(2, 16)), {}),
+    (transformer.project, dict(layer=STACK.blocks[0].fc, x=noise(2, 16), cache=None), {}),
+    (PATTERN.allows, dict(queries=torch.arange(5)[:, None], keys=torch.arange(7)[None]), {}),
+    (PATTERN.mask, dict(queries=4, keys=7, device=Q.device), {}),
+    (PATTERN.visible, dict(place=9, device=Q.device), {"S": 8}),
+    (PATTERN.blocked, dict(q=noise(2, 2, 12, 4), k=noise(2, 2, 12, 4), v=noise(2, 2, 12, 4)), {}),
+    (PATTERN.windows, dict(x=noise(2, 2, 9, 4)), {"h": 3, "S": 6}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
     (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
     (conv.PixelAttention(8).forward, dict(x=MAP), {}),
@@ -180,6 +196,7 @@ CALLS = [
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
     (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
+    (sampling.exponential, dict(like=LOGITS, generator=generator()), {}),
     (
         sampling.draw,
         dict(logits=LOGITS, config=sampling.SamplingConfig(), generator=generator()),
@@ -265,7 +282,8 @@ CALLS = [
     (ONE.embed_text, dict(text=TEXT), STREAM),
     (TWO.embed_codes, dict(parts=PARTS, first=2), {"D": 16}),
     (ONE.forward, dict(text=TEXT, codes=CODES), STREAM),
-    (ONE.full_logits, dict(text=TEXT, codes=CODES), STREAM),
+    (ONE.angles, dict(first=0, n=4), STREAM),
+    (PAINTER.what_stays, dict(picture=BYTES[0, :, :1, :1].expand(3, 6, 6), redraw=None), STREAM),
     (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (
         ONE.next_code,
@@ -275,6 +293,10 @@ CALLS = [
         {"B": 2},
     ),
     (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
+    (reading.log_likelihood, dict(dalle=ONE, text=TEXT, codes=CODES), {}),
+    (reading.caption_scores, dict(dalle=PAINTER, codes=CODES, captions=WORDS), {"L": 4}),
+    (reading.write_captions, dict(dalle=ONE, n=3, generator=generator(), begin=BEGIN), {"T": 5}),
+    (reading.describe, dict(dalle=PAINTER, codes=CODES[0], generator=generator(), n=2), {"T": 20}),
     (PAINTER.tokenize, dict(prompts=WORDS), {"B": 4, "T": 20}),
     (perceptual.moved, dict(images=IMAGES, shift=(2, -1)), {}),
     (PAINTER.generate, dict(prompts=WORDS, n=2, generator=generator()), {"N": 8, "H": 6, "W": 6}),

@@ -311,7 +311,7 @@ BAD = [
     (["cat"], "no class 'cat'"),
     (["--size", "30"], "30 pixels are no multiple of 4"),
     (["--size", "wide"], "--size wide: expected pixels"),
-    (["--rerank", "4"], "--rerank is for captions"),
+    (["--rerank", "4"], "--rerank is for --method dalle"),
     (["--complete", "absent.png"], "absent.png"),
 ]
 

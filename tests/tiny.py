@@ -88,3 +88,16 @@ def make_painter(**changes) -> DALLE:
     vqgan = make_vqgan(image_size=6, codes=model.config.codes)
     model.paint_with(vqgan)
     return model
+
+
+def full_logits(model: DALLE, text: Tensor, codes: Tensor) -> Tensor:
+    """The predictions over one joint vocabulary, the impossible masked: (B, T+N, V+K).
+
+    A caption position can only be followed by a text token and a picture position by a code.
+    """
+    out = model(text, codes)
+    (B, T, V), (N, K) = out.text.shape, out.image[0].shape[1:]
+    full = torch.full((B, T + N, V + K), float("-inf"))
+    full[:, :T, :V] = out.text
+    full[:, T:, V:] = out.image[0]
+    return full

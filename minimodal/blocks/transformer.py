@@ -103,6 +103,9 @@ def project(layer: nn.Linear, x: Tensor, cache: KVCache | None) -> Tensor:
     return layer(x) if cache is None or cache.packed is None else cache.packed(layer, x)
 
 
+attend_all: Attend = partial(attend, mask=None)
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP weights.
 
@@ -119,7 +122,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Rotary position embedding (Su et al. 2021): turn pairs of channels by a place's angles.
 
     x: (B, H, T, d) queries or keys
-    angles: (T, d / 2) radians
+    angles: (T, p) radians, p = d / 2 pairs
     returns: (B, H, T, d)
     """
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -148,7 +151,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         *,
-        attention: Attend,
+        attention: Attend = attend_all,
         angles: Tensor | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -157,7 +160,7 @@ class Attention(nn.Module):
 
         x: (B, T, D) tokens
         attention: from queries, keys and values to what is gathered; keys count cached tokens too
-        angles: (T, d / 2) of the tokens' places, for rotary positions
+        angles: (T, p) of the tokens' places, for rotary positions
         returns: (B, T, D)
         """
         q, k, v = rearrange(
@@ -194,7 +197,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         *,
-        attention: Attend,
+        attention: Attend = attend_all,
         angles: Tensor | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -202,7 +205,7 @@ class Block(nn.Module):
         """One residual block.
 
         x: (B, T, D) tokens
-        angles: (T, d / 2), for rotary positions
+        angles: (T, p) of the tokens' places, for rotary positions
         returns: (B, T, D)
         """
         x = x + self.attention(
@@ -274,7 +277,7 @@ class Transformer(nn.Module):
         """Run the stack; with a cache, x holds only the tokens that the cache has not seen.
 
         x: (B, T, D) token vectors, positions already added
-        angles: (T, d / 2) of the tokens' places, for rotary positions
+        angles: (T, p) of the tokens' places, for rotary positions
         returns: (B, T, D)
         """
         B, T, D = x.shape

@@ -10,6 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.data.images import open_rgb
 from minimodal.errors import UserError
 
 
@@ -62,3 +67,11 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def read_picture(path: str | os.PathLike) -> Tensor:
+    """A picture file in its own size.
+
+    returns: (3, H, W) uint8
+    """
+    return torch.from_numpy(np.array(open_rgb(path))).permute(2, 0, 1).contiguous()

@@ -17,20 +17,36 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.cli.common import Parser, run_command
+from minimodal.cli.common import Parser, read_picture, run_command
 from minimodal.cli.generate_prior import add_prior_flags, draw_prior, load_prior
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.oracle import Verdict, score
 from minimodal.data.shapes import parse
-from minimodal.drawing import grid, make_folder, save_png, to_picture
+from minimodal.drawing import grid, make_folder, save_gif, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
-from minimodal.runs import load
+from minimodal.runs import dalle_folder, load
 from minimodal.training.distributed import pick_device
 
 MOST = 4096  # pictures of one command: more than anyone looks at, less than memory holds
+
+
+def read_seeds(text: str) -> list[int]:
+    """`3,7` as a list of seeds."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) < 2**63 for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}': expected numbers such as 3,7")
+    return [int(part) for part in parts]
+
+
+def read_box(text: str) -> tuple[int, ...]:
+    """`0,16,32,32` as left, top, right and bottom."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}': expected four numbers such as 0,16,32,32")
+    return tuple(int(part) for part in parts)
 
 
 def make_parser() -> Parser:
@@ -51,8 +67,12 @@ def make_parser() -> Parser:
         help="draw among the K likeliest codes (default: 0, all)")  # fmt: skip
     add("--top-p", type=float, default=1.0, metavar="P",
         help="draw among the likeliest that hold P together (default: 1, all)")  # fmt: skip
+    add("--min-p", type=float, default=0.0, metavar="P",
+        help="drop codes less than P times as likely as the likeliest (default: 0, none)")  # fmt: skip
     add("--guidance", type=float, metavar="S",
         help="how much the caption counts; 1 is plain (default: the run's own)")  # fmt: skip
+    add("--schedule", choices=["constant", "linear", "cosine"], default="constant",
+        help="guidance all along, or growing from 1 over the picture (default: constant)")  # fmt: skip
     add("--rerank", type=int, default=0, metavar="K",
         help="draw K a prompt (at least N), keep the N that CLIP finds best "
              "(default: 0, off)")  # fmt: skip
@@ -65,6 +85,19 @@ def make_parser() -> Parser:
         help="the grid; the single pictures go into a folder of that name "
              "(default: pictures.png)")  # fmt: skip
     add("--truncate", action="store_true", help="cut prompts that are too long")
+    add("--allow-unseen", action="store_true",
+        help="draw for words, too, that no caption of the training had")  # fmt: skip
+    add("--seeds", type=read_seeds, metavar="S,S,…",
+        help="one seed for each picture, which is then the same beside any others "
+             "(default: --seed for all together)")  # fmt: skip
+    add("--complete", type=Path, metavar="IMG",
+        help="a picture that stays but for a rectangle (vqgan-prior: but for its lower part; "
+             "default: none)")  # fmt: skip
+    add("--redraw", type=read_box, metavar="L,T,R,B",
+        help="the rectangle to draw anew: left, top, right, bottom in pixels "
+             "(default: the lower half)")  # fmt: skip
+    add("--gif", type=Path, metavar="GIF",
+        help="the drawing, row by row, as a moving picture (default: none)")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object instead of words")
     add_prior_flags(parser)
     return parser
@@ -79,8 +112,13 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.method == "dalle":
         if not arguments.prompts:
             raise UserError("no PROMPT; say what to draw, such as 'a red circle'")
-        if arguments.size or arguments.complete:
-            raise UserError("--size and --complete are for --method vqgan-prior")
+        if arguments.size:
+            raise UserError("--size is for --method vqgan-prior")
+        if arguments.redraw and not arguments.complete:
+            raise UserError("--redraw needs the picture: --complete IMG")
+        wanted = max(arguments.n, arguments.rerank) * len(arguments.prompts)
+        if arguments.seeds and len(arguments.seeds) != wanted:
+            raise UserError(f"{len(arguments.seeds)} --seeds for {wanted} pictures")
     each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
     if each * prompts > MOST:
         raise UserError(
@@ -95,19 +133,9 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError("a prompt is empty; say what to draw, such as 'a red circle'")
     values = (arguments.temperature, arguments.guidance)
     temperature, guidance = (1.0 if value is None else value for value in values)
-    SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance)
-
-
-def dalle_folder(run: Path) -> Path:
-    """The dalle run of a demo folder, or the run itself."""
-    if (run / "config.json").exists() or not (run / "dalle" / "config.json").exists():
-        if not run.exists():
-            raise UserError(
-                f"--run {run}: no such folder; `python train.py demo` makes runs/demo, "
-                "or give a folder that train.py wrote"
-            )
-        return run
-    return run / "dalle"
+    SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance, arguments.min_p)
+    if arguments.gif and arguments.gif.suffix.lower() != ".gif":
+        raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
 
 
 def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
@@ -142,30 +170,49 @@ def judged(prompts: list[str], pictures: Tensor) -> list[Verdict | None]:
 
 
 def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
-    """All pictures, on the CPU.
+    """All pictures, on the CPU; the first ones row by row as a GIF where that is asked for.
 
     returns: (N, 3, H, W) uint8
     """
     own = dalle.run["model"].get("sampling", {})
     each = max(arguments.n, arguments.rerank)
-    total = each * len(arguments.prompts)
-    bar = tqdm(total=total, unit="picture", file=sys.stderr, disable=None, leave=False)
+    total = each * len(arguments.prompts) * dalle.config.grid
+    bar = tqdm(total=total, unit="row", file=sys.stderr, disable=None, leave=False)
+    frames: list[Tensor] = []
 
     def chosen(value: float | None, name: str) -> float:
         return own.get(name, 1.0) if value is None else value
 
+    def row(pictures: Tensor, done: int) -> None:
+        bar.update(len(pictures))
+        if arguments.gif and done == 0:
+            frames.append(pictures.cpu())
+
+    seeded = {"seeds": arguments.seeds} if arguments.seeds else {
+        "generator": torch.Generator(device).manual_seed(arguments.seed)
+    }  # fmt: skip
     with bar:
-        return dalle.generate(
+        pictures = dalle.generate(
             arguments.prompts,
             each,
-            generator=torch.Generator(device).manual_seed(arguments.seed),
             temperature=chosen(arguments.temperature, "temperature"),
             guidance=chosen(arguments.guidance, "guidance"),
             top_k=arguments.top_k,
             top_p=arguments.top_p,
+            min_p=arguments.min_p,
+            schedule=arguments.schedule,
+            complete=read_picture(arguments.complete) if arguments.complete else None,
+            redraw=arguments.redraw,
             truncate=arguments.truncate,
-            progress=lambda done: bar.update(done - bar.n),
+            allow_unseen=arguments.allow_unseen,
+            partial=row,
+            **seeded,
         ).cpu()
+    if arguments.gif:
+        columns = min(8, each if len(arguments.prompts) > 1 else 4)
+        shown = [prompt for prompt in arguments.prompts for _ in range(each)]
+        save_gif([grid(frame, shown, columns=columns) for frame in frames], arguments.gif)
+    return pictures
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -184,6 +231,8 @@ def generate(arguments: argparse.Namespace) -> None:
         raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
     make_folder(arguments.out.parent)  # before the drawing, which takes longest
     make_folder(singles)
+    if arguments.gif:
+        make_folder(arguments.gif.parent)
     paint = draw if arguments.method == "dalle" else draw_prior
     pictures = paint(arguments, model, device)
     prompts, n = arguments.prompts or [""], arguments.n

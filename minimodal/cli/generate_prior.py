@@ -9,18 +9,19 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minimodal.data.images import open_rgb
+from minimodal.cli.common import read_picture
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.vqgan_prior import VQGANPrior
 
 # Flags of generate.py that say nothing to a model without captions.
-OF_CAPTIONS = ("rerank", "clip", "merges", "truncate")
+OF_CAPTIONS = (
+    "rerank", "clip", "merges", "truncate", "allow_unseen", "seeds", "redraw", "gif", "min_p"
+)  # fmt: skip
 
 
 def add_prior_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +29,8 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("vqgan-prior").add_argument
     add("--size", metavar="WxH",
         help="width and height in pixels, such as 96x64 (default: as trained)")  # fmt: skip
-    add("--complete", metavar="IMG", help="a picture whose upper part is kept (default: none)")
     add("--keep", type=float, default=0.5, metavar="P",
-        help="how much of it (default: 0.5, the upper half)")  # fmt: skip
+        help="how much of the picture to --complete is kept (default: 0.5, the upper half)")  # fmt: skip
     add("--stride", type=int, default=1, metavar="S",
         help="the sliding window moves S codes at a time: faster (default: 1)")  # fmt: skip
 
@@ -64,7 +64,8 @@ def load_prior(arguments: argparse.Namespace, device: str) -> VQGANPrior:
     """The model of a command line, with what it is asked for checked."""
     for name in OF_CAPTIONS:
         if getattr(arguments, name):
-            raise UserError(f"--{name} is for captions; --method vqgan-prior has none")
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is for --method dalle; vqgan-prior has none")
     prior = load(prior_folder(arguments.run), kind="vqgan-prior").to(device)
     for name in arguments.prompts:
         prior.label_of(name)
@@ -78,8 +79,7 @@ def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) ->
     """
     size, complete = read_size(arguments.size), None
     if arguments.complete is not None:
-        pixels = torch.from_numpy(np.array(open_rgb(arguments.complete)))  # (H, W, 3)
-        complete = pixels.permute(2, 0, 1).contiguous()
+        complete = read_picture(arguments.complete)
         size = size or (complete.shape[2], complete.shape[1])
     own = prior.run["model"].get("sampling", {})
     guidance = own.get("guidance", 1.0) if arguments.prompts else 1.0

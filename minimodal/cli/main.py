@@ -6,13 +6,14 @@ Each command is a module with `add_flags(parser)` and `run(arguments)`; COMMANDS
 import argparse
 from collections.abc import Sequence
 
-from minimodal.cli import classify, evaluate, reconstruct, search
+from minimodal.cli import caption, classify, evaluate, reconstruct, search
 from minimodal.cli.common import Parser, run_command
 
 COMMANDS = {
     "classify": classify,
     "search": search,
     "reconstruct": reconstruct,
+    "caption": caption,
     "evaluate": evaluate,
 }
 

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,14 +68,25 @@ def merge(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
     return merged
 
 
-def apply_merges(ids: list[int], rank: dict[Pair, int]) -> list[int]:
+def apply_merges(
+    ids: list[int],
+    rank: dict[Pair, int],
+    *,
+    dropout: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> list[int]:
     """Merge the neighbours of a piece until no pair is left to merge.
+
+    With dropout each merge that could be made is left out with that chance, anew in every round
+    (BPE dropout, Provilkov et al. 2020, algorithm 1): a word comes apart in different ways.
 
     rank: the token that a pair becomes; the smallest was learned first
     """
     while len(ids) > 1:
         # Merges apply in the order they were learned, whatever their place in the word.
         known = [(rank[pair], pair) for pair in pairwise(ids) if pair in rank]
+        if dropout > 0:
+            known = [entry for entry in known if rng.random() >= dropout]
         if not known:
             break
         new, pair = min(known)
@@ -211,10 +223,18 @@ class Tokenizer:
 
     # --- text to ids -----------------------------------------------------------------------------
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start and end. "<|end|>" in a text is seven characters."""
+    def encode(
+        self, text: str, *, dropout: float = 0.0, rng: np.random.Generator | None = None
+    ) -> list[int]:
+        """The ids of a text, without start and end. "<|end|>" in a text is seven characters.
+
+        dropout: the chance that a merge is left out, by `rng` (BPE dropout, for training)
+        """
         ids: list[int] = []
         for piece in split(text.lower() if self.lower else text):
+            if dropout > 0:
+                ids += apply_merges(to_ids(piece), self._rank, dropout=dropout, rng=rng)
+                continue
             known = self._cache.get(piece)
             if known is None:
                 if len(self._cache) >= CACHE_WORDS:
@@ -222,6 +242,11 @@ class Tokenizer:
                 known = self._cache[piece] = apply_merges(to_ids(piece), self._rank)
             ids += known
         return ids
+
+    def pieces(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words and signs of a text, each with its ids."""
+        found = split(text.lower() if self.lower else text)
+        return [(piece, apply_merges(to_ids(piece), self._rank)) for piece in found]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: specials are left out, bytes that are no UTF-8 become U+FFFD."""
@@ -239,11 +264,13 @@ class Tokenizer:
         *,
         truncate: bool = False,
         start_and_end: bool = True,
+        dropout: float = 0.0,
+        rng: np.random.Generator | None = None,
     ) -> Tensor:
         """Texts as rows of equal length: start, text, end, padding; or text, padding.
 
         With `truncate` a text that is too long loses its tail (the end token stays the last);
-        without, it is an error.
+        without, it is an error. A text that only `dropout` made too long is encoded without it.
 
         returns: (B, T) int64, T = context_length
         """
@@ -252,7 +279,10 @@ class Tokenizer:
             raise UserError(f"a context of {context_length} tokens has no room for a text")
         rows = torch.full((len(texts), context_length), self.pad_id, dtype=torch.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = self.encode(text)
+            ids = self.encode(text, dropout=dropout, rng=rng)
+            room = context_length - (2 if start_and_end else 0)
+            if dropout > 0 and len(ids) > room:
+                ids = self.encode(text)
             if start_and_end:
                 ids = [self.start_id, *ids, self.end_id]
             if len(ids) > context_length:

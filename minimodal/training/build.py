@@ -56,17 +56,28 @@ def need_captions(source: DataSource, spec: str) -> None:
         )
 
 
-def learn_words(source: DataSource, vocab: int, longest: int) -> tuple[Tokenizer, int]:
-    """A tokenizer of the captions, and how many tokens the longest of them takes (at most
-    `longest`: what is longer will be cut, and is counted here)."""
+class Words(NamedTuple):
+    """What captions teach: a tokenizer, the length of the longest caption, and the tokens that
+    occur (a pair of bytes may have been merged and never stand alone)."""
+
+    tokenizer: Tokenizer
+    longest: int
+    known: tuple[int, ...]
+
+
+def learn_words(source: DataSource, vocab: int, longest: int) -> Words:
+    """Learn a tokenizer of captions; those of more than `longest` tokens will be cut, and are
+    counted here."""
     numbers = range(min(TOKENIZER_PICTURES, len(source)))
     captions = [caption for i in numbers for caption in source.all_captions(i)]
     tokenizer = Tokenizer.train(captions, vocab, lower=True)
-    lengths = [len(tokenizer.encode(caption)) for caption in captions]
+    encoded = [tokenizer.encode(caption) for caption in captions]
+    lengths = [len(ids) for ids in encoded]
     cut = sum(length > longest for length in lengths)
     if cut:
         print(f"{cut} of {len(captions)} captions are cut to {longest} tokens", file=sys.stderr)
-    return tokenizer, min(max(lengths), longest)
+    known = tuple(sorted({id_ for ids in encoded for id_ in ids}))
+    return Words(tokenizer, min(max(lengths), longest), known)
 
 
 def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:
@@ -114,7 +125,7 @@ def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CL
     """CLIP on a SPEC."""
     train, val = open_both(spec, recipe.model.image_size, limit)
     need_captions(train, spec)
-    tokenizer, longest = learn_words(
+    tokenizer, longest, _ = learn_words(
         train, recipe.training.vocab, recipe.training.max_text_length - 2
     )
     if isinstance(train, ShapesSource):
@@ -202,12 +213,12 @@ def build_dalle(
         limit=limit, captions=True,
     )  # fmt: skip
     vqgan, train = encoded.vqgan, encoded.train
-    tokenizer, longest = learn_words(train, recipe.training.vocab, recipe.training.max_text_length)
+    words = learn_words(train, recipe.training.vocab, recipe.training.max_text_length)
     model = replace(
         recipe.model,
-        vocab_size=tokenizer.vocab_size,
-        text_length=longest,
-        pad_id=tokenizer.pad_id,
+        vocab_size=words.tokenizer.vocab_size,
+        text_length=words.longest,
+        pad_id=words.tokenizer.pad_id,
         grid=vqgan.config.grid,
         codes=vqgan.config.vocabulary,
     )
@@ -216,7 +227,8 @@ def build_dalle(
         recipe.training,
         train=train,
         val=encoded.val,
-        tokenizer=tokenizer,
+        tokenizer=words.tokenizer,
+        known_tokens=() if recipe.training.bpe_dropout else words.known,
         vqgan=vqgan,
         vqgan_run=vqgan_run,
         vqgan_digest=encoded.digest,

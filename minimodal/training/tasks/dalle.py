@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class DALLETraining:
     vocab: int = 2048
     max_text_length: int = 48  # tokens of a caption; longer ones are cut
     caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
+    bpe_dropout: float = 0.0  # chance that a merge of the captions' tokens is left out
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
     temperature: float = 1.0  # what generate.py uses by default; also the next
@@ -44,6 +46,9 @@ class DALLETraining:
     def __post_init__(self) -> None:
         if self.pool < 1:
             raise UserError(f"pool {self.pool}: expected at least 1")
+        for name in ("caption_dropout", "bpe_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
 
 
@@ -66,7 +71,9 @@ class DALLETask:
         codes: Tensor,
         batch_size: int,
         seed: int,
+        known_tokens: tuple[int, ...] = (),
     ) -> None:
+        self.known_tokens = known_tokens
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
         self.vqgan, self.vqgan_run, self.codes = vqgan, vqgan_run, codes
@@ -82,6 +89,26 @@ class DALLETask:
         length = self.model.config.text_length
         return self.tokenizer(captions, length, truncate=True, start_and_end=False)
 
+    def torn(self, captions: list[str], step: int, first: int) -> Tensor:
+        """Captions of rows first, first + 1, … with some merges left out (BPE dropout).
+
+        returns: (B, T) int64
+        """
+        # A generator for each row, so that N processes drop the same merges as one.
+        return torch.cat(
+            [
+                self.tokenizer(
+                    [caption],
+                    self.model.config.text_length,
+                    truncate=True,
+                    start_and_end=False,
+                    dropout=self.training.bpe_dropout,
+                    rng=np.random.default_rng((self.seed, step, first + row)),
+                )
+                for row, caption in enumerate(captions)
+            ]
+        )
+
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Codes of pictures and a caption for each; some captions are dropped."""
         rng = draws(self.seed, step)
@@ -90,7 +117,10 @@ class DALLETask:
         dropped = rng.random(len(indices)) < self.training.caption_dropout
         captions = ["" if d else c for c, d in zip(captions, dropped, strict=True)]
         codes = self.codes[torch.from_numpy(indices[rows])].long()
-        return {"text": self.tokens(captions[rows]), "codes": codes}
+        whole = self.training.bpe_dropout == 0
+        first = rows.start or 0
+        text = self.tokens(captions[rows]) if whole else self.torn(captions[rows], step, first)
+        return {"text": text, "codes": codes}
 
     def before_step(self, step: int, batches: list[dict]) -> None:
         """Nothing: each picture's loss is its own."""
@@ -130,6 +160,7 @@ class DALLETask:
             temperature=self.training.temperature,
             guidance=self.training.guidance,
             truncate=True,
+            allow_unseen=True,
         )
         return tile(pictures.cpu(), 8)
 
@@ -145,7 +176,12 @@ class DALLETask:
             "vqgan": self.vqgan_digest,  # so that resuming notices another VQGAN or other data
             "data": self.train.fingerprint(),
         }
-        return {**asdict(self.model.config), "sampling": sampling, "training": training}
+        return {
+            **asdict(self.model.config),
+            "sampling": sampling,
+            "training": training,
+            "known_tokens": list(self.known_tokens),
+        }
 
     def save_files(self, out: Path) -> None:
         """The tokenizer, and a copy of the VQGAN: the run works wherever it is moved."""

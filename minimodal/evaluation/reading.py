@@ -1,0 +1,151 @@
+"""DALL·E read the other way: what the same weights say of captions for a given picture.
+
+The stream is caption, then picture, so a DALL·E knows p(text) and p(picture | text) and, by
+Bayes' rule, how well captions explain a picture:
+
+    log p(text | picture) = log p(text) + log p(picture | text) + a constant
+
+That makes it a classifier (`caption_scores`), and with captions that it writes itself
+(`write_captions`) a captioner (`describe`). Captions as tokens (B, T) and codes (B, h, w) in.
+Read `dalle.py` before.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimodal.blocks.sampling import SamplingConfig, draw
+from minimodal.dalle import DALLE
+
+
+class Likelihood(NamedTuple):
+    """Log probabilities of pairs, in nats.
+
+    text: (B,) log p(text)
+    image: (B,) log p(picture | text)
+    """
+
+    text: Tensor
+    image: Tensor
+
+    @property
+    def joint(self) -> Tensor:
+        """returns: (B,) log p(text, picture)"""
+        return self.text + self.image
+
+
+@torch.no_grad()
+def log_likelihood(
+    dalle: DALLE, text: Tensor, codes: Tensor, *, batch_size: int = 64
+) -> Likelihood:
+    """How likely pairs of caption and picture are.
+
+    text: (B, T) int64 caption tokens, pad_id after the caption
+    codes: (B, h, w) int64
+    """
+    of_text, of_image = [], []
+    for t, c in zip(text.split(batch_size), codes.split(batch_size), strict=True):
+        logits = dalle(t, c)
+        said = logits.text.float().log_softmax(-1)  # (b, T, V)
+        of_text.append(said.gather(-1, dalle.with_padding(t)[..., None])[..., 0].sum(1))
+        total = 0.0
+        for part, factor in zip(logits.image, dalle.factors(c.flatten(1)), strict=True):
+            log_p = part.float().log_softmax(-1)  # (b, N, K)
+            total = total + log_p.gather(-1, factor[..., None])[..., 0].sum(1)
+        of_image.append(total)
+    return Likelihood(torch.cat(of_text), torch.cat(of_image))
+
+
+def caption_scores(dalle: DALLE, codes: Tensor, captions: Sequence[str]) -> Tensor:
+    """log p(picture | caption) of every picture with every caption: a classifier of pictures.
+
+    codes: (B, h, w) int64
+    returns: (B, L), L captions
+    """
+    text = dalle.tokenize(list(captions)).to(codes.device)  # (L, T)
+    B, L = len(codes), len(text)
+    pairs = log_likelihood(dalle, text.repeat(B, 1), codes.repeat_interleave(L, dim=0))
+    return pairs.image.view(B, L)
+
+
+@torch.no_grad()
+def write_captions(
+    dalle: DALLE,
+    n: int,
+    *,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    begin: Tensor | None = None,
+) -> Tensor:
+    """Captions from p(text), without looking at any picture.
+
+    begin: (P,) int64 tokens that all of them begin with
+    returns: (n, T) int64, pad_id after the caption
+    """
+    c = dalle.config
+    device = dalle.rows.device
+    text = torch.full((n, c.text_length), c.pad_id, dtype=torch.int64, device=device)
+    first = 0 if begin is None else len(begin)
+    if first:
+        text[:, :first] = begin
+    cache = dalle.new_cache(n)
+    # A position can only be followed by a token of a caption or by its own padding token.
+    possible = torch.zeros(c.text_length, c.text_vocab, dtype=torch.bool, device=device)
+    possible[:, : c.vocab_size] = True
+    possible[:, c.pad_id] = False
+    places = torch.arange(c.text_length, device=device)
+    possible[places, c.vocab_size + places] = True
+    config = SamplingConfig(temperature=temperature)
+    ended = torch.zeros(n, dtype=torch.bool, device=device)
+    x = dalle.embed_text(text)[:, : 1 + first]  # (n, 1 + P, D)
+    for t in range(first, c.text_length):
+        h = dalle.transformer(x, cache=cache, angles=dalle.angles(cache.length, x.shape[1]))
+        logits = dalle.text_head(dalle.norm_out(h[:, -1])).float()  # (n, V)
+        token = draw(logits.masked_fill(~possible[t], float("-inf")), config, generator)
+        ended = ended | (token >= c.vocab_size)
+        text[:, t] = torch.where(ended, c.pad_id, token)
+        x = dalle.embed_text(text)[:, t + 1 : t + 2]
+    return text
+
+
+class Description(NamedTuple):
+    """A caption that a picture was given.
+
+    caption: in words
+    text: (T,) int64 its tokens
+    score: log p(caption, picture) in nats
+    """
+
+    caption: str
+    text: Tensor
+    score: float
+
+
+def describe(
+    dalle: DALLE, codes: Tensor, *, generator: torch.Generator, n: int = 64, rounds: int = 8
+) -> Description:
+    """The likeliest caption of a picture that a search finds.
+
+    First n captions drawn from p(text), the best of which explains the picture most; then rounds
+    that keep a beginning of the best so far and draw n other ends for it. The beginnings are of
+    random length, so that every word comes up for change.
+
+    codes: (h, w) int64
+    """
+    best, best_score = None, -float("inf")
+    for _ in range(rounds):
+        begin = None
+        if best is not None:
+            length = int((best != dalle.config.pad_id).sum())
+            kept = int(torch.randint(max(length, 1), (1,), generator=generator, device=codes.device))
+            begin = best[:kept]
+        text = write_captions(dalle, n, generator=generator, begin=begin)  # (n, T)
+        text = text.unique(dim=0)
+        scores = log_likelihood(dalle, text, codes.expand(len(text), -1, -1)).joint
+        top = int(scores.argmax())
+        if float(scores[top]) > best_score:
+            best, best_score = text[top], float(scores[top])
+    words = dalle.tokenizer.decode(token for token in best.tolist() if token)
+    return Description(words, best, best_score)

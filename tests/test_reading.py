@@ -1,0 +1,125 @@
+"""DALL·E as a reader: likelihoods against the equation, captions it writes, and the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_generate import write_demo
+from tiny import generator, integers, make_dalle, make_painter
+
+from minimodal.__main__ import main
+from minimodal.evaluation.reading import caption_scores, describe, log_likelihood, write_captions
+
+TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0], [12, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("codes", [(11,), (5, 4)], ids=["one codebook", "two codebooks"])
+def test_the_likelihood_is_the_sum_of_the_losses_terms(codes):
+    model = make_dalle(codes=codes)
+    pictures = integers(math.prod(codes), 3, 3, 3, seed=5)
+    found = log_likelihood(model, TEXT, pictures, batch_size=2)
+    for row in range(3):
+        _, parts = model.loss(TEXT[row : row + 1], pictures[row : row + 1])
+        assert found.text[row].item() == pytest.approx(-5 * parts["text_loss"].item(), rel=1e-5)
+        assert found.image[row].item() == pytest.approx(-9 * parts["image_loss"].item(), rel=1e-5)
+    torch.testing.assert_close(found.joint, found.text + found.image)
+
+
+def test_every_picture_is_scored_with_every_caption():
+    model = make_painter()
+    pictures, captions = integers(11, 2, 3, 3), ["a red circle", "a green star", "a blue square"]
+    scores = caption_scores(model, pictures, captions)
+    assert scores.shape == (2, 3)
+    alone = log_likelihood(model, model.tokenize(captions[2:]), pictures[1:]).image
+    assert scores[1, 2].item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+def test_written_captions_end_in_padding_and_hold_no_other_sign_of_the_end():
+    model = make_dalle()
+    text = write_captions(model, 300, generator=generator())
+    assert text.shape == (300, 5) and text.max() < 20
+    for row in text:
+        length = int((row != 0).sum())
+        assert (row[length:] == 0).all()
+
+
+def test_captions_are_written_by_their_probability():
+    """Every first token as often as the model says, cut to what may stand there."""
+    model, n = make_dalle(), 4000
+    text = write_captions(model, n, generator=generator())
+    logits = model(TEXT[:1], integers(11, 1, 3, 3)).text[0, 0]
+    possible = [*range(1, 20), 20]  # a word, or the padding token of position 0
+    expected = logits[possible].softmax(0)
+    drawn = torch.where(text[:, 0] == 0, 20, text[:, 0])
+    found = torch.bincount(drawn, minlength=21)[possible] / n
+    assert (found - expected).abs().max() < 4 * (0.25 / n) ** 0.5
+
+
+def test_a_beginning_that_is_given_stays():
+    text = write_captions(make_dalle(), 6, generator=generator(), begin=torch.tensor([7, 3]))
+    assert (text[:, :2] == torch.tensor([7, 3])).all()
+
+
+def test_a_description_is_the_best_of_what_was_tried():
+    model = make_painter()
+    picture = integers(11, 3, 3, seed=2)
+    few = describe(model, picture, generator=generator(), n=4, rounds=1)
+    many = describe(model, picture, generator=generator(), n=4, rounds=12)
+    assert many.score >= few.score
+    exact = log_likelihood(model, many.text[None], picture[None]).joint
+    assert exact.item() == pytest.approx(many.score, rel=1e-5)
+    again = describe(model, picture, generator=generator(), n=4, rounds=12)
+    assert again.caption == many.caption
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run the command in a folder with a demo and a picture: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    write_demo(tmp_path / "demo")
+    Image.fromarray(np.full((9, 14, 3), 200, np.uint8)).save("grey.png")
+
+    def run(*words) -> tuple[int, str, str]:
+        try:
+            status = main(["caption", *words, "--run", "demo", "--device", "cpu"])
+        except SystemExit as leave:
+            status = leave.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def test_the_command_chooses_among_labels(call):
+    status, out, err = call("grey.png", "--labels", "a red circle, a blue square", "--json")
+    assert status == 0 and err == ""
+    (one,) = json.loads(out)["pictures"]
+    shares = one["probabilities"]
+    assert set(shares) == {"a red circle", "a blue square"}
+    assert sum(shares.values()) == pytest.approx(1) and one["caption"] == max(shares, key=shares.get)
+
+
+def test_the_command_writes_a_caption_of_its_own(call):
+    status, out, _ = call("grey.png", "--candidates", "4", "--rounds", "2")
+    assert status == 0 and out.startswith("grey.png  ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["absent.png"], "absent.png"),
+        (["grey.png", "--labels", "a,,b"], "--labels 'a,,b'"),
+        (["grey.png", "--rounds", "0"], "--rounds 0: expected 1 or more"),
+        (["grey.png", "--labels", "a red circle " * 30], "is too long"),
+        (["grey.png", "--seeed", "1"], "did you mean --seed?"),
+    ],
+)
+def test_bad_input_is_one_clear_line(call, words, message):
+    status, out, err = call(*words)
+    assert status == 2 and out == "" and message in err and err.count("\n") == 1
