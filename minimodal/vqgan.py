@@ -7,9 +7,8 @@ whether it looks real. Section 3.1 of the paper.
 pictures (B, 3, H, W) in [-1, 1] → Codes with indices (B, h, w) → pictures (B, 3, H, W), where
 h = H / f. Read `blocks/conv.py` and `blocks/quantizer.py` before.
 
-With two codebooks (`codes=(structure, appearance)`) a position's code has two factors: the first
-is computed from what no change of colours alters, the second from what no shuffling of pixels
-alters; see `blocks/factor_encoders.py`.
+With two codebooks (`codes=(structure, appearance)`) a position's code has two factors, which two
+encoders learn from two views of the picture; see `blocks/views.py`.
 """
 
 import math
@@ -28,13 +27,13 @@ from minimodal.blocks.conv import (
     make_norm,
 )
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factor_encoders import AppearanceEncoder, StructureEncoder
 from minimodal.blocks.quantizer import Codes, Quantizer
 from minimodal.blocks.quantizer_variants import (
     FiniteScalarQuantizer,
     GradientQuantizer,
     GumbelQuantizer,
 )
+from minimodal.blocks.views import Views, local_contrast
 from minimodal.errors import UserError
 
 QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
@@ -54,6 +53,7 @@ class VQGANConfig:
     latent_width: int = 0  # channels at the CNNs' ends, 1x1 convolutions to code_width; 0: none
     attention: tuple[int, ...] = ()  # resolutions (in latent or feature pixels) with attention
     encoder_kernel: int = 3  # 1: a code sees its own patch only
+    decoder_kernel: int = 3  # 1: a patch is painted from the 5 x 5 codes about it only
     quantizer: str = "ema"  # ema, gradient, sphere (unit length), gumbel, or fsq
     codes: tuple[int, ...] = (1024,)  # K; two: structure and appearance; fsq: levels of channels
     code_width: int = 32  # channels of a code (fsq: as many as codes has levels)
@@ -83,6 +83,10 @@ class VQGANConfig:
                 "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
                 "multiplier and no attention (shrink the picture by `patch` instead)"
             )
+        if self.quantizer == "ema" and len(self.codes) == 2 and self.latent_width:
+            raise UserError("two codebooks have an encoder each: latent_width is for one codebook")
+        if self.decoder_kernel not in (1, 3) or self.encoder_kernel not in (1, 3):
+            raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
 
     @property
     def factor(self) -> int:
@@ -112,9 +116,11 @@ class VQGANConfig:
         return self.image_size // self.factor
 
 
-def middle(channels: int, *, kernel: int, config: VQGANConfig) -> list[nn.Module]:
+def middle(
+    channels: int, *, kernel: int, config: VQGANConfig, local: bool
+) -> list[nn.Module]:
     """The blocks at the lowest resolution, where the encoder ends and the decoder begins."""
-    block = ResidualBlock(channels, channels, kernel=kernel, local=config.local)
+    block = ResidualBlock(channels, channels, kernel=kernel, local=local)
     if not config.middle_attention:
         return [block]
     return [block, PixelAttention(channels), ResidualBlock(channels, channels, kernel=kernel)]
@@ -140,7 +146,7 @@ class Encoder(nn.Module):
             if level < len(widths) - 1:
                 layers.append(Downsample(channels))
                 size //= 2
-        layers += middle(channels, kernel=k, config=config)
+        layers += middle(channels, kernel=k, config=config, local=local)
         self.layers = nn.Sequential(*layers)
         self.norm_out = make_norm(channels, local=local)
         self.conv_out = nn.Conv2d(channels, out_channels, k, padding=k // 2)
@@ -162,13 +168,14 @@ class Decoder(nn.Module):
     def __init__(self, config: VQGANConfig, in_channels: int) -> None:
         super().__init__()
         widths = [config.channels * m for m in config.multipliers][::-1]
-        size, channels, local = config.grid, widths[0], config.local
+        k, size, channels = config.decoder_kernel, config.grid, widths[0]
+        local = config.local or k == 1
         self.patch = config.patch
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
-        layers: list[nn.Module] = middle(channels, kernel=3, config=config)
+        layers: list[nn.Module] = middle(channels, kernel=k, config=config, local=local)
         for level, width in enumerate(widths):
             for _ in range(config.decoder_depth or config.depth):
-                layers.append(ResidualBlock(channels, width, local=local))
+                layers.append(ResidualBlock(channels, width, kernel=k, local=local))
                 channels = width
                 if size in config.attention:
                     layers.append(PixelAttention(channels))
@@ -233,12 +240,11 @@ class VQGAN(nn.Module):
         super().__init__()
         self.config = config
         ends = config.latent_width or config.latent  # channels where the CNNs end
-        if config.quantizer == "ema" and len(config.codes) == 2:
-            sizes = (config.factor, config.channels, config.code_width)
-            self.encoder, self.appearance = StructureEncoder(*sizes), AppearanceEncoder(*sizes)
-        else:
-            self.encoder = Encoder(config, ends)
+        self.two = config.quantizer == "ema" and len(config.codes) == 2
         joined = config.latent_width > 0
+        self.encoder = Encoder(config, config.code_width if self.two else ends)
+        if self.two:
+            self.appearance = Encoder(config, config.code_width)
         self.to_codes = nn.Conv2d(ends, config.latent, 1) if joined else nn.Identity()
         self.from_codes = nn.Conv2d(config.latent, ends, 1) if joined else nn.Identity()
         self.quantizer = make_quantizer(config)
@@ -246,10 +252,11 @@ class VQGAN(nn.Module):
         # Set by whoever loads the original's weights, which hold one.
         self.discriminator: PatchDiscriminator | None = None
 
-    def latents(self, images: Tensor) -> Tensor:
+    def latents(self, images: Tensor, *, views: Views | None = None) -> Tensor:
         """What the encoder says before it is rounded to codes.
 
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
+        views: of the images, for the two encoders of a VQGAN with two codebooks in training
         returns: (B, C, h, w)
         """
         f, sides = self.config.factor, images.shape[-2:]
@@ -259,8 +266,10 @@ class VQGAN(nn.Module):
                 f"pictures of {sides[1]} x {sides[0]} pixels: this VQGAN needs multiples of {f} a "
                 f"side, such as {good[1]} x {good[0]}"
             )
-        if isinstance(self.encoder, StructureEncoder):
-            return torch.cat([self.encoder(images), self.appearance(images)], dim=1)
+        if self.two:
+            seen = Views(images, images) if views is None else views
+            structure = self.encoder(local_contrast(seen.structure, patch=f))
+            return torch.cat([structure, self.appearance(seen.appearance)], dim=1)
         return self.to_codes(self.encoder(images))
 
     def encode(self, images: Tensor) -> Codes:
@@ -297,14 +306,15 @@ class VQGAN(nn.Module):
 
     def forward(
         self, images: Tensor, *, quantize: bool = True, noise: Tensor | None = None,
-        temperature: float = 1.0,
+        temperature: float = 1.0, views: Views | None = None,
     ) -> Reconstruction:  # fmt: skip
         """Encode, round, decode. Without `quantize` it is a plain autoencoder (warm start).
 
         images: (B, 3, H, W) in [-1, 1]
         noise: (B, K, h, w) of the Gumbel distribution, for the training of quantizer "gumbel"
+        views: what the two encoders of a VQGAN with two codebooks see instead, in training
         """
-        latents = self.latents(images)
+        latents = self.latents(images, views=views)
         if quantize:
             codes = self.quantizer(latents, noise=noise, temperature=temperature)
         else:

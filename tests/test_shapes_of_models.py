@@ -30,7 +30,6 @@ from minimodal.blocks import (
     contrastive,
     conv,
     discriminator,
-    factor_encoders,
     factor_head,
     perceptual,
     pixels,
@@ -39,6 +38,7 @@ from minimodal.blocks import (
     resnet,
     sampling,
     transformer,
+    views,
 )
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ from minimodal.evaluation import distances, metrics, reading
 from minimodal.training.tasks import common
 
 MODULES = (
+    views,
     attention,
     factor_head,
     reading,
@@ -54,7 +55,6 @@ MODULES = (
     resnet,
     conv,
     discriminator,
-    factor_encoders,
     perceptual,
     pixels,
     quantizer,
@@ -87,6 +87,7 @@ RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_he
 COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
 IMAGES = pictures(2, 3, 16, 24)
+DIRECTIONS, PICKS = noise(2, 24, 3), torch.rand(2, 24, 16, generator=generator())
 VERDICT = noise(2, 1, 3, 5)
 ONE, TWO = make_dalle(), make_dalle(codes=(5, 4))
 TEXT, CODES = integers(20, 2, 5), integers(11, 2, 3, 3)
@@ -247,8 +248,10 @@ CALLS = [
         {"N": 3, "E": 10},
     ),
     (JOINT.encoder.forward, dict(x=IMAGES), {"C": 6, "h": 8, "w": 12}),
-    (PAIR.encoder.forward, dict(x=IMAGES), {"D": 6, "h": 4, "w": 6}),
-    (PAIR.appearance.forward, dict(x=IMAGES), {"D": 6, "h": 4, "w": 6}),
+    (PAIR.encoder.forward, dict(x=IMAGES), {"C": 6, "h": 4, "w": 6}),
+    (views.recolor, dict(images=IMAGES, maps=noise(2, 3, 4)), {}),
+    (views.resample, dict(images=IMAGES, directions=DIRECTIONS, picks=PICKS, patch=4), {}),
+    (views.local_contrast, dict(images=IMAGES, patch=4), {}),
     (JOINT.decoder.forward, dict(z=noise(2, 6, 8, 12)), {"H": 16, "W": 24}),
     (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),

@@ -146,66 +146,6 @@ def test_with_larger_kernels_a_code_sees_beyond_its_patch():
     assert images.grad[0, :, 8:, 8:].abs().max() > 0
 
 
-def rotation(*, mirror: bool) -> torch.Tensor:
-    """A random orthogonal map of colour space, with or without a reflection."""
-    q, _ = torch.linalg.qr(noise(3, 3, seed=4))
-    return q if (torch.linalg.det(q) < 0) == mirror else -q
-
-
-@pytest.mark.parametrize("mirror", [False, True])
-def test_structure_does_not_change_when_colour_space_turns(mirror):
-    vqgan, images = make_vqgan(**LOCAL, codes=(7, 5)), pictures(2, 3, 16, 16)
-    turned = torch.einsum("cd,bdhw->bchw", rotation(mirror=mirror), images)
-    torch.testing.assert_close(vqgan.encoder(turned), vqgan.encoder(images), rtol=0, atol=1e-4)
-
-
-def test_structure_does_not_change_when_two_colours_are_swapped():
-    vqgan = make_vqgan(**LOCAL, codes=(7, 5))
-    first, second = torch.tensor([0.9, -0.2, 0.1]), torch.tensor([-0.5, 0.3, 0.8])
-    inside = (noise(1, 1, 16, 16) > 0).float()
-
-    def painted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return inside * a.view(1, 3, 1, 1) + (1 - inside) * b.view(1, 3, 1, 1)
-
-    torch.testing.assert_close(
-        vqgan.encoder(painted(first, second)),
-        vqgan.encoder(painted(second, first)),
-        rtol=0,
-        atol=1e-4,
-    )
-
-
-def test_structure_changes_when_pixels_are_shuffled():
-    vqgan, images = make_vqgan(**LOCAL, codes=(7, 5)), pictures(2, 3, 16, 16)
-    assert (vqgan.encoder(shuffled(images)) - vqgan.encoder(images)).abs().max() > 1e-2
-
-
-def shuffled(images: torch.Tensor) -> torch.Tensor:
-    """The pixels of each 4 x 4 patch in another order."""
-    patches = F.unfold(images, 4, stride=4).unflatten(1, (3, 16))
-    patches = patches[:, :, torch.randperm(16, generator=generator())]
-    return F.fold(patches.flatten(1, 2), images.shape[-2:], 4, stride=4)
-
-
-def test_appearance_does_not_change_when_the_pixels_of_a_patch_are_shuffled():
-    vqgan, images = make_vqgan(**LOCAL, codes=(7, 5)), pictures(2, 3, 16, 16)
-    torch.testing.assert_close(
-        vqgan.appearance(shuffled(images)), vqgan.appearance(images), rtol=0, atol=1e-5
-    )
-
-
-def test_appearance_does_not_change_with_the_share_of_a_colour():
-    vqgan = make_vqgan(**LOCAL, codes=(7, 5))
-    mostly, hardly = -torch.ones(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.7)
-    mostly[..., 0, 0], hardly[..., 3, 3] = 0.7, -1
-    torch.testing.assert_close(vqgan.appearance(mostly), vqgan.appearance(hardly))
-
-
-def test_appearance_changes_with_the_colours():
-    vqgan, images = make_vqgan(**LOCAL, codes=(7, 5)), pictures(2, 3, 16, 16)
-    assert (vqgan.appearance(-images) - vqgan.appearance(images)).abs().max() > 1e-2
-
-
 # --- the losses of the game ----------------------------------------------------------------------
 
 

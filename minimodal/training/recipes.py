@@ -69,17 +69,19 @@ def vqgan_shapes() -> VQGANRecipe:
             multipliers=(1,),
             depth=1,
             encoder_kernel=1,
+            decoder_kernel=1,
             codes=(64, 40),
             code_width=16,
             codebook_decay=0.98,
         ),
         VQGANTraining(
-            warm_start=450,
-            discriminator_start=2150,
-            gan_start=2370,
-            gan_ramp=130,
+            warm_start=600,
+            views_end=2000,
+            discriminator_start=3000,
+            gan_start=3250,
+            gan_ramp=150,
         ),
-        TrainConfig(steps=2700, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
+        TrainConfig(steps=3600, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
     )
 
 
@@ -240,7 +242,7 @@ def vqgan_prior_small() -> VQGANPriorRecipe:
 # --- choosing ------------------------------------------------------------------------------------
 
 
-EVENTS = ("warm_start", "discriminator_start", "gan_start", "gan_ramp")
+EVENTS = ("warm_start", "views_end", "discriminator_start", "gan_start", "gan_ramp")
 
 
 def scale_events(recipe: VQGANRecipe, given: VQGANRecipe) -> VQGANRecipe:

@@ -29,6 +29,7 @@ from minimodal.blocks.discriminator import (
 from minimodal.blocks.perceptual import PerceptualDistance
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.quantizer import perplexity, usage
+from minimodal.blocks.views import Chances, Views, draw_chances, recolor, resample
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr
@@ -70,13 +71,14 @@ class VQGANTraining:
     discriminator_refine: bool = False  # one more layer without halving, as the original has
     discriminator_lr: float = 0.5  # share of lr
     flip: bool = False  # mirror half of the pictures
+    views_end: int = 2000  # steps in which two codebooks learn from two views of the pictures
 
     def __post_init__(self) -> None:
         if self.game not in ("hinge", "non-saturating"):
             raise UserError(f"game {self.game}: expected hinge or non-saturating")
         for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
                      "discriminator_start", "gan_ramp", "r1", "discriminator_lr", "gumbel_steps",
-                     "perceptual_layers", "perceptual_shift"):  # fmt: skip
+                     "perceptual_layers", "perceptual_shift", "views_end"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         if not 0 < self.gumbel_temperature <= 1:
@@ -157,7 +159,29 @@ class VQGANTask:
             ]
             noise = np.stack([rng.gumbel(size=shape).astype(np.float32) for rng in rngs])
             batch["noise"] = torch.from_numpy(noise)  # (b, K, h, w)
+        if self.model.two and step < self.training.views_end:
+            drawn = [
+                draw_chances(
+                    np.random.default_rng((self.seed, step, row)),
+                    patches=config.grid**2,
+                    pixels=config.factor**2,
+                )
+                for row in range(len(indices))[rows]
+            ]
+            for name, values in zip(Chances._fields, zip(*drawn, strict=True), strict=True):
+                batch[name] = torch.from_numpy(np.stack(values))
         return batch
+
+    def views(self, images: Tensor, batch: dict) -> Views | None:
+        """What the two encoders see while they learn to share the work; None: the pictures.
+
+        images: (B, 3, H, W) in [-1, 1]
+        """
+        if "maps" not in batch:
+            return None
+        patch = self.model.config.factor
+        moved = resample(images, batch["directions"], batch["picks"], patch=patch)
+        return Views(recolor(images, batch["maps"]), moved)
 
     def before_step(self, step: int, batches: list[dict]) -> None:
         """Without a warm start the codes are placed on what the untrained encoder says."""
@@ -177,7 +201,11 @@ class VQGANTask:
         temperature, kl_weight = self.schedule(step)
         warm = step < self.warm_start
         painted, codes, latents = self.model(
-            images, quantize=not warm, noise=batch.get("noise"), temperature=temperature
+            images,
+            quantize=not warm,
+            noise=batch.get("noise"),
+            temperature=temperature,
+            views=self.views(images, batch),
         )
         painted = painted.float()
         batch["painted"], batch["latents"] = painted.detach(), latents.detach().float()
