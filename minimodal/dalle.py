@@ -182,12 +182,17 @@ class DALLE(nn.Module):
         turns = 100 ** (-torch.arange(pairs, device=places.device) / pairs)
         return torch.cat([row[:, None] * turns, column[:, None] * turns], dim=1)
 
-    def forward(self, text: Tensor, codes: Tensor) -> DALLELogits:
+    def forward(
+        self, text: Tensor, codes: Tensor, *, hidden: Tensor | None = None
+    ) -> DALLELogits:
         """Predict every token of the stream from those before it.
 
         text: (B, T) int64 caption tokens, pad_id after the caption
         codes: (B, h, w) int64 the picture's codes
+        hidden: (B, T) bool, True for caption tokens that are read as padding
         """
+        if hidden is not None:
+            text = text.masked_fill(hidden, self.config.pad_id)
         B, T = text.shape
         parts = self.factors(codes.flatten(1))
         # The last picture token is predicted, never read.
@@ -200,14 +205,17 @@ class DALLE(nn.Module):
             previous = part
         return DALLELogits(self.text_head(h[:, :T]), tuple(logits))
 
-    def loss(self, text: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, text: Tensor, codes: Tensor, *, hidden: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """L = 1/8 L_text + 7/8 L_image, means of the cross-entropies (section 2.2).
 
         text: (B, T) int64
         codes: (B, h, w) int64
+        hidden: (B, T) bool, caption tokens that are predicted, but not read
         returns: () loss, and its parts
         """
-        out = self.forward(text, codes)
+        out = self.forward(text, codes, hidden=hidden)
         wanted = self.with_padding(text)
         text_loss = F.cross_entropy(out.text.flatten(0, 1).float(), wanted.flatten())
         image_loss = torch.stack(

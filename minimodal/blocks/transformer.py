@@ -103,9 +103,6 @@ def project(layer: nn.Linear, x: Tensor, cache: KVCache | None) -> Tensor:
     return layer(x) if cache is None or cache.packed is None else cache.packed(layer, x)
 
 
-attend_all: Attend = partial(attend, mask=None)
-
-
 def quick_gelu(x: Tensor) -> Tensor:
     """x · sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP weights.
 
@@ -151,7 +148,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         *,
-        attention: Attend = attend_all,
+        attention: Attend = attend,
         angles: Tensor | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -197,7 +194,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         *,
-        attention: Attend = attend_all,
+        attention: Attend = attend,
         angles: Tensor | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -267,9 +264,11 @@ class Transformer(nn.Module):
             found = {p: p.attention(past, queries, device) for p in set(self.patterns)}
             return [found[pattern] for pattern in self.patterns]
         # A single new token may attend to everything before it: no mask is needed.
-        masked = self.causal and queries > 1
-        mask = causal_mask(queries, past + queries, device) if masked else None
-        return [partial(attend, mask=mask)] * self.depth
+        if not self.causal or queries == 1:
+            return [attend] * self.depth
+        if past == 0:
+            return [partial(attend, causal=True)] * self.depth
+        return [partial(attend, mask=causal_mask(queries, past + queries, device))] * self.depth
 
     def forward(
         self, x: Tensor, *, cache: KVCache | None = None, angles: Tensor | None = None

@@ -106,7 +106,8 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     if system in ("dalle", "vqgan-prior"):
-        parser.add_argument("--vqgan", required=True, type=Path, metavar="RUN", help="trained run")
+        parser.add_argument("--vqgan", required=True, type=Path, metavar="RUN|CHECKPOINT",
+            help="a trained run or an original checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N pictures")

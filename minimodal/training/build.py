@@ -172,10 +172,8 @@ def encode_data(
     """Open a SPEC at the size of a VQGAN, and turn its pictures into codes, once."""
     here = distributed.start(device)
     vqgan = load(vqgan_run, kind="vqgan").to(here.device)
-    if not vqgan_run.is_dir():
-        raise UserError(f"{vqgan_run} is a checkpoint; training needs a run of train.py vqgan")
-    quantizer = vqgan.quantizer
-    if quantizer.needs_start and not any(counts.any() for counts in quantizer.usage_counts):
+    quantizer, original = vqgan.quantizer, not vqgan_run.is_dir()
+    if not original and quantizer.needs_start and not any(counts.any() for counts in quantizer.usage_counts):
         raise UserError(
             f"{vqgan_run} has no codes yet: its training ended before they were placed, at step "
             f"{vqgan.run['model']['training']['warm_start']}; train it longer or with a smaller "
@@ -185,11 +183,12 @@ def encode_data(
     if captions:
         need_captions(train, spec)
     pictures = min(len(train), pool)
-    weights = digest(vqgan_run / "model.safetensors")
+    weights = digest(vqgan_run if original else vqgan_run / "model.safetensors")
+    kept = vqgan_run.with_name(f"{vqgan_run.name}.codes") if original else vqgan_run / "codes"
     described = f"{weights} {train.fingerprint()} {pictures}"
     key = hashlib.sha256(f"{described} {flip}".encode()).hexdigest()[:16]
     codes = cached_codes(
-        vqgan_run / "codes" / f"{key}.safetensors",
+        kept / f"{key}.npy",
         vqgan,
         train,
         n=pictures,

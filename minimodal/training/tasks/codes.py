@@ -6,16 +6,17 @@ VQGAN. Read `minimodal/vqgan.py` before.
 
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
 from minimodal.data.loading import DataSource
-from minimodal.training.checkpoint import write_atomically
+from minimodal.errors import UserError
+from minimodal.training.checkpoint import save_config, save_weights, write_atomically
 from minimodal.vqgan import VQGAN
 
 
@@ -50,22 +51,45 @@ def cached_codes(
 ) -> Tensor:
     """`tokenize_pictures`, once: kept in a file whose name stands for the weights and the data.
 
+    The file is mapped into memory, not read: of millions of pictures' codes a batch touches its own.
     returns: (N, h, w) int32
     """
     if path.exists():
-        return load_file(path)["codes"]
+        try:
+            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete it, and the pictures are encoded again"
+            ) from None
     print(f"turning {n} pictures into codes, once (kept in {path})", file=sys.stderr)
     device = vqgan.last_layer.device
     codes = tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: save_file({"codes": codes}, file))
+        write_atomically(path, lambda file: write_array(file, codes.numpy()))
     return codes
 
 
-def copy_vqgan(run: Path, out: Path) -> None:
-    """A copy of a VQGAN run inside another run, which then works wherever it is moved."""
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a NumPy file; np.save itself would add .npy to the name."""
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def copy_vqgan(vqgan: VQGAN, run: Path, out: Path) -> None:
+    """A copy of a VQGAN inside another run, which then works wherever it is moved.
+
+    Of a run its files, of an original checkpoint the converted weights.
+    """
     (out / "vqgan").mkdir(exist_ok=True)
+    if not run.is_dir():
+        model = {**asdict(vqgan.config), "training": {}}
+        save_config(out / "vqgan", {"kind": "vqgan", "model": model, "data": "", "train": {}})
+        keep = vqgan.discriminator
+        vqgan.discriminator = None  # no part of what draws
+        save_weights(out / "vqgan", vqgan)
+        vqgan.discriminator = keep
+        return
     for name in ("config.json", "model.safetensors"):
         source, copy = run / name, out / "vqgan" / name
         if source.resolve() != copy.resolve():

@@ -37,6 +37,7 @@ class DALLETraining:
     vocab: int = 2048
     max_text_length: int = 48  # tokens of a caption; longer ones are cut
     caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
+    word_dropout: float = 0.0  # chance that a token of a caption is not read
     bpe_dropout: float = 0.0  # chance that a merge of the captions' tokens is left out
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
@@ -46,7 +47,7 @@ class DALLETraining:
     def __post_init__(self) -> None:
         if self.pool < 1:
             raise UserError(f"pool {self.pool}: expected at least 1")
-        for name in ("caption_dropout", "bpe_dropout"):
+        for name in ("caption_dropout", "word_dropout", "bpe_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
@@ -120,14 +121,18 @@ class DALLETask:
         whole = self.training.bpe_dropout == 0
         first = rows.start or 0
         text = self.tokens(captions[rows]) if whole else self.torn(captions[rows], step, first)
-        return {"text": text, "codes": codes}
+        batch = {"text": text, "codes": codes}
+        if self.training.word_dropout > 0:
+            chances = rng.random((len(indices), text.shape[1]))[rows]
+            batch["hidden"] = torch.from_numpy(chances < self.training.word_dropout)
+        return batch
 
     def before_step(self, step: int, batches: list[dict]) -> None:
         """Nothing: each picture's loss is its own."""
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """1/8 text and 7/8 image."""
-        return self.model.loss(batch["text"], batch["codes"])
+        return self.model.loss(batch["text"], batch["codes"], hidden=batch.get("hidden"))
 
     def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
         """Nothing follows."""
@@ -186,4 +191,4 @@ class DALLETask:
     def save_files(self, out: Path) -> None:
         """The tokenizer, and a copy of the VQGAN: the run works wherever it is moved."""
         self.tokenizer.save(out / "tokenizer.json")
-        copy_vqgan(self.vqgan_run, out)
+        copy_vqgan(self.vqgan, self.vqgan_run, out)

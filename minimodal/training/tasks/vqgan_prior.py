@@ -155,4 +155,4 @@ class VQGANPriorTask:
 
     def save_files(self, out: Path) -> None:
         """A copy of the VQGAN: the run works wherever it is moved."""
-        copy_vqgan(self.vqgan_run, out)
+        copy_vqgan(self.vqgan, self.vqgan_run, out)
