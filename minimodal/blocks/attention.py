@@ -56,7 +56,7 @@ def attend(
     # at the sizes of our small models; written out both are faster (benchmarks/attention.py).
     one = q.shape[2] == 1 and not q.requires_grad
     if q.device.type == "cpu" and (one or (q.dtype == torch.bfloat16 and k.shape[2] <= 256)):
-        scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]))  # (B, H, T, S)
+        scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
         if causal:
             mask = causal_mask(q.shape[2], k.shape[2], q.device)
         if mask is not None:

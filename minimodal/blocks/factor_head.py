@@ -38,5 +38,6 @@ class FactorHead(nn.Module):
         if self.previous is not None:
             h = h + self.previous(previous)
             first, gelu = self.mix
-            h = h + project(self.mix_out, gelu(project(first, self.norm(h), cache)), cache)
+            mixed = project(first, self.norm(h), cache, activation=gelu)
+            h = h + project(self.mix_out, mixed, cache)
         return h, project(self.logits, self.norm(h), cache)

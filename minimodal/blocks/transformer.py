@@ -10,7 +10,7 @@ so that a step costs one token instead of the whole prefix. Read `attention.py` 
 itself, and DALL·E's sparse patterns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from minimodal.blocks.attention import Attend, Pattern, attend, causal_mask
 from minimodal.errors import UserError
+
+
+Activation = Callable[[Tensor], Tensor]
 
 
 class Packed:
@@ -41,16 +44,20 @@ class Packed:
                     layer.weight.detach(), rows
                 )
 
-    def __call__(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        """The layer's product with x.
+    def __call__(self, layer: nn.Linear, x: Tensor, activation: Activation | None = None) -> Tensor:
+        """The layer's product with x, and what an activation makes of it.
 
         x: (..., D)
         returns: (..., E)
         """
         weight = self.weights.get(layer)
         if weight is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return layer(x)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+            y = layer(x)
+        elif activation is F.gelu:  # in one pass over the result
+            return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "gelu", [], "none")
+        else:
+            y = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+        return y if activation is None else activation(y)
 
 
 PACKED_LINEAR = "_linear_pointwise"
@@ -94,13 +101,17 @@ class KVCache:
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
 
 
-def project(layer: nn.Linear, x: Tensor, cache: KVCache | None) -> Tensor:
-    """A linear layer, by the cache's packed weights where it has some.
+def project(
+    layer: nn.Linear, x: Tensor, cache: KVCache | None, *, activation: Activation | None = None
+) -> Tensor:
+    """A linear layer and its activation, by the cache's packed weights where it has some.
 
     x: (..., D)
     returns: (..., E)
     """
-    return layer(x) if cache is None or cache.packed is None else cache.packed(layer, x)
+    if cache is not None and cache.packed is not None:
+        return cache.packed(layer, x, activation)
+    return layer(x) if activation is None else activation(layer(x))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -208,7 +219,7 @@ class Block(nn.Module):
         x = x + self.attention(
             self.norm1(x), attention=attention, angles=angles, cache=cache, layer=layer
         )
-        h = self.activation(project(self.fc, self.norm2(x), cache))  # (B, T, 4 D)
+        h = project(self.fc, self.norm2(x), cache, activation=self.activation)  # (B, T, 4 D)
         return x + project(self.out, h, cache)
 
 

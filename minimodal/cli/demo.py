@@ -45,12 +45,6 @@ from minimodal.training.report import write_report
 FULL = 10.0  # minutes that the recipes' steps take on two idle cores, scores included
 
 
-PRIOR = (
-    "note: VQGAN has two codebooks here, structure and appearance, a split for flat colours; "
-    "the README has the plain codebook's scores, which is what real pictures get"
-)
-
-
 def add_demo_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the demo."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER",
@@ -80,7 +74,9 @@ def train_stage(name: str, out: Path, *, share: float, seed: int, device: str) -
         task = build_clip(clip_shapes()._replace(engine=engine), "shapes")
     else:
         engine = scaled(dalle_shapes().engine, share, seed)
-        recipe = dalle_shapes()._replace(engine=engine)
+        training = dalle_shapes().training
+        pool = round(training.pool * max(1.0, share))  # longer runs see more pictures
+        recipe = dalle_shapes()._replace(engine=engine, training=replace(training, pool=pool))
         task = build_dalle(recipe, "shapes", vqgan_run=out / "vqgan", device=device)
     run(task, engine, folder, data_spec="shapes", resume=folder.exists(), device=device)
     return time.perf_counter() - began
@@ -185,8 +181,6 @@ def run_demo(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.minutes < math.inf:
         raise UserError(f"--minutes {arguments.minutes}: expected a number above 0")
     began, out = time.perf_counter(), arguments.out
-    if distributed.start(arguments.device).main:
-        print(PRIOR, file=sys.stderr)
     seconds = train_stages(out, arguments.minutes / FULL, arguments.seed, arguments.device)
     here = distributed.start(arguments.device)
     if not here.main:

@@ -11,21 +11,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from minimodal.cli.demo import score_stages
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
+from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data, parse_spec, split_spec
-from minimodal.drawing import make_folder
+from minimodal.data.shapes import ShapesSource
+from minimodal.drawing import heat_map, make_folder, save_png
 from minimodal.errors import UserError
+from minimodal.evaluation.dalle_study import (
+    GUIDANCES,
+    TEMPERATURES,
+    class_scores,
+    copying,
+    recall_of_captions,
+    sweep,
+    template_scores,
+)
 from minimodal.evaluation.inception import load_inception
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import Evaluation, Networks, clip_on_data, vqgan_on_data
 from minimodal.evaluation.scoreboard import (
     clip_scores,
     dalle_scores,
+    draw,
     format_scoreboard,
     rounded,
     vqgan_scores,
@@ -52,12 +65,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="captions of classes, one a line, {} for the name (default: as trained)")  # fmt: skip
     add("--clip", type=Path, metavar="RUN|CHECKPOINT",
         help="of a VQGAN: distances between true and painted pictures on this CLIP's "
-             "features (default: none)")  # fmt: skip
+             "features; of a DALL·E: does it find the captions? (default: none)")  # fmt: skip
     add("--inception", type=Path, metavar="FILE",
         help="the same on pytorch-fid's Inception, for rFID (default: none)")  # fmt: skip
     add("--judge", type=Path, metavar="FILE",
-        help="of a VQGAN on CIFAR-10: does this ResNet-20 still see the class? "
+        help="of a VQGAN or DALL·E on CIFAR-10: does this ResNet-20 see the class? "
              "(default: none)")  # fmt: skip
+    add("--study", action="store_true",
+        help="of a DALL·E on the Shapes world: templates of growing difficulty, guidance against "
+             "temperature (a heat map), copies of training pictures")  # fmt: skip
+    add("-n", type=int, default=500, metavar="N",
+        help="pictures that a DALL·E draws for a score (default: 500)")  # fmt: skip
     add_merges_flag(parser)
     add("--seed", type=int, default=0, metavar="S", help="of the Shapes world (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -76,8 +94,65 @@ def on_shapes(model: VQGAN | CLIP | DALLE, arguments: argparse.Namespace) -> Eva
     sampling = model.run["model"]["sampling"]
     beside = arguments.target.parent / "clip"
     clip = load(beside, kind="clip").to(model.rows.device) if beside.is_dir() else None
-    scores = dalle_scores(model, clip, seed=arguments.seed, sampling=sampling)
+    scores = dalle_scores(model, clip, seed=arguments.seed, n=arguments.n, sampling=sampling)
+    if arguments.study:
+        scores |= study(model, arguments, sampling)
     return Evaluation(scores, how | {"sampling": sampling})
+
+
+def study(dalle: DALLE, arguments: argparse.Namespace, sampling: dict) -> dict[str, float]:
+    """Templates, copies, and guidance against temperature, which also becomes a picture."""
+    seed = arguments.seed
+    scores = {
+        f"template_{name}": value
+        for name, value in template_scores(dalle, sampling=sampling, seed=seed).items()
+    }
+    val = ShapesSource(seed, split="val")
+    prompts = val.full_captions(np.arange(200), np.random.default_rng(seed))
+    drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
+    pool = dalle.run["model"]["training"]["pictures"]
+    scores |= copying(drawn, ShapesSource(seed), val, pool=pool)
+    for pairs, table in sweep(dalle, seed=seed).items():
+        place = arguments.target / f"sweep-{pairs}.png"
+        save_png(heat_map(table, [f"guidance {g:g}" for g in GUIDANCES],
+                          [f"T {t:g}" for t in TEMPERATURES]), place)  # fmt: skip
+        print(f"{place}: guidance against temperature, {pairs.replace('_', ' ')}", file=sys.stderr)
+        scores |= {
+            f"sweep_{pairs}_g{g:g}_t{t:g}": table[i, j]
+            for i, g in enumerate(GUIDANCES)
+            for j, t in enumerate(TEMPERATURES)
+        }
+    return scores
+
+
+def dalle_on_data(
+    dalle: DALLE, spec: str, size: int, arguments: argparse.Namespace, found: Networks
+) -> Evaluation:
+    """A DALL·E before a judge (classes) or a CLIP (captions), and whether it copies."""
+    sampling = dalle.run["model"]["sampling"]
+    train, val = (
+        open_data(spec, image_size=size, split=split, limit=arguments.limit)
+        for split in ("train", "val")
+    )
+    scores: dict[str, float] = {}
+    if found.judge is not None:
+        if val.class_names is None:
+            raise UserError(f"--judge knows the classes of CIFAR-10, and {spec} has none")
+        captions = [f"a photo of {class_captions(name)[0]}" for name in val.class_names]
+        scores |= class_scores(
+            dalle, val.class_names, captions, found.judge, seed=arguments.seed, n=arguments.n,
+            sampling=sampling,
+        )  # fmt: skip
+    else:
+        captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
+    if found.clip is not None:
+        scores |= recall_of_captions(
+            dalle, found.clip, list(dict.fromkeys(captions)), seed=arguments.seed, sampling=sampling
+        )
+    drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=sampling)
+    scores |= copying(drawn, train, val, pool=len(train))
+    manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": arguments.n}
+    return Evaluation(scores, manifest)
 
 
 def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
@@ -98,10 +173,14 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
     if parts[0].kind == "shapes":
         return on_shapes(model, arguments)
     if isinstance(model, DALLE):
-        raise UserError(
-            f"--data {spec}: nothing can check what a DALL·E draws of it; only the Shapes world "
-            "has an oracle"
-        )
+        found = networks(arguments, model.rows.device)
+        if found.judge is None and found.clip is None:
+            raise UserError(
+                f"--data {spec}: only the Shapes world has an oracle; say who looks at the "
+                "pictures with --clip, or --judge for CIFAR-10"
+            )
+        size = model.config.grid * model.factor
+        return dalle_on_data(model, spec, size, arguments, found)
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
     if isinstance(model, VQGAN):
@@ -133,8 +212,13 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     if arguments.templates and kind != "clip":
         raise UserError(f"--templates are for a clip; {arguments.target} is a {kind}")
     for name in ("clip", "inception", "judge"):
-        if getattr(arguments, name) and kind != "vqgan":
+        fits = kind == "vqgan" or (kind == "dalle" and name != "inception")
+        if getattr(arguments, name) and not fits:
             raise UserError(f"--{name} judges a vqgan; {arguments.target} is a {kind}")
+    if arguments.study and kind != "dalle":
+        raise UserError(f"--study is for a dalle; {arguments.target} is a {kind}")
+    if arguments.n < 1:
+        raise UserError(f"-n {arguments.n}: expected 1 or more pictures")
     found = measure(model, spec, arguments)
     manifest = {"run": str(arguments.target), "kind": kind, "data": spec}
     manifest |= {"model_hash": fingerprint(model), "versions": versions()}

@@ -1,0 +1,188 @@
+"""Studies of a DALL·E: how hard a caption may be, how to sample, whether it copies.
+
+`template_scores` asks for scenes of the Shapes world in words of growing difficulty, `sweep` tries
+guidance against temperature, `copying` looks for the training picture nearest to each drawn one,
+and `pictures_of_captions` has a CLIP or a judge say what was drawn where there is no oracle.
+
+Models in, dicts of numbers between 0 and 1 out. Read `scoreboard.py` before.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.clip import CLIP, embed_captions, embed_pictures
+from minimodal.dalle import DALLE
+from minimodal.data.loading import DataSource
+from minimodal.data.oracle import score
+from minimodal.data.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scenes,
+    ShapesSource,
+    has_held_out,
+)
+from minimodal.evaluation.judge import Judge
+from minimodal.evaluation.scoreboard import draw, exact, rounded
+
+GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
+TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
+WORDS_OF = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+
+
+def named(scenes: Scenes, row: int, slot: int, *, color: bool = True, size: bool = False) -> str:
+    """An object in words, such as "large red circle"."""
+    words = [tuple(SIZES)[scenes.size[row, slot]]] if size else []
+    words += [tuple(COLORS)[scenes.color[row, slot]]] if color else []
+    return " ".join([*words, SHAPES[scenes.shape[row, slot]]])
+
+
+def article(words: str) -> str:
+    """With "a" or "an" in front."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def asked(scenes: Scenes, row: int) -> dict[str, str]:
+    """A scene in the words of each template that fits it, from easy to hard."""
+    ground = f"on {tuple(BACKGROUNDS)[scenes.background[row]]}"
+    first = article(named(scenes, row, 0))
+    full = article(named(scenes, row, 0, size=True))
+    if scenes.count[row] == 1:
+        return {
+            "shape": article(named(scenes, row, 0, color=False)),
+            "color_shape": first,
+            "all_of_one": f"{full} {ground}",
+        }
+    second = article(named(scenes, row, 1))
+    relation = WORDS_OF[RELATIONS[scenes.relation[row]]]
+    found = {
+        "two": f"{first} and {second}",
+        "relation": f"{first} {relation} {second}",
+        "all_of_two": f"{full} {relation} {article(named(scenes, row, 1, size=True))} {ground}",
+    }
+    if named(scenes, row, 0) == named(scenes, row, 1):
+        found["counting"] = f"two {named(scenes, row, 0)}s".replace("crosss", "crosses")
+    return found
+
+
+def template_scores(
+    dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 100
+) -> dict[str, float]:
+    """Share of pictures that hold what a caption says, for each template and kind of pairs.
+
+    Counting ("two red circles") asks for two equal objects of a scene's first pair.
+    sampling: settings of `DALLE.generate`
+    """
+    scores = {}
+    for pairs in ("seen", "held_out"):
+        source = ShapesSource(seed, split="val", pairs=pairs)
+        scenes = source.scenes(np.arange(12 * n))
+        prompts: dict[str, list[str]] = {}
+        for row in range(len(scenes)):
+            wanted = asked(scenes, row)
+            if scenes.count[row] == 1 and has_held_out(scenes[row])[0] == (pairs == "held_out"):
+                both = f"two {named(scenes, row, 0)}s".replace("crosss", "crosses")
+                wanted["counting"] = both
+            for template, prompt in wanted.items():
+                if len(prompts.setdefault(template, [])) < n:
+                    prompts[template].append(prompt)
+        for template, texts in prompts.items():
+            pictures = draw(dalle, texts, 1, seed=seed, sampling=sampling)
+            scores[f"{pairs}_{template}"] = exact(score(texts, pictures.numpy())).mean()
+    return rounded(scores)
+
+
+def sweep(
+    dalle: DALLE,
+    *,
+    guidances: Sequence[float] = GUIDANCES,
+    temperatures: Sequence[float] = TEMPERATURES,
+    seed: int = 0,
+    n: int = 100,
+    settings: dict | None = None,
+) -> dict[str, np.ndarray]:
+    """Exact match at each guidance and temperature: a (G, T) table for seen and held-out pairs."""
+    tables = {}
+    for pairs in ("seen", "held_out"):
+        source = ShapesSource(seed, split="val", pairs=pairs)
+        prompts = source.full_captions(np.arange(n), np.random.default_rng(seed))
+        table = np.zeros((len(guidances), len(temperatures)))
+        for i, guidance in enumerate(guidances):
+            for j, temperature in enumerate(temperatures):
+                sampling = {**(settings or {}), "guidance": guidance, "temperature": temperature}
+                pictures = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
+                table[i, j] = exact(score(prompts, pictures.numpy())).mean()
+        tables[pairs] = table
+    return tables
+
+
+def nearest_distance(pictures: Tensor, others: Tensor) -> Tensor:
+    """Root mean square difference to the nearest of other pictures, in steps of 1/255.
+
+    pictures: (N, 3, H, W) uint8
+    others: (M, 3, H, W) uint8
+    returns: (N,) float32
+    """
+    a, b = (x.flatten(1).float() for x in (pictures, others))  # (N, D), (M, D)
+    nearest = torch.full((len(a),), float("inf"))
+    for part in b.split(4096):
+        nearest = torch.minimum(nearest, torch.cdist(a, part).amin(dim=1))
+    return nearest / a.shape[1] ** 0.5
+
+
+def copying(drawn: Tensor, train: DataSource, val: DataSource, *, pool: int) -> dict[str, float]:
+    """Does a model copy? How near drawn pictures are to training pictures, beside how near unseen
+    real pictures are: `nearer` is the share of drawn ones that are nearer than half of the unseen
+    real ones, ½ for a model that copies as little as the world itself does.
+
+    drawn: (N, 3, H, W) uint8
+    pool: training pictures that are looked at, at most
+    """
+    size = drawn.shape[-1]
+    if train.image_size != size:
+        raise ValueError(f"pictures of {size} pixels beside a source of {train.image_size}")
+    had = torch.from_numpy(train.images(np.arange(min(pool, len(train)))))
+    unseen = torch.from_numpy(val.images(np.arange(min(len(drawn), len(val)))))
+    of_drawn, of_unseen = nearest_distance(drawn, had), nearest_distance(unseen, had)
+    return rounded(
+        {
+            "nearest_training_picture": of_drawn.median(),
+            "nearest_of_unseen_real": of_unseen.median(),
+            "nearer": (of_drawn < of_unseen.median()).float().mean(),
+        }
+    )
+
+
+def class_scores(
+    dalle: DALLE, names: Sequence[str], captions: Sequence[str], judge: Judge, *, seed: int,
+    n: int, sampling: dict,
+) -> dict[str, float]:  # fmt: skip
+    """How often a judge sees the class that was asked for, in all and for each class.
+
+    captions: one for each class
+    n: pictures in all
+    """
+    each = max(1, n // len(names))
+    pictures = draw(dalle, list(captions), each, seed=seed, sampling=sampling)
+    seen = judge.classify(pictures).view(len(names), each)  # (K, n / K)
+    right = (seen == torch.arange(len(names))[:, None]).float()
+    scores = {"judge_agrees": right.mean()}
+    scores |= {f"judge_agrees_{name}": row.mean() for name, row in zip(names, right, strict=True)}
+    return rounded(scores)
+
+
+@torch.no_grad()
+def recall_of_captions(
+    dalle: DALLE, clip: CLIP, captions: Sequence[str], *, seed: int, sampling: dict
+) -> dict[str, float]:
+    """Whether a CLIP finds each drawn picture's caption among all of them."""
+    pictures = draw(dalle, list(captions), 1, seed=seed, sampling=sampling)
+    image, text = embed_pictures(clip, pictures), embed_captions(clip, list(captions))
+    rank = ((image @ text.T) > (image * text).sum(1, keepdim=True)).sum(1)  # (N,) 0 = the first
+    scores = {f"clip_recall_at_{k}": (rank < k).float().mean() for k in (1, 5)}
+    return rounded(scores | {"chance_at_1": 1 / len(captions)})
