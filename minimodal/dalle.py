@@ -336,8 +336,8 @@ class DALLE(nn.Module):
             for piece, ids in self.tokenizer.pieces(prompt):
                 if not self.known_tokens.issuperset(ids):
                     raise UserError(
-                        f"'{prompt[:60]}': no caption of the training had '{piece}', so the model "
-                        "does not know what it means; use other words, or allow unseen ones"
+                        f"'{prompt[:60]}': no caption of the training had '{piece.strip()}', so the "
+                        "model does not know it; use other words, or --allow-unseen"
                     )
 
     def generate(

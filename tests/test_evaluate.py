@@ -153,6 +153,9 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
         (("{demo}", "--data", "folder:{demo}"), "several runs"),
         (("{demo}/clip", "--data", "folder:{demo}/nowhere"), "no such folder"),
         (("{demo}/vqgan", "--templates", "t.txt"), "are for a clip"),
+        (("{demo}/vqgan", "--study"), "--study is for a dalle"),
+        (("{demo}/dalle", "-n", "0"), "-n 0: expected 1 or more"),
+        (("{demo}/dalle", "--inception", "no.pth"), "--inception judges a vqgan"),
         (("{demo}/clip", "--dta", "shapes"), "--data"),
     ],
 )
@@ -173,3 +176,29 @@ def test_a_run_on_shapes_is_scored_by_the_oracle(run, demo, monkeypatch):
     status, out, _ = run(demo / "clip", "--seed", "7", "--json")
     assert status == 0 and asked == {"seed": 7}
     assert json.loads(out)["manifest"]["world_seed"] == 7
+
+
+def test_a_dalle_on_pictures_with_captions_is_scored_by_a_clip(run, demo, tmp_path):
+    data = f"folder:{captioned(tmp_path / 'own')}"
+    words = (demo / "dalle", "--data", data, "--clip", demo / "clip", "-n", "4", "--out", "e.json")
+    status, out, _ = run(*words, "--json")
+    scores = json.loads(out)["scores"]
+    assert status == 0 and 0 <= scores["clip_recall_at_1"] <= 1 and "nearer" in scores
+
+
+def test_a_study_writes_its_heat_maps(run, tmp_path, monkeypatch):
+    folder = write_demo(tmp_path / "own", temperature=0.8, guidance=1.0)
+    stored = json.loads((folder / "dalle" / "config.json").read_text())
+    stored["model"]["training"] = {"pictures": 20}
+    (folder / "dalle" / "config.json").write_text(json.dumps(stored))
+    for name, value in (("template_scores", {"seen_shape": 0.5}), ("copying", {"nearer": 0.5})):
+        monkeypatch.setattr(f"minimodal.cli.evaluate.{name}", lambda *_, value=value, **__: value)
+    monkeypatch.setattr("minimodal.cli.evaluate.draw", lambda *_, **__: None)
+    table = {"seen": np.full((5, 4), 0.25)}
+    monkeypatch.setattr("minimodal.cli.evaluate.sweep", lambda *_, **__: table)
+    monkeypatch.setattr("minimodal.cli.evaluate.dalle_scores", lambda *_, **__: {"seen": 0.1})
+    status, out, _ = run(folder / "dalle", "--study", "--json")
+    scores = json.loads(out)["scores"]
+    assert status == 0 and scores["template_seen_shape"] == 0.5
+    assert scores["sweep_seen_g1.5_t0.5"] == 0.25
+    assert (folder / "dalle" / "sweep-seen.png").exists()

@@ -191,6 +191,37 @@ def test_a_prompt_of_invalid_bytes_can_be_drawn(demo, tmp_path):
     assert (tmp_path / "pictures" / "000-0.png").exists()
 
 
+def test_a_drawing_becomes_a_moving_picture(run):
+    status, _, _ = run("a red circle", "-n", "2", "--gif", "new/drawing.gif")
+    with Image.open("new/drawing.gif") as gif:
+        assert status == 0 and gif.n_frames == 3  # one for each row of codes
+
+
+def test_a_picture_with_its_seed_is_the_same_beside_any_others(run):
+    run("a red circle", "-n", "3", "--seeds", "4,5,6", "--out", "three.png")
+    run("a red circle", "-n", "1", "--seeds", "5", "--out", "one.png")
+    assert (pixels("three/000-1.png") == pixels("one/000-0.png")).all()
+
+
+def test_a_picture_is_completed(run):
+    Image.fromarray(np.full((SIDE, SIDE, 3), 90, np.uint8)).save("half.png")
+    asked = ("a red circle", "-n", "1", "--complete", "half.png")
+    assert run(*asked, "--redraw", "2,2,6,6")[0] == 0
+    assert run(*asked)[0] == 0
+
+
+def test_words_that_training_never_had_are_named_unless_they_are_allowed(run, tmp_path):
+    known = sorted({i for text in ("a large red circle",) for i in TOKENIZER.encode(text)})
+    folder = write_demo(tmp_path / "strict")
+    stored = json.loads((folder / "dalle" / "config.json").read_text())
+    stored["model"]["known_tokens"] = known
+    (folder / "dalle" / "config.json").write_text(json.dumps(stored))
+    said = refusal(run("a large zebra", folder=folder))
+    assert "no caption of the training had 'zebra'" in said
+    assert run("a large zebra", "--allow-unseen", folder=folder)[0] == 0
+    assert run("a large red circle", folder=folder)[0] == 0
+
+
 def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
     assert "truncate" in refusal(run("red " * 2500, "-n", "1"))
     assert run("red " * 2500, "-n", "1", "--truncate")[0] == 0
@@ -220,6 +251,14 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a", "--temprature", "1"), "did you mean --temperature?"),
         (("a", "--out", "picture.jpg"), "ends in .png"),
         (("a", "--device", "tpu"), "tpu: expected auto, cpu or cuda"),
+        (("a red circle", "--min-p", "1"), "min-p 1.0"),
+        (("a red circle", "--seeds", "1,2"), "2 --seeds for 4 pictures"),
+        (("a red circle", "--seeds", "x"), "expected numbers"),
+        (("a red circle", "--redraw", "0,0,2,2"), "needs the picture"),
+        (("a red circle", "--complete", "no.png", "--redraw", "0,0,2"), "four numbers"),
+        (("a red circle", "--complete", "no.png"), "no.png"),
+        (("a red circle", "--schedule", "square"), "square"),
+        (("a red circle", "--gif", "drawing.png"), "ends in .gif"),
     ],
 )
 def test_a_bad_flag_is_refused_in_one_line(run, words, message):

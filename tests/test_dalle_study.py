@@ -1,0 +1,132 @@
+"""Studies of a DALL·E against painters whose answers are known."""
+
+import numpy as np
+import pytest
+import torch
+from test_scoreboard import Painter, Reader, scenes_of, wrong_background
+from tiny import generator
+
+from minimodal.data.shapes import ShapesSource, parse, render
+from minimodal.drawing import heat_map
+from minimodal.evaluation.dalle_study import (
+    asked,
+    class_scores,
+    copying,
+    nearest_distance,
+    recall_of_captions,
+    sweep,
+    template_scores,
+)
+
+SAMPLING = {"temperature": 0.7, "guidance": 2.0}
+
+
+class Filling(Painter):
+    """Paints what is said, and anything where nothing is said: red, small, white, side by side."""
+
+    def generate(self, prompts, n=1, **settings):
+        specs = []
+        for spec in (parse(p) for p in prompts for _ in range(n)):
+            objects = tuple(
+                o._replace(color=o.color or "red", size=o.size or "small") for o in spec.objects
+            )
+            relation = spec.relation or ("left" if spec.count == 2 else None)
+            background = spec.background or "white"
+            specs.append(spec._replace(objects=objects, relation=relation, background=background))
+        return torch.from_numpy(render(self.spoil(scenes_of(specs), n == 1)))
+
+
+def test_templates_ask_for_more_and_more_of_a_scene():
+    scenes = ShapesSource(0, split="val").scenes(np.arange(40))
+    one, two = (int(np.flatnonzero(scenes.count == count)[0]) for count in (1, 2))
+    assert list(asked(scenes, one)) == ["shape", "color_shape", "all_of_one"]
+    assert list(asked(scenes, two))[:3] == ["two", "relation", "all_of_two"]
+    for prompts in (asked(scenes, one), asked(scenes, two)):
+        said = [parse(prompt) for prompt in prompts.values()]
+        assert all(spec.count == said[0].count for spec in said)
+    full = parse(asked(scenes, two)["all_of_two"])
+    assert full.background and full.relation and all(all(thing) for thing in full.objects)
+
+
+def test_a_painter_who_does_what_is_said_has_full_marks_in_every_template():
+    scores = template_scores(Filling(), sampling=SAMPLING, n=8)
+    names = ("shape", "color_shape", "all_of_one", "two", "relation", "all_of_two", "counting")
+    assert set(scores) == {f"{pairs}_{name}" for pairs in ("seen", "held_out") for name in names}
+    assert set(scores.values()) == {1.0}
+
+
+def test_a_wrong_background_fails_only_the_templates_that_name_one():
+    scores = template_scores(Filling(wrong_background), sampling=SAMPLING, n=8)
+    assert scores["seen_all_of_one"] == scores["held_out_all_of_two"] == 0
+    assert scores["seen_shape"] == scores["held_out_relation"] == 1
+
+
+def test_the_sweep_scores_every_pair_of_settings():
+    painter = Painter()
+    tables = sweep(painter, guidances=(1.0, 2.0, 3.0), temperatures=(0.5, 1.0), n=4)
+    assert {table.shape for table in tables.values()} == {(3, 2)}
+    assert all((table == 1).all() for table in tables.values())
+    assert {(t, g) for _, t, g in painter.calls} == {
+        (t, g) for t in (0.5, 1.0) for g in (1.0, 2.0, 3.0)
+    }
+
+
+def test_a_heat_map_shows_every_share():
+    table = np.array([[0.0, 0.5], [1.0, 0.25]])
+    picture = np.asarray(heat_map(table, ["guidance 1", "guidance 2"], ["T 0.5", "T 1"]))
+    colors = {tuple(row) for row in picture.reshape(-1, 3)}
+    for share in table.flatten():
+        wanted = (round(230 * min(1, 2 - 2 * share)), round(200 * min(1, 2 * share)), 80)
+        assert wanted in colors
+
+
+def test_the_nearest_distance_is_that_of_a_plain_loop():
+    a, b = (torch.randint(256, (n, 3, 4, 4), generator=generator(n)).byte() for n in (5, 7))
+    differences = (a[:, None].float() - b[None].float()).square().mean(dim=(2, 3, 4)).sqrt()
+    torch.testing.assert_close(nearest_distance(a, b), differences.amin(1), rtol=1e-4, atol=1e-3)
+
+
+def test_a_copier_is_found_out_and_the_world_itself_is_not():
+    train, val = ShapesSource(0), ShapesSource(0, split="val")
+    copied = copying(torch.from_numpy(train.images(np.arange(60))), train, val, pool=300)
+    assert copied["nearest_training_picture"] == 0 and copied["nearer"] == 1
+    fresh = ShapesSource(5, split="val").images(np.arange(60))
+    assert 0.2 < copying(torch.from_numpy(fresh), train, val, pool=300)["nearer"] < 0.8
+
+
+class Sighted:
+    """A judge that reads the number that `Numbers` painted."""
+
+    def classify(self, pictures):
+        return pictures[:, 0, 0, 0].long()
+
+
+class Numbers(Painter):
+    """Paints the number of the caption, but every odd picture of class 1 as class 0."""
+
+    def generate(self, prompts, n=1, **settings):
+        wanted = torch.tensor([int(p.split()[-1]) for p in prompts for _ in range(n)])
+        odd = torch.arange(len(wanted)) % 2 == 1
+        wanted = torch.where((wanted == 1) & odd, 0, wanted)
+        return wanted.byte().view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+
+
+def test_the_judge_counts_the_classes_that_were_asked_for():
+    captions = ["number 0", "number 1", "number 2"]
+    scores = class_scores(
+        Numbers(), ["zero", "one", "two"], captions, Sighted(), seed=0, n=12, sampling=SAMPLING
+    )
+    assert scores["judge_agrees"] == pytest.approx(10 / 12, abs=1e-3)
+    assert (scores["judge_agrees_zero"], scores["judge_agrees_one"]) == (1.0, 0.5)
+
+
+def test_recall_is_whether_a_clip_finds_the_caption_of_a_drawn_picture():
+    prompts = ["a large red circle on white", "a small blue star on gray", "a small red ring on black"]
+    found = recall_of_captions(Painter(), Reader(), prompts, seed=0, sampling=SAMPLING)
+    assert found["clip_recall_at_1"] == 1 and found["chance_at_1"] == pytest.approx(1 / 3, abs=1e-3)
+    spoilt = recall_of_captions(
+        Painter(wrong_background), Reader(), prompts, seed=0, sampling=SAMPLING
+    )
+    assert spoilt["clip_recall_at_1"] < 1
+
+
