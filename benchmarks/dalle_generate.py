@@ -133,7 +133,11 @@ def dalle_pytorch(shape: Shape, batch: int, device: str, dtype: torch.dtype) -> 
     from dalle_pytorch import DiscreteVAE
 
     vae = DiscreteVAE(
-        image_size=4 * shape.grid, num_layers=2, num_tokens=shape.codes, codebook_dim=8, hidden_dim=8
+        image_size=4 * shape.grid,
+        num_layers=2,
+        num_tokens=shape.codes,
+        codebook_dim=8,
+        hidden_dim=8,
     )
     model = (
         Theirs(

@@ -182,9 +182,7 @@ class DALLE(nn.Module):
         turns = 100 ** (-torch.arange(pairs, device=places.device) / pairs)
         return torch.cat([row[:, None] * turns, column[:, None] * turns], dim=1)
 
-    def forward(
-        self, text: Tensor, codes: Tensor, *, hidden: Tensor | None = None
-    ) -> DALLELogits:
+    def forward(self, text: Tensor, codes: Tensor, *, hidden: Tensor | None = None) -> DALLELogits:
         """Predict every token of the stream from those before it.
 
         text: (B, T) int64 caption tokens, pad_id after the caption

@@ -116,9 +116,7 @@ class VQGANConfig:
         return self.image_size // self.factor
 
 
-def middle(
-    channels: int, *, kernel: int, config: VQGANConfig, local: bool
-) -> list[nn.Module]:
+def middle(channels: int, *, kernel: int, config: VQGANConfig, local: bool) -> list[nn.Module]:
     """The blocks at the lowest resolution, where the encoder ends and the decoder begins."""
     block = ResidualBlock(channels, channels, kernel=kernel, local=local)
     if not config.middle_attention:

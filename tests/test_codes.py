@@ -53,9 +53,7 @@ def test_dalle_trains_and_draws_on_the_codes_of_an_original_checkpoint(tmp_path)
     shutil.copytree(ORIGINAL, tmp_path / "theirs")
     checkpoint = tmp_path / "theirs" / "last.ckpt"
     recipe, engine = dalle_shapes(), replace(ENGINE, steps=2)
-    recipe = recipe._replace(
-        model=replace(recipe.model, width=16, depth=1, heads=2), engine=engine
-    )
+    recipe = recipe._replace(model=replace(recipe.model, width=16, depth=1, heads=2), engine=engine)
     task = build_dalle(recipe, "shapes:40", vqgan_run=checkpoint)
     run(task, engine, tmp_path / "run", data_spec="shapes:40", device="cpu")
     assert list((tmp_path / "theirs" / "last.ckpt.codes").glob("*.npy"))

@@ -8,7 +8,16 @@ import math
 
 import pytest
 import torch
-from tiny import WORDS, full_logits, generator, integers, make_dalle, make_painter, make_vqgan, noise
+from tiny import (
+    WORDS,
+    full_logits,
+    generator,
+    integers,
+    make_dalle,
+    make_painter,
+    make_vqgan,
+    noise,
+)
 
 from minimodal import dalle as dalle_file
 from minimodal.blocks.pixels import to_uint8

@@ -121,12 +121,14 @@ def test_the_judge_counts_the_classes_that_were_asked_for():
 
 
 def test_recall_is_whether_a_clip_finds_the_caption_of_a_drawn_picture():
-    prompts = ["a large red circle on white", "a small blue star on gray", "a small red ring on black"]
+    prompts = [
+        "a large red circle on white",
+        "a small blue star on gray",
+        "a small red ring on black",
+    ]
     found = recall_of_captions(Painter(), Reader(), prompts, seed=0, sampling=SAMPLING)
     assert found["clip_recall_at_1"] == 1 and found["chance_at_1"] == pytest.approx(1 / 3, abs=1e-3)
     spoilt = recall_of_captions(
         Painter(wrong_background), Reader(), prompts, seed=0, sampling=SAMPLING
     )
     assert spoilt["clip_recall_at_1"] < 1
-
-

@@ -63,7 +63,10 @@ def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
         ("shape", "did you mean shapes"),
         ("cifar-10:x", "did you mean cifar10"),
         ("COCO:x", "did you mean coco"),
-        ("imagenet:x", "unknown kind of data 'imagenet'; known are shapes, cifar10:PATH"),
+        (
+            "imagenet:x",
+            "unknown kind of data 'imagenet'; known are shapes, shapes:hard, cifar10:PATH",
+        ),
         ("", "unknown kind"),
         ("shapes:", "not a number"),
         ("shapes:many", "'many' is not a number"),

@@ -102,7 +102,9 @@ def test_the_command_chooses_among_labels(call):
     (one,) = json.loads(out)["pictures"]
     shares = one["probabilities"]
     assert set(shares) == {"a red circle", "a blue square"}
-    assert sum(shares.values()) == pytest.approx(1) and one["caption"] == max(shares, key=shares.get)
+    assert sum(shares.values()) == pytest.approx(1) and one["caption"] == max(
+        shares, key=shares.get
+    )
 
 
 def test_the_command_writes_a_caption_of_its_own(call):

@@ -36,6 +36,9 @@ from minimodal.evaluation.inception import load_inception
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import Evaluation, Networks, clip_on_data, vqgan_on_data
 from minimodal.evaluation.scoreboard import (
+    HARD,
+    PLAIN,
+    World,
     clip_scores,
     dalle_scores,
     draw,
@@ -84,17 +87,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object instead of words")
 
 
-def on_shapes(model: VQGAN | CLIP | DALLE, arguments: argparse.Namespace) -> Evaluation:
-    """The scores of the Shapes world."""
+def on_shapes(
+    model: VQGAN | CLIP | DALLE, world: World, arguments: argparse.Namespace
+) -> Evaluation:
+    """The scores of a Shapes world."""
     how = {"captions": "full captions of unseen scenes", "world_seed": arguments.seed}
     if isinstance(model, VQGAN):
-        return Evaluation(vqgan_scores(model, seed=arguments.seed), how)
+        return Evaluation(vqgan_scores(model, seed=arguments.seed, world=world), how)
+    if world is HARD and (isinstance(model, CLIP) or arguments.study):
+        raise UserError("shapes:hard has scores for a vqgan and a dalle, and no --study")
     if isinstance(model, CLIP):
         return Evaluation(clip_scores(model, seed=arguments.seed), how)
     sampling = model.run["model"]["sampling"]
     beside = arguments.target.parent / "clip"
     clip = load(beside, kind="clip").to(model.rows.device) if beside.is_dir() else None
-    scores = dalle_scores(model, clip, seed=arguments.seed, n=arguments.n, sampling=sampling)
+    scores = dalle_scores(
+        model, clip, seed=arguments.seed, n=arguments.n, sampling=sampling, world=world
+    )
     if arguments.study:
         scores |= study(model, arguments, sampling)
     return Evaluation(scores, how | {"sampling": sampling})
@@ -171,7 +180,7 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
     """The scores of a model on a data SPEC."""
     parts = [parse_spec(part) for part in split_spec(spec)]
     if parts[0].kind == "shapes":
-        return on_shapes(model, arguments)
+        return on_shapes(model, HARD if parts[0].part == "hard" else PLAIN, arguments)
     if isinstance(model, DALLE):
         found = networks(arguments, model.rows.device)
         if found.judge is None and found.clip is None:

@@ -23,6 +23,7 @@ from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.oracle import Verdict, score
+from minimodal.data.oracle_hard import score_hard
 from minimodal.data.shapes import parse
 from minimodal.drawing import grid, make_folder, save_gif, save_png, to_picture
 from minimodal.errors import UserError
@@ -148,9 +149,10 @@ def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
     return clip.to(device)
 
 
-def judged(prompts: list[str], pictures: Tensor) -> list[Verdict | None]:
+def judged(prompts: list[str], pictures: Tensor, *, hard: bool) -> list[Verdict | None]:
     """The oracle's verdict of each picture; None where it cannot read the prompt.
 
+    hard: pictures of the hard world, which has an oracle of its own
     pictures: (N, 3, H, W) uint8
     """
     readable = []
@@ -163,7 +165,8 @@ def judged(prompts: list[str], pictures: Tensor) -> list[Verdict | None]:
                 print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
     verdicts: list[Verdict | None] = [None] * len(prompts)
     if readable:
-        found = score([prompts[i] for i in readable], pictures[readable].numpy())
+        oracle = score_hard if hard else score
+        found = oracle([prompts[i] for i in readable], pictures[readable].numpy())
         for i, verdict in zip(readable, found, strict=True):
             verdicts[i] = verdict
     return verdicts
@@ -243,8 +246,10 @@ def generate(arguments: argparse.Namespace) -> None:
         best = [each[rank[:n]] for each, rank in zip(sets, order, strict=True)]
         pictures, scores = torch.cat(best), similarity[:, :n].flatten().tolist()
     shown = [prompt for prompt in prompts for _ in range(n)]
-    of_shapes = str(model.run.get("data")).split(":")[0] == "shapes"
-    verdicts = judged(shown, pictures) if of_shapes and arguments.method == "dalle" else None
+    data = str(model.run.get("data")).split(":")
+    verdicts = None
+    if data[0] == "shapes" and arguments.method == "dalle":
+        verdicts = judged(shown, pictures, hard=data[1:2] == ["hard"])
     columns = n if len(prompts) > 1 or n < 4 else 4
     save_png(grid(pictures, shown, verdicts, columns=min(columns, 8)), arguments.out)
     files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]

@@ -106,14 +106,25 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     if system in ("dalle", "vqgan-prior"):
-        parser.add_argument("--vqgan", required=True, type=Path, metavar="RUN|CHECKPOINT",
-            help="a trained run or an original checkpoint")
+        parser.add_argument(
+            "--vqgan",
+            required=True,
+            type=Path,
+            metavar="RUN|CHECKPOINT",
+            help="a trained run or an original checkpoint",
+        )
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--limit", type=int, metavar="N", help="use at most N pictures")
     add_fields(parser, "engine", recipe.engine, ())
     add_fields(parser, "training", recipe.training, ())
     add_fields(parser, "model", recipe.model, DECIDED.get(system, ()))
+
+
+def kind_of(spec: str) -> str:
+    """The kind of data that a SPEC names, to choose a recipe by: "cifar10", "shapes", "hard", …"""
+    kind, _, rest = spec.partition(":")
+    return "hard" if kind == "shapes" and rest.split(":")[0] == "hard" else kind
 
 
 def spec_kind(argv: Sequence[str]) -> str:
@@ -124,7 +135,7 @@ def spec_kind(argv: Sequence[str]) -> str:
         known, _ = finder.parse_known_args(argv)
     except argparse.ArgumentError:
         return "shapes"  # the real parser will say what is wrong
-    return known.data.split(":")[0]
+    return kind_of(known.data)
 
 
 def make_parser(argv: Sequence[str]) -> Parser:
@@ -177,7 +188,7 @@ def train(arguments: argparse.Namespace) -> None:
     for part in split_spec(arguments.data):
         parse_spec(part)  # before anything slow
     distributed.pick_device(arguments.device)
-    given = recipe_for(system, arguments.data.split(":")[0])
+    given = recipe_for(system, kind_of(arguments.data))
     values = {part: chosen(getattr(given, part), arguments) for part in given._fields}
     recipe = type(given)(**values)
     if isinstance(recipe, VQGANRecipe):

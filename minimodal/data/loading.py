@@ -1,6 +1,6 @@
 """From a data SPEC on the command line to a source, and from a step number to a batch.
 
-    shapes | cifar10:PATH | cifar100:PATH | coco:PATH[:train2017|val2017] | folder:PATH
+    shapes | shapes:hard | cifar10:PATH | cifar100:PATH | coco:PATH[:train2017|val2017] | folder:PATH
 
 each with an optional `:N` behind it, for N pictures only; several with commas between are trained
 on together and scored on the first. `open_data` gives an object with
@@ -23,10 +23,13 @@ from minimodal.data.coco import PARTS, open_coco
 from minimodal.data.folder import open_folder
 from minimodal.data.images import ImageSource, join_sources
 from minimodal.data.shapes import ShapesSource
+from minimodal.data.shapes_hard import HardSource
 from minimodal.errors import UserError
 
 KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder")
-FORMS = "shapes, cifar10:PATH, cifar100:PATH, coco:PATH[:train2017|val2017], folder:PATH"
+FORMS = (
+    "shapes, shapes:hard, cifar10:PATH, cifar100:PATH, coco:PATH[:train2017|val2017], folder:PATH"
+)
 
 
 class Spec(NamedTuple):
@@ -34,7 +37,7 @@ class Spec(NamedTuple):
 
     kind: str
     path: str = ""
-    part: str | None = None  # of COCO
+    part: str | None = None  # of COCO; "hard" of shapes
     limit: int | None = None
 
 
@@ -86,6 +89,9 @@ def parse_spec(spec: str) -> Spec:
             hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--data {spec}: unknown kind of data {kind!r}; {hint}known are {FORMS}")
     if kind == "shapes":
+        hard, more, number = rest.partition(":")
+        if hard == "hard":
+            return Spec(kind, part="hard", limit=_count(number, spec) if more else None)
         return Spec(kind, limit=_count(rest, spec) if colon else None)
     if not rest:
         raise UserError(f"--data {spec}: a path is missing, write {kind}:PATH")
@@ -112,7 +118,7 @@ def open_data(
     split: str = "train",
     limit: int | None = None,
     seed: int = 0,
-) -> ImageSource | ShapesSource:
+) -> ImageSource | ShapesSource | HardSource:
     """Open what a data SPEC names, at `image_size`; `split` is "train" or "val".
 
     `limit`, and `:N` in the SPEC, keep the first N of a seeded shuffle (the smaller where both
@@ -135,9 +141,10 @@ def open_data(
     kind, path, part, limit_in_spec = parse_spec(spec)
     limit = min((n for n in (limit, limit_in_spec) if n is not None), default=None)
     if kind == "shapes":
+        world = HardSource if part == "hard" else ShapesSource
         if limit is None:
-            return ShapesSource(seed, split=split, image_size=image_size)
-        return ShapesSource(seed, split=split, image_size=image_size, length=limit)
+            return world(seed, split=split, image_size=image_size)
+        return world(seed, split=split, image_size=image_size, length=limit)
     common = {"image_size": image_size, "split": split, "limit": limit, "seed": seed}
     if kind == "cifar10":
         return open_cifar(path, 10, **common)

@@ -139,7 +139,9 @@ def describe(
         begin = None
         if best is not None:
             length = int((best != dalle.config.pad_id).sum())
-            kept = int(torch.randint(max(length, 1), (1,), generator=generator, device=codes.device))
+            kept = int(
+                torch.randint(max(length, 1), (1,), generator=generator, device=codes.device)
+            )
             begin = best[:kept]
         text = write_captions(dalle, n, generator=generator, begin=begin)  # (n, T)
         text = text.unique(dim=0)

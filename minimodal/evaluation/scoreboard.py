@@ -9,7 +9,7 @@ Models in, dicts of numbers between 0 and 1 out. Captions state every attribute.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from minimodal.blocks.quantizer import usage
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
 from minimodal.data.oracle import Verdict, score
+from minimodal.data.oracle_hard import score_hard
 from minimodal.data.shapes import (
     BACKGROUNDS,
     COLORS,
@@ -34,11 +35,22 @@ from minimodal.data.shapes import (
     parse,
     swap,
 )
+from minimodal.data.shapes_hard import HardSource
 from minimodal.data.shapes_language import DRAWS
 from minimodal.evaluation.metrics import psnr, recall_at_k
 from minimodal.vqgan import VQGAN
 
 ATTRIBUTES = ("count", "shape", "color", "size", "background", "relation")
+
+
+class World(NamedTuple):
+    """A Shapes world: its data source, and the oracle that compares pictures with captions."""
+
+    source: type[ShapesSource] | type[HardSource]
+    score: Callable[[Sequence[str], np.ndarray], list[Verdict]]
+
+
+PLAIN, HARD = World(ShapesSource, score), World(HardSource, score_hard)
 
 
 def rounded(scores: dict[str, float]) -> dict[str, float]:
@@ -90,14 +102,16 @@ def redraw(vqgan: VQGAN, images: Tensor) -> Redrawn:
     return Redrawn(torch.cat(painted), min(used))
 
 
-def vqgan_scores(vqgan: VQGAN, *, seed: int = 0, n: int = 2000) -> dict[str, float]:
+def vqgan_scores(
+    vqgan: VQGAN, *, seed: int = 0, n: int = 2000, world: World = PLAIN
+) -> dict[str, float]:
     """The ceiling of what its codes can draw: the oracle on reconstructions of unseen scenes."""
-    source = ShapesSource(seed, split="val", pairs="all", image_size=vqgan.config.image_size)
+    source = world.source(seed, split="val", pairs="all", image_size=vqgan.config.image_size)
     numbers = np.arange(n)
     images = torch.from_numpy(source.images(numbers))
     again = redraw(vqgan, images)
     texts = source.full_captions(numbers, np.random.default_rng(seed))
-    verdicts = score(texts, again.pictures.numpy())
+    verdicts = world.score(texts, again.pictures.numpy())
     return rounded(
         {
             "oracle_exact": exact(verdicts).mean(),
@@ -211,8 +225,9 @@ def draw(dalle: DALLE, prompts: list[str], n: int, *, seed: int, sampling: dict)
 
 
 def dalle_scores(
-    dalle: DALLE, clip: CLIP | None = None, *, seed: int = 0, n: int = 500, sampling: dict
-) -> dict[str, float]:
+    dalle: DALLE, clip: CLIP | None = None, *, seed: int = 0, n: int = 500, sampling: dict,
+    world: World = PLAIN,
+) -> dict[str, float]:  # fmt: skip
     """Share of pictures that hold all that their captions say; one sample a prompt.
 
     The best of 4 are picked by CLIP among the scored sample and three more, for n/2 prompts.
@@ -222,7 +237,7 @@ def dalle_scores(
     scores: dict[str, float] = {}
     plain, few = {**sampling, "guidance": 1.0}, max(1, n // 2)
     for name in ("seen", "held_out"):
-        source = ShapesSource(seed, split="val", pairs=name)
+        source = world.source(seed, split="val", pairs=name)
         numbers = np.arange(n)
         prompts = source.full_captions(numbers, np.random.default_rng(seed))
         if name == "seen":  # the first batch is slower than those that are timed
@@ -231,7 +246,7 @@ def dalle_scores(
         pictures = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
         if name == "seen":
             scores["images_per_second_guided"] = n / (time.perf_counter() - began)
-        verdicts = score(prompts, pictures.numpy())
+        verdicts = world.score(prompts, pictures.numpy())
         right, one = exact(verdicts), source.scenes(numbers).count == 1
         cases = {name: right, f"{name}_one_object": right[one]}
         for attribute in ATTRIBUTES:
@@ -241,13 +256,13 @@ def dalle_scores(
         unguided = draw(dalle, prompts[:few], 1, seed=seed, sampling=plain)
         if name == "seen":
             scores["images_per_second"] = few / (time.perf_counter() - began)
-        cases[f"{name}_no_guidance"] = exact(score(prompts[:few], unguided.numpy()))
+        cases[f"{name}_no_guidance"] = exact(world.score(prompts[:few], unguided.numpy()))
         if clip is not None:
             more = draw(dalle, prompts[:few], 3, seed=seed + 1, sampling=sampling)
             sets = torch.cat([pictures[:few, None], more.unflatten(0, (few, 3))], dim=1)
             best = rerank(clip, prompts[:few], sets)[0][:, 0]  # sets: (P, 4, 3, H, W)
             kept = sets[torch.arange(few), best]
-            cases[f"{name}_rerank4"] = exact(score(prompts[:few], kept.numpy()))
+            cases[f"{name}_rerank4"] = exact(world.score(prompts[:few], kept.numpy()))
         scores |= shares(cases)
     return rounded(scores)
 

@@ -173,7 +173,11 @@ def encode_data(
     here = distributed.start(device)
     vqgan = load(vqgan_run, kind="vqgan").to(here.device)
     quantizer, original = vqgan.quantizer, not vqgan_run.is_dir()
-    if not original and quantizer.needs_start and not any(counts.any() for counts in quantizer.usage_counts):
+    if (
+        not original
+        and quantizer.needs_start
+        and not any(counts.any() for counts in quantizer.usage_counts)
+    ):
         raise UserError(
             f"{vqgan_run} has no codes yet: its training ended before they were placed, at step "
             f"{vqgan.run['model']['training']['warm_start']}; train it longer or with a smaller "

@@ -85,6 +85,19 @@ def vqgan_shapes() -> VQGANRecipe:
     )
 
 
+def vqgan_hard() -> VQGANRecipe:
+    """The hard Shapes world: more structures (centres on any pixel) and more pairs of colours."""
+    recipe = vqgan_shapes()
+    return recipe._replace(
+        model=replace(recipe.model, codes=(512, 128)),
+        engine=replace(recipe.engine, steps=7200),
+        training=replace(
+            recipe.training, warm_start=1200, views_end=4000, discriminator_start=6000,
+            gan_start=6500, gan_ramp=300,
+        ),
+    )  # fmt: skip
+
+
 def vqgan_small() -> VQGANRecipe:
     """CIFAR-sized pictures, f = 4, one codebook of 1024; ten minutes on two cores."""
     return VQGANRecipe(
@@ -198,6 +211,16 @@ def dalle_shapes() -> DALLERecipe:
     )
 
 
+def dalle_hard() -> DALLERecipe:
+    """The hard Shapes world."""
+    recipe = dalle_shapes()
+    return recipe._replace(
+        model=replace(recipe.model, width=192, heads=6),
+        training=replace(recipe.training, pool=65_536),
+        engine=replace(recipe.engine, lr=1e-3, steps=4800),
+    )
+
+
 def dalle_small() -> DALLERecipe:
     """CIFAR-sized pictures with class captions."""
     recipe = dalle_shapes()
@@ -259,14 +282,29 @@ def scale_events(recipe: VQGANRecipe, given: VQGANRecipe) -> VQGANRecipe:
 
 
 # By the kind of data in a SPEC: shapes, small pictures with classes, or captioned photographs.
-VQGAN_RECIPES = {"shapes": vqgan_shapes, "cifar10": vqgan_small, "cifar100": vqgan_small}
-CLIP_RECIPES = {"shapes": clip_shapes, "cifar10": clip_small, "cifar100": clip_small}
-DALLE_RECIPES = {"shapes": dalle_shapes, "cifar10": dalle_small, "cifar100": dalle_small}
-PRIOR_RECIPES = {"shapes": vqgan_prior_shapes}
+VQGAN_RECIPES = {
+    "shapes": vqgan_shapes,
+    "hard": vqgan_hard,
+    "cifar10": vqgan_small,
+    "cifar100": vqgan_small,
+}
+CLIP_RECIPES = {
+    "shapes": clip_shapes,
+    "hard": clip_shapes,
+    "cifar10": clip_small,
+    "cifar100": clip_small,
+}
+DALLE_RECIPES = {
+    "shapes": dalle_shapes,
+    "hard": dalle_hard,
+    "cifar10": dalle_small,
+    "cifar100": dalle_small,
+}
+PRIOR_RECIPES = {"shapes": vqgan_prior_shapes, "hard": vqgan_prior_shapes}
 
 
 def recipe_for(system: str, data: str) -> Recipe:
-    """The recipe of a system ("vqgan", "clip", …) for a kind of data ("cifar10", …)."""
+    """The recipe of a system ("vqgan", "clip", …) for a kind of data ("cifar10", "hard", …)."""
     if system == "vqgan":
         return VQGAN_RECIPES.get(data, vqgan_photos)()
     if system == "clip":
