@@ -1,6 +1,6 @@
 """Drawing picture tokens beside transformers' GPT-2, x-transformers and dalle-pytorch.
 
-python benchmarks/dalle_generate.py [--threads 2] [--rounds 3] [--batch 4] [--device cpu|cuda] [--large]
+python benchmarks/dalle_generate.py [--threads 2] [--rounds 3] [--batch 4] [--device D] [--large]
 
 All have the same shape (32 caption and 256 picture tokens, width 256, depth 6, 8 heads,
 vocabularies of 4096 and 1024; --large: 125M parameters, width 768, depth 12, 12 heads, 256 and

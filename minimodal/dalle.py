@@ -9,8 +9,9 @@ and `blocks/sampling.py` before; what else one can ask of the same weights (capt
 in `evaluation/reading.py`.
 
 Every layer attends to all that came before, or by the paper's sparse patterns (`attention="paper"`,
-see `blocks/attention.py`). Where VQGAN has two codebooks a position's code is predicted as two factors in turn, the second
-given the first, as in the RQ-Transformer (Lee et al. 2022); the stream stays as long.
+see `blocks/attention.py`). Where VQGAN has two codebooks a position's code is predicted as two
+factors in turn, the second given the first, as in the RQ-Transformer (Lee et al. 2022); the stream
+stays as long.
 """
 
 from collections.abc import Callable
@@ -334,8 +335,8 @@ class DALLE(nn.Module):
             for piece, ids in self.tokenizer.pieces(prompt):
                 if not self.known_tokens.issuperset(ids):
                     raise UserError(
-                        f"'{prompt[:60]}': no caption of the training had '{piece.strip()}', so the "
-                        "model does not know it; use other words, or --allow-unseen"
+                        f"'{prompt[:60]}': no caption of the training had '{piece.strip()}', so "
+                        "the model does not know it; use other words, or --allow-unseen"
                     )
 
     def generate(

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import systems
 import torch
-import torch.nn.functional as F
-from tiny import generator, make_vqgan, noise, pictures
+from tiny import make_vqgan, noise, pictures
 from torch import nn
 
 from minimodal.blocks.discriminator import (

@@ -204,8 +204,8 @@ class Pattern:
 def schedule(kind: str, depth: int, *, ahead: int, grid: int, kernel: int) -> tuple[Pattern, ...]:
     """The patterns of all layers: one kind, or "paper" for the paper's order of three.
 
-    Appendix B.1 counts layers from 1: column attention where (i - 2) mod 4 = 0, convolutional in the
-    last, row attention in all others.
+    Appendix B.1 counts layers from 1: column attention where (i - 2) mod 4 = 0, convolutional in
+    the last, row attention in all others.
     """
     kinds = [kind] * depth
     if kind == "paper":

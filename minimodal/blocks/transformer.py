@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from minimodal.blocks.attention import Attend, Pattern, attend, causal_mask
 from minimodal.errors import UserError
 
-
 Activation = Callable[[Tensor], Tensor]
 
 

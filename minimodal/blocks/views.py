@@ -2,13 +2,13 @@
 appearance.
 
 Nobody says what the two factors are. In training the structure encoder sees the picture in other
-colours (`recolor`), the appearance encoder sees every patch with its pixels drawn anew (`resample`),
-and the decoder has to paint the picture itself. So colours can only come by the one way and places
-only by the other, and each codebook learns what its view leaves it. Afterwards both encoders see the
-picture as it is.
+colours (`recolor`), the appearance encoder sees every patch with its pixels drawn anew
+(`resample`), and the decoder has to paint the picture itself. So colours can only come by the one
+way and places only by the other, and each codebook learns what its view leaves it. Afterwards both
+encoders see the picture as it is.
 
-The idea is that of representations by invariance (content and style from augmentations, von Kügelgen
-et al. 2021), here for each patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing before this file.
+The idea is that of content and style from augmentations (von Kügelgen et al. 2021), here for each
+patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing before this file.
 """
 
 from typing import NamedTuple
@@ -86,8 +86,8 @@ def resample(images: Tensor, directions: Tensor, picks: Tensor, *, patch: int) -
 
 
 def local_contrast(images: Tensor, *, patch: int) -> Tensor:
-    """Every patch without its mean, at unit contrast (local contrast normalisation, as in Jarrett et
-    al. 2009): what is left for the structure encoder to learn is which colours are alike.
+    """Every patch without its mean, at unit contrast (local contrast normalisation, as in Jarrett
+    et al. 2009): what is left for the structure encoder to learn is which colours are alike.
 
     images: (B, 3, H, W)
     returns: (B, 3, H, W)

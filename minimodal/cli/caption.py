@@ -15,9 +15,9 @@ from torch import Tensor
 from minimodal.blocks.pixels import to_float
 from minimodal.cli.which_clip import shown
 from minimodal.dalle import DALLE
-from minimodal.evaluation.reading import caption_scores, describe
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.errors import UserError
+from minimodal.evaluation.reading import caption_scores, describe
 from minimodal.runs import dalle_folder, load
 from minimodal.training.distributed import pick_device
 

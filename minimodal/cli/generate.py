@@ -69,11 +69,11 @@ def make_parser() -> Parser:
     add("--top-p", type=float, default=1.0, metavar="P",
         help="draw among the likeliest that hold P together (default: 1, all)")  # fmt: skip
     add("--min-p", type=float, default=0.0, metavar="P",
-        help="drop codes less than P times as likely as the likeliest (default: 0, none)")  # fmt: skip
+        help="drop codes less than P times as likely as the best (default: 0, none)")  # fmt: skip
     add("--guidance", type=float, metavar="S",
         help="how much the caption counts; 1 is plain (default: the run's own)")  # fmt: skip
     add("--schedule", choices=["constant", "linear", "cosine"], default="constant",
-        help="guidance all along, or growing from 1 over the picture (default: constant)")  # fmt: skip
+        help="guidance all along, or growing from 1 as it draws (default: constant)")  # fmt: skip
     add("--rerank", type=int, default=0, metavar="K",
         help="draw K a prompt (at least N), keep the N that CLIP finds best "
              "(default: 0, off)")  # fmt: skip

@@ -2,8 +2,8 @@
 
 Everything that makes the plain world easy for patches is gone: centres are any whole pixel, later
 objects cover earlier ones (of each at least 60 % stays visible), and the ground is plain, striped,
-checked, dotted or shaded in two tones of its grey. Colours of a scene differ. Shapes, colours, sizes
-and the HELD_OUT pairs are those of `shapes_world.py`, captions are read by the same parser:
+checked, dotted or shaded in two tones of its grey. Colours of a scene differ. Shapes, colours,
+sizes and the HELD_OUT pairs are those of `shapes_world.py`, captions are read by the same parser:
 "a large red circle and a small blue square and a small green star on gray".
 
 `HardSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S), captions

@@ -51,7 +51,7 @@ def cached_codes(
 ) -> Tensor:
     """`tokenize_pictures`, once: kept in a file whose name stands for the weights and the data.
 
-    The file is mapped into memory, not read: of millions of pictures' codes a batch touches its own.
+    The file is mapped into memory, not read: of millions of pictures a batch touches its own.
     returns: (N, h, w) int32
     """
     if path.exists():
