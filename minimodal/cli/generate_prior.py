@@ -30,7 +30,7 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="WxH",
         help="width and height in pixels, such as 96x64 (default: as trained)")  # fmt: skip
     add("--keep", type=float, default=0.5, metavar="P",
-        help="how much of the picture to --complete is kept (default: 0.5, upper half)")  # fmt: skip
+        help="how much of the picture to --complete stays (default: 0.5, upper half)")  # fmt: skip
     add("--stride", type=int, default=1, metavar="S",
         help="the sliding window moves S codes at a time: faster (default: 1)")  # fmt: skip
 
