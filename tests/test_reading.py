@@ -69,7 +69,7 @@ def test_a_description_is_the_best_of_what_was_tried():
     few = describe(model, picture, generator=generator(), n=4, rounds=1)
     many = describe(model, picture, generator=generator(), n=4, rounds=12)
     assert many.score >= few.score
-    exact = log_likelihood(model, many.text[None], picture[None]).joint
+    exact = log_likelihood(model, many.text[None], picture[None]).image
     assert exact.item() == pytest.approx(many.score, rel=1e-5)
     again = describe(model, picture, generator=generator(), n=4, rounds=12)
     assert again.caption == many.caption

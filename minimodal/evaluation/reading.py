@@ -1,12 +1,8 @@
 """DALL·E read the other way: what the same weights say of captions for a given picture.
 
-The stream is caption, then picture, so a DALL·E knows p(text) and p(picture | text) and, by
-Bayes' rule, how well captions explain a picture:
-
-    log p(text | picture) = log p(text) + log p(picture | text) + a constant
-
-That makes it a classifier (`caption_scores`), and with captions that it writes itself
-(`write_captions`) a captioner (`describe`). Captions as tokens (B, T) and codes (B, h, w) in.
+The stream is caption, then picture, so a DALL·E knows p(text) and p(picture | text). The second
+makes it a classifier (`caption_scores`): which caption explains the picture best? With captions that
+it writes itself from the first (`write_captions`) it is a captioner (`describe`). Captions as tokens (B, T) and codes (B, h, w) in.
 Read `dalle.py` before.
 """
 
@@ -115,7 +111,7 @@ class Description(NamedTuple):
 
     caption: in words
     text: (T,) int64 its tokens
-    score: log p(caption, picture) in nats
+    score: log p(picture | caption) in nats
     """
 
     caption: str
@@ -126,11 +122,12 @@ class Description(NamedTuple):
 def describe(
     dalle: DALLE, codes: Tensor, *, generator: torch.Generator, n: int = 64, rounds: int = 8
 ) -> Description:
-    """The likeliest caption of a picture that a search finds.
+    """The caption that explains a picture best, of those that a search comes upon.
 
-    First n captions drawn from p(text), the best of which explains the picture most; then rounds
-    that keep a beginning of the best so far and draw n other ends for it. The beginnings are of
-    random length, so that every word comes up for change.
+    First n captions are drawn from p(text); then come rounds that keep a beginning of the best so
+    far and draw n other ends for it. The beginnings are of random length, so that every word comes
+    up for change. Captions are compared by log p(picture | text): by p(text, picture) the emptiest
+    would win, since there are so many ways to say more.
 
     codes: (h, w) int64
     """
@@ -145,7 +142,7 @@ def describe(
             begin = best[:kept]
         text = write_captions(dalle, n, generator=generator, begin=begin)  # (n, T)
         text = text.unique(dim=0)
-        scores = log_likelihood(dalle, text, codes.expand(len(text), -1, -1)).joint
+        scores = log_likelihood(dalle, text, codes.expand(len(text), -1, -1)).image
         top = int(scores.argmax())
         if float(scores[top]) > best_score:
             best, best_score = text[top], float(scores[top])
