@@ -207,21 +207,24 @@ def test_a_mirrored_pictures_codes_go_with_the_same_caption():
 # --- drawing: the decoding matrix ----------------------------------------------------------------
 
 
-def decode(model, text, monkeypatch, *, seed: int = 0, use_cache: bool = True, **settings):
+def decode(model, text, monkeypatch, *, seed: int = 0, use_cache: bool = True, known=None,
+           keep=None, **settings):  # fmt: skip
     """Codes, and the logits that each was drawn from: one tensor (B, K) for each factor drawn."""
     logits, original = [], dalle_file.draw
 
-    def keep(row, config, random):
+    def watched(row, config, random):
         logits.append(row)
         return original(row, config, random)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dalle_file, "draw", keep)
+        patch.setattr(dalle_file, "draw", watched)
         codes = model.generate_codes(
             text,
             generator=generator(seed),
             sampling=SamplingConfig(**settings),
             use_cache=use_cache,
+            known=known,
+            keep=keep,
         )
     return codes, logits
 

@@ -6,16 +6,15 @@ rotary positions and normalised queries; seeds, streams of rows, completion.
 
 import pytest
 import torch
+from test_dalle import TEXT, decode
 from tiny import generator, integers, make_dalle, make_painter, noise
 from torch import nn
 
-from minimodal import dalle as dalle_file
 from minimodal.blocks.pixels import to_float
 from minimodal.blocks.sampling import SamplingConfig, guide
 from minimodal.blocks.transformer import KVCache, Packed, project
 from minimodal.errors import UserError
 
-TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0], [12, 0, 0, 0, 0]])
 PATTERNS = ("full", "row", "column", "conv", "paper")
 GRID = 4
 KNOWN = integers(20, 3, GRID, GRID, seed=4)
@@ -34,25 +33,11 @@ def make(kind: str):
     return make_dalle(grid=GRID, codes=(5, 4), depth=4, **KINDS[kind])
 
 
-def decode(model, monkeypatch, *, scale: float, keep=None, use_cache: bool = True, **settings):
-    """Codes, and the logits that each factor was drawn from."""
-    logits, original = [], dalle_file.draw
-
-    def watched(row, config, random):
-        logits.append(row)
-        return original(row, config, random)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dalle_file, "draw", watched)
-        codes = model.generate_codes(
-            TEXT,
-            generator=generator(3),
-            sampling=SamplingConfig(guidance=scale, **settings),
-            use_cache=use_cache,
-            known=None if keep is None else KNOWN,
-            keep=keep,
-        )
-    return codes, logits
+def draw_all(model, monkeypatch, *, scale: float, keep=None, **settings):
+    """Codes and logits of the captions, primed with the known codes where some are kept."""
+    known = None if keep is None else KNOWN
+    return decode(model, TEXT, monkeypatch, seed=3, guidance=scale, known=known, keep=keep,
+                  **settings)  # fmt: skip
 
 
 @pytest.mark.parametrize("keep", [None, TOP, BOX], ids=["plain", "primed", "box"])
@@ -60,8 +45,8 @@ def decode(model, monkeypatch, *, scale: float, keep=None, use_cache: bool = Tru
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_decoding_matrix(kind, scale, keep, monkeypatch):
     model, known = make(kind), KNOWN.clone()
-    cached, logits = decode(model, monkeypatch, scale=scale, keep=keep)
-    plain, expected = decode(model, monkeypatch, scale=scale, keep=keep, use_cache=False)
+    cached, logits = draw_all(model, monkeypatch, scale=scale, keep=keep)
+    plain, expected = draw_all(model, monkeypatch, scale=scale, keep=keep, use_cache=False)
     assert torch.equal(cached, plain)
     drawn = torch.ones(GRID, GRID, dtype=torch.bool) if keep is None else ~keep
     assert len(logits) == len(expected) == 2 * int(drawn.sum())
@@ -81,7 +66,7 @@ def test_the_decoding_matrix(kind, scale, keep, monkeypatch):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_schedule_lets_guidance_grow_from_1(schedule, monkeypatch):
     model = make("full")
-    codes, logits = decode(model, monkeypatch, scale=5.0, schedule=schedule)
+    codes, logits = draw_all(model, monkeypatch, scale=5.0, schedule=schedule)
     first = model(TEXT, codes).image[0][:, 0]
     torch.testing.assert_close(logits[0], first, rtol=0, atol=1e-4)
     growing = [SamplingConfig(guidance=5.0, schedule=schedule).scale(n / 16) for n in range(17)]
