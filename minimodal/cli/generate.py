@@ -179,16 +179,15 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
     """
     own = dalle.run["model"].get("sampling", {})
     each = max(arguments.n, arguments.rerank)
-    total = each * len(arguments.prompts) * dalle.config.grid
-    bar = tqdm(total=total, unit="row", file=sys.stderr, disable=None, leave=False)
+    total = each * len(arguments.prompts)
+    bar = tqdm(total=total, unit="picture", file=sys.stderr, disable=None, leave=False)
     frames: list[Tensor] = []
 
     def chosen(value: float | None, name: str) -> float:
         return own.get(name, 1.0) if value is None else value
 
     def row(pictures: Tensor, done: int) -> None:
-        bar.update(len(pictures))
-        if arguments.gif and done == 0:
+        if done == 0:
             frames.append(pictures.cpu())
 
     seeded = {"seeds": arguments.seeds} if arguments.seeds else {
@@ -208,7 +207,8 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             redraw=arguments.redraw,
             truncate=arguments.truncate,
             allow_unseen=arguments.allow_unseen,
-            partial=row,
+            progress=lambda done: bar.update(done - bar.n),
+            partial=row if arguments.gif else None,
             **seeded,
         ).cpu()
     if arguments.gif:

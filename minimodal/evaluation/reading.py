@@ -1,9 +1,9 @@
 """DALL·E read the other way: what the same weights say of captions for a given picture.
 
 The stream is caption, then picture, so a DALL·E knows p(text) and p(picture | text). The second
-makes it a classifier (`caption_scores`): which caption explains the picture best? With captions that
-it writes itself from the first (`write_captions`) it is a captioner (`describe`). Captions as tokens (B, T) and codes (B, h, w) in.
-Read `dalle.py` before.
+makes it a classifier (`caption_scores`): which caption explains the picture best? With captions
+that it writes itself from the first (`write_captions`) it is a captioner (`describe`). Captions as
+tokens (B, T) and codes (B, h, w) in. Read `dalle.py` before.
 """
 
 from collections.abc import Sequence
