@@ -205,13 +205,19 @@ class DALLE(nn.Module):
         return DALLELogits(self.text_head(h[:, :T]), tuple(logits))
 
     def loss(
-        self, text: Tensor, codes: Tensor, *, hidden: Tensor | None = None
+        self,
+        text: Tensor,
+        codes: Tensor,
+        *,
+        hidden: Tensor | None = None,
+        smoothing: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L = 1/8 L_text + 7/8 L_image, means of the cross-entropies (section 2.2).
 
         text: (B, T) int64
         codes: (B, h, w) int64
         hidden: (B, T) bool, caption tokens that are predicted, but not read
+        smoothing: share of each code's label that is spread evenly over all codes
         returns: () loss, and its parts
         """
         out = self.forward(text, codes, hidden=hidden)
@@ -219,7 +225,9 @@ class DALLE(nn.Module):
         text_loss = F.cross_entropy(out.text.flatten(0, 1).float(), wanted.flatten())
         image_loss = torch.stack(
             [
-                F.cross_entropy(logits.flatten(0, 1).float(), part.flatten())
+                F.cross_entropy(
+                    logits.flatten(0, 1).float(), part.flatten(), label_smoothing=smoothing
+                )
                 for logits, part in zip(out.image, self.factors(codes.flatten(1)), strict=True)
             ]
         ).sum()  # the chain rule: log p(a, b) = log p(a) + log p(b | a)

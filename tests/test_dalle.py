@@ -143,6 +143,27 @@ def test_the_picture_loss_of_two_codebooks_is_that_of_the_joint_code():
     assert parts["image_loss"].item() == pytest.approx(-joint.mean().item(), rel=1e-5)
 
 
+@both
+def test_smoothing_spreads_a_share_of_every_label_evenly(codes):
+    model = make_dalle(codes=codes)
+    pictures = codes_for(model)
+    plain, smooth = (model.loss(TEXT, pictures, smoothing=s)[1]["image_loss"] for s in (0.0, 0.2))
+    spread = sum(-logits.log_softmax(-1).mean() for logits in model(TEXT, pictures).image)
+    torch.testing.assert_close(smooth, 0.8 * plain + 0.2 * spread)
+
+
+def test_a_hidden_token_is_predicted_but_not_read():
+    model, pictures = make_dalle(), codes_for(make_dalle())
+    hidden = torch.zeros_like(TEXT, dtype=torch.bool)
+    hidden[0, 1] = True
+    other = TEXT.clone()
+    other[0, 1] = 11
+    a, b = (model(text, pictures, hidden=hidden) for text in (TEXT, other))
+    assert torch.equal(a.text, b.text) and torch.equal(a.image[0], b.image[0])
+    losses = [model.loss(text, pictures, hidden=hidden)[1]["text_loss"] for text in (TEXT, other)]
+    assert losses[0] != losses[1]
+
+
 def test_every_table_and_layer_learns():
     model = make_dalle(codes=TWO)
     model.loss(TEXT, codes_for(model))[0].backward()
@@ -177,6 +198,16 @@ def make_task(**training) -> DALLETask:
         batch_size=1500,
         seed=0,
     )
+
+
+def test_word_dropout_hides_that_share_of_tokens_and_bpe_dropout_tears_words():
+    plain, task = make_task(caption_dropout=0.0), make_task(caption_dropout=0.0, word_dropout=0.3)
+    hidden = task.batch(3, slice(0, 1500))["hidden"]
+    assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    torn = make_task(caption_dropout=0.0, bpe_dropout=0.5)
+    whole, parts = plain.batch(3, slice(0, 1500)), torn.batch(3, slice(0, 1500))
+    assert (parts["text"] != 0).sum() > 1.2 * (whole["text"] != 0).sum()
+    assert torch.equal(torn.batch(3, slice(700, 710))["text"], parts["text"][700:710])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])

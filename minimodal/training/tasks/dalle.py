@@ -38,6 +38,7 @@ class DALLETraining:
     max_text_length: int = 48  # tokens of a caption; longer ones are cut
     caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
     word_dropout: float = 0.0  # chance that a token of a caption is not read
+    label_smoothing: float = 0.0  # share of a code's label that is spread over all codes
     bpe_dropout: float = 0.0  # chance that a merge of the captions' tokens is left out
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
@@ -47,7 +48,7 @@ class DALLETraining:
     def __post_init__(self) -> None:
         if self.pool < 1:
             raise UserError(f"pool {self.pool}: expected at least 1")
-        for name in ("caption_dropout", "word_dropout", "bpe_dropout"):
+        for name in ("caption_dropout", "word_dropout", "bpe_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
@@ -132,7 +133,12 @@ class DALLETask:
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """1/8 text and 7/8 image."""
-        return self.model.loss(batch["text"], batch["codes"], hidden=batch.get("hidden"))
+        return self.model.loss(
+            batch["text"],
+            batch["codes"],
+            hidden=batch.get("hidden"),
+            smoothing=self.training.label_smoothing,
+        )
 
     def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
         """Nothing follows."""
