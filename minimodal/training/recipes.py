@@ -226,7 +226,7 @@ def dalle_small() -> DALLERecipe:
     recipe = dalle_shapes()
     return DALLERecipe(
         replace(recipe.model, width=192, heads=6),
-        DALLETraining(flip=True, temperature=0.9, guidance=2.0),
+        DALLETraining(flip=True, temperature=0.9, guidance=3.0),
         TrainConfig(
             steps=4000, batch_size=32, lr=1e-3, warmup=200, weight_decay=0.1, ema_decay=0.999
         ),
