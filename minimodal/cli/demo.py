@@ -50,7 +50,8 @@ def add_demo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER",
                         help="folder of the runs and the scores (default: runs/demo)")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=FULL, metavar="M",
-                        help="scales the stages' steps; DALL·E's at most to the recipe's (default: 10)")  # fmt: skip
+                        help="scales the stages' steps; DALL·E's at most to the recipe's "
+                             "(default: 10)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     parser.add_argument("--resume", action="store_true",
                         help="go on where it stopped, which the demo does anyway")  # fmt: skip
