@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.attention import schedule
+from minimodal.blocks.attention import rotary_angles, schedule
 from minimodal.blocks.factor_head import FactorHead
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide
@@ -165,23 +165,16 @@ class DALLE(nn.Module):
         return x
 
     def angles(self, first: int, n: int) -> Tensor | None:
-        """Rotary angles of n places of the stream, in the manner of Qwen2-VL (Wang et al. 2024).
+        """Rotary angles of n places of the stream, or None without rotary positions.
 
-        Half of the pairs of channels turn with a token's row, half with its column; caption tokens
-        count as lying on a diagonal that ends where the picture begins.
-        returns: (n, p) radians for half of a head's channels, or None without rotary positions
+        returns: (n, p) radians for half of a head's channels
         """
         c = self.config
         if not c.rotary:
             return None
         places = torch.arange(first, first + n, device=self.rows.device)
-        image = places - 1 - c.text_length  # raster place, below 0 in the caption
-        end = torch.full_like(places, 1 + c.text_length)
-        row = torch.where(image < 0, places, end + image // c.grid)
-        column = torch.where(image < 0, places, end + image % c.grid)
         pairs = c.width // c.heads // 4
-        turns = 100 ** (-torch.arange(pairs, device=places.device) / pairs)
-        return torch.cat([row[:, None] * turns, column[:, None] * turns], dim=1)
+        return rotary_angles(places, ahead=1 + c.text_length, grid=c.grid, pairs=pairs)
 
     def forward(self, text: Tensor, codes: Tensor, *, hidden: Tensor | None = None) -> DALLELogits:
         """Predict every token of the stream from those before it.

@@ -131,6 +131,7 @@ CALLS = [
     (transformer.rotate, dict(x=noise(2, 3, 4, 6), angles=noise(4, 3)), {}),
     (transformer.Packed([STACK], 2).__call__, dict(layer=STACK.blocks[0].fc, x=noise(2, 16)), {}),
     (transformer.project, dict(layer=STACK.blocks[0].fc, x=noise(2, 16), cache=None), {}),
+    (attention.rotary_angles, dict(places=BEGIN, ahead=4, grid=3, pairs=3), {"p": 6}),
     (PATTERN.allows, dict(queries=torch.arange(5)[:, None], keys=torch.arange(7)[None]), {}),
     (PATTERN.mask, dict(queries=4, keys=7, device=Q.device), {}),
     (PATTERN.visible, dict(place=9, device=Q.device), {"S": 8}),

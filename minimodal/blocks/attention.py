@@ -214,3 +214,21 @@ def schedule(kind: str, depth: int, *, ahead: int, grid: int, kernel: int) -> tu
     elif kind not in KINDS:
         raise UserError(f"attention {kind}: expected {', '.join(KINDS)} or paper")
     return tuple(Pattern(each, ahead, grid, kernel) for each in kinds)
+
+
+def rotary_angles(places: Tensor, *, ahead: int, grid: int, pairs: int) -> Tensor:
+    """Angles for rotary positions in two dimensions, in the manner of Qwen2-VL (Wang et al. 2024).
+
+    Half of the pairs of channels turn with a token's row, half with its column; caption tokens
+    count as lying on a diagonal that ends where the picture begins.
+
+    places: (T,) int64 in a stream of `ahead` tokens and a picture of `grid` codes a row
+    pairs: pairs of channels that turn with the row, and as many with the column
+    returns: (T, p) radians, p = 2 pairs
+    """
+    image = places - ahead  # raster place, below 0 in the caption
+    end = torch.full_like(places, ahead)
+    row = torch.where(image < 0, places, end + image // grid)
+    column = torch.where(image < 0, places, end + image % grid)
+    turns = 100 ** (-torch.arange(pairs, device=places.device) / pairs)
+    return torch.cat([row[:, None] * turns, column[:, None] * turns], dim=1)
