@@ -11,7 +11,7 @@ token sees the whole caption and, of the picture tokens up to itself,
 
 A pattern says so as a mask (`allows`), and computes attention at less cost than the full one: over
 rows or columns of queries with the few keys that they see (`blocked`), and in drawing over the keys
-that one new token sees (`visible`). Read `attention.attend` before.
+that one new token sees (`visible`). Read nothing before this file.
 """
 
 import math

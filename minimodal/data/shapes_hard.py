@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from minimodal.data.shapes_language import OMIT_BACKGROUND, OMIT_COLOR, OMIT_SIZE
+from minimodal.data.shapes_language import OMIT_BACKGROUND, OMIT_COLOR, OMIT_SIZE, article
 from minimodal.data.shapes_world import (
     _HELD,
     _IS_HELD,
@@ -92,7 +92,7 @@ def _pairs(draws: Draws, count: np.ndarray, pairs: str) -> np.ndarray:
     return chosen
 
 
-def _disc_share(x: np.ndarray, y: np.ndarray, radius: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _visible(x: np.ndarray, y: np.ndarray, radius: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The least share of an object's box that later boxes leave visible, at least. returns: (N,)"""
     least = np.ones(len(x))
     for k in range(MOST):
@@ -124,7 +124,7 @@ def draw_hard(
         free = 32 - 2 * radius + 1
         new_x = np.stack([radius[:, k] + draws.below(free[:, k]) for k in range(MOST)], axis=1)
         new_y = np.stack([radius[:, k] + draws.below(free[:, k]) for k in range(MOST)], axis=1)
-        share = np.minimum(_disc_share(new_x, new_y, radius, count), VISIBLE)
+        share = np.minimum(_visible(new_x, new_y, radius, count), VISIBLE)
         better = (share > best)[:, None]
         x, y, best = np.where(better, new_x, x), np.where(better, new_y, y), np.maximum(best, share)
     absent = np.arange(MOST) >= count[:, None]
@@ -197,7 +197,7 @@ def hard_caption(scenes: HardScenes, row: int, draws: np.ndarray, *, full: bool)
             words.insert(0, tuple(COLORS)[scenes.color[row, k]])
         if full or draws[3 + k] >= OMIT_SIZE:
             words.insert(0, SIZES[scenes.size[row, k]])
-        names.append(("an " if words[0][0] in "aeiou" else "a ") + " ".join(words))
+        names.append(article(" ".join(words)))
     relation = relation_of(scenes, row)
     if relation is not None:
         text = f"{names[0]} {relation} {names[1]}"

@@ -67,11 +67,13 @@ def _pick(words: tuple[str, ...], draw: float) -> str:
     return words[1 + int((2 * draw - 1) * (len(words) - 1))]
 
 
-def _plural(word: str) -> str:
+def plural(word: str) -> str:
+    """Several of a shape: crosses, boxes, stars."""
     return PLURALS.get(word, word + "s")
 
 
-def _a(words: str) -> str:
+def article(words: str) -> str:
+    """With "a" or "an" in front."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
@@ -92,14 +94,14 @@ def _body(row: tuple, draws: list[float], *, full: bool) -> str:
         color = [-1 if draws[6 + k] < OMIT_COLOR else c for k, c in enumerate(color)]
         size = [-1 if draws[8 + k] < OMIT_SIZE else s for k, s in enumerate(size)]
     if count == 1:
-        return _a(_noun(size[0], color[0], shape[0], draws[0:3]))
+        return article(_noun(size[0], color[0], shape[0], draws[0:3]))
     if not full and shape[0] == shape[1] and draws[10] < USE_PLURAL:
         size_if_shared = size[0] if size[0] == size[1] else -1
         color_if_shared = color[0] if color[0] == color[1] else -1
         words = _noun(size_if_shared, color_if_shared, shape[0], draws[0:3]).split()
-        return " ".join(["two", *words[:-1], _plural(words[-1])])
-    first = _a(_noun(size[0], color[0], shape[0], draws[0:3]))
-    second = _a(_noun(size[1], color[1], shape[1], draws[3:6]))
+        return " ".join(["two", *words[:-1], plural(words[-1])])
+    first = article(_noun(size[0], color[0], shape[0], draws[0:3]))
+    second = article(_noun(size[1], color[1], shape[1], draws[3:6]))
     if draws[11] < 0.5:  # name the object of slot 1 first, and turn the relation round
         first, second, relation = second, first, relation ^ 1
     if draws[12] < USE_WITH:  # "first with second to its left": second is left of first
@@ -166,7 +168,7 @@ def _index(rows: tuple[tuple[str, ...], ...], names) -> dict[str, str]:
 
 
 _NOUN = _index(SHAPE_WORDS, SHAPES) | {"shape": None, "object": None}
-_NOUNS = {_plural(word): name for word, name in _NOUN.items()}
+_NOUNS = {plural(word): name for word, name in _NOUN.items()}
 _COLOR = _index(COLOR_WORDS, COLORS)
 _SIZE = _index(SIZE_WORDS, SIZES)
 _BACKGROUND = _index(BACKGROUND_WORDS, BACKGROUNDS)
@@ -265,7 +267,7 @@ class _Reader:
         if self.peek() not in _NOUN:
             raise self.fail(f"a shape ({', '.join(SHAPES)})")
         if number and _COUNT[number] > 1:
-            raise self.fail(f"'{_plural(self.peek())}'")
+            raise self.fail(f"'{plural(self.peek())}'")
         return [ObjectSpec(_NOUN[self.take(*_NOUN)], color, size)]
 
 

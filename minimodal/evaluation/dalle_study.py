@@ -2,7 +2,8 @@
 
 `template_scores` asks for scenes of the Shapes world in words of growing difficulty, `sweep` tries
 guidance against temperature, `copying` looks for the training picture nearest to each drawn one,
-and `pictures_of_captions` has a CLIP or a judge say what was drawn where there is no oracle.
+and `class_scores` and `recall_of_captions` have a judge or a CLIP say what was drawn where there is
+no oracle.
 
 Models in, dicts of numbers between 0 and 1 out. Read `scoreboard.py` before.
 """
@@ -25,8 +26,8 @@ from minimodal.data.shapes import (
     SIZES,
     Scenes,
     ShapesSource,
-    has_held_out,
 )
+from minimodal.data.shapes_language import article, plural
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.scoreboard import draw, exact, rounded
 
@@ -42,9 +43,10 @@ def named(scenes: Scenes, row: int, slot: int, *, color: bool = True, size: bool
     return " ".join([*words, SHAPES[scenes.shape[row, slot]]])
 
 
-def article(words: str) -> str:
-    """With "a" or "an" in front."""
-    return ("an " if words[0] in "aeiou" else "a ") + words
+def two_of(scenes: Scenes, row: int) -> str:
+    """Two of a scene's first object, such as "two red circles"."""
+    *color, shape = named(scenes, row, 0).split()
+    return " ".join(["two", *color, plural(shape)])
 
 
 def asked(scenes: Scenes, row: int) -> dict[str, str]:
@@ -66,7 +68,7 @@ def asked(scenes: Scenes, row: int) -> dict[str, str]:
         "all_of_two": f"{full} {relation} {article(named(scenes, row, 1, size=True))} {ground}",
     }
     if named(scenes, row, 0) == named(scenes, row, 1):
-        found["counting"] = f"two {named(scenes, row, 0)}s".replace("crosss", "crosses")
+        found["counting"] = two_of(scenes, row)
     return found
 
 
@@ -85,9 +87,8 @@ def template_scores(
         prompts: dict[str, list[str]] = {}
         for row in range(len(scenes)):
             wanted = asked(scenes, row)
-            if scenes.count[row] == 1 and has_held_out(scenes[row])[0] == (pairs == "held_out"):
-                both = f"two {named(scenes, row, 0)}s".replace("crosss", "crosses")
-                wanted["counting"] = both
+            if scenes.count[row] == 1:
+                wanted["counting"] = two_of(scenes, row)
             for template, prompt in wanted.items():
                 if len(prompts.setdefault(template, [])) < n:
                     prompts[template].append(prompt)
