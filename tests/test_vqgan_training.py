@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import systems
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from minimodal.blocks.discriminator import generator_loss, hinge_loss, non_saturating_loss
+from minimodal.blocks.pixels import to_float
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.training import build
@@ -104,6 +107,121 @@ def test_without_a_warm_start_codes_are_placed_before_the_first_step():
     task = make("ema", warm_start=0)
     task.before_step(0, [])
     assert task.model.quantizer.codebooks[0].codes.any(dim=1).all()
+
+
+# --- the losses, put together again from their terms ---------------------------------------------
+
+GAMES = {"hinge": hinge_loss, "non-saturating": non_saturating_loss}
+ALL = slice(0, 8)
+
+
+def placed(kind: str, **training) -> VQGANTask:
+    """A task whose codes are where its latents are."""
+    task = make(kind, **training)
+    task.place_codes(0)
+    return task
+
+
+def weighted_l1(painted, images, shift):
+    """Stands for a network that sees six times the error, wherever the pictures are moved to."""
+    return 6 * F.l1_loss(painted, images)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_the_generator_plays_the_game_that_is_asked_for(game):
+    task = placed("ema", game=game)
+    batch = task.batch(8, ALL)
+    loss, m = task.loss(batch, "generator", 8)
+    verdicts = task.discriminator(batch["painted"])
+    assert m["adversarial"].item() == pytest.approx(generator_loss(verdicts, game=game).item())
+    expected = m["l1"] + m["commitment"] + 0.1 * m["lambda"] * m["adversarial"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_the_discriminators_loss_is_its_game_and_r1_times_the_penalty(game):
+    task = placed("ema", game=game, r1=30.0)
+    batch = task.batch(8, ALL)
+    task.loss(batch, "generator", 8)
+    loss, m = task.loss(batch, "discriminator", 8)
+    real, fake = (task.discriminator(x) for x in (to_float(batch["images"]), batch["painted"]))
+    assert 30 * m["r1"] > 1e-3
+    assert loss.item() == pytest.approx((GAMES[game](real, fake) + 30 * m["r1"]).item(), rel=1e-5)
+
+
+def test_gumbels_draws_are_painted_at_the_steps_temperature():
+    task = make("gumbel")
+    batch = task.batch(5, ALL)
+    task.loss(batch, "generator", 5)
+    images, noise = to_float(batch["images"]), batch["noise"]
+    expected = task.model(images, noise=noise, temperature=task.schedule(5)[0]).pictures
+    torch.testing.assert_close(batch["painted"], expected.detach())
+    assert not torch.allclose(task.model(images, noise=noise).pictures, expected)
+    assert not torch.allclose(task.model(images).pictures, expected)
+
+
+def test_gumbels_kl_counts_by_the_steps_weight():
+    task = make("gumbel", gumbel_kl=5.0)
+    loss, m = task.loss(task.batch(4, ALL), "generator", 4)  # half way up
+    assert 2.5 * m["kl"] > 1e-3
+    assert loss.item() == pytest.approx((m["l1"] + 2.5 * m["kl"]).item(), rel=1e-5)
+
+
+def test_lambda_weighs_the_perceptual_term_as_well():
+    task = placed("ema", perceptual_weight=2.0)
+    plain = task.loss(task.batch(8, ALL), "generator", 8)[1]["lambda"]
+    task.perceptual = weighted_l1
+    both = task.loss(task.batch(8, ALL), "generator", 8)[1]["lambda"]
+    assert both.item() == pytest.approx(13 * plain.item(), rel=1e-4)
+
+
+def test_the_discriminator_learns_at_its_share_of_the_rate():
+    assert make("ema", discriminator_lr=0.2).phases[1].lr_scale == 0.2
+
+
+def test_with_flip_about_half_of_the_pictures_are_mirrored():
+    plain, some = (
+        torch.cat([make("ema", flip=flip).batch(step, ALL)["images"] for step in range(8)])
+        for flip in (False, True)
+    )
+    same, mirrored = ((some == x).flatten(1).all(1) for x in (plain, plain.flip(-1)))
+    assert (same | mirrored).all()
+    assert 0.25 < mirrored.float().mean() < 0.75
+
+
+# --- several micro-batches -----------------------------------------------------------------------
+
+
+def gradient(task: VQGANTask, parts: int, step: int) -> torch.Tensor:
+    """The generator's mean gradient over micro-batches, as the engine accumulates it."""
+    size = 8 // parts
+    batches = [task.batch(step, slice(i * size, (i + 1) * size)) for i in range(parts)]
+    with torch.no_grad():
+        task.before_step(step, batches)
+    losses = [task.loss(batch, "generator", step)[0] / parts for batch in batches]
+    found = torch.autograd.grad(sum(losses), list(task.model.parameters()), allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("perceptual", [None, weighted_l1])
+def test_micro_batches_give_the_gradient_of_one_batch(parts, perceptual):
+    task = placed("ema")
+    task.perceptual = perceptual
+    one, several = (gradient(task, n, 8) for n in (1, parts))
+    assert (several - one).norm() < 1e-5 * one.norm()
+
+
+def test_accumulated_steps_end_with_the_weights_of_whole_ones(tmp_path):
+    for parts in (1, 4):
+        engine = replace(systems.ENGINE, accumulate=parts)
+        systems.train("vqgan-gradient", tmp_path / str(parts), engine)
+    one, four = (load_file(tmp_path / n / "model.safetensors") for n in "14")
+    for name in one:
+        torch.testing.assert_close(four[name], one[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+# --- what the runs say ---------------------------------------------------------------------------
 
 
 def test_without_a_weight_there_is_no_game(tmp_path):

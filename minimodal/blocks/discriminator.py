@@ -105,6 +105,51 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
     return 0.5 * gradient.float().square().sum(dim=(1, 2, 3)).mean()
 
 
+class Pulls(NamedTuple):
+    """Where both losses pull.
+
+    pictures: (B, 3, H, W) the adversarial loss's gradient at the painted pictures
+    reconstruction: (…) the reconstruction loss's gradient at the last layer
+    adversarial: (…) the adversarial loss's gradient at the last layer
+    """
+
+    pictures: Tensor
+    reconstruction: Tensor
+    adversarial: Tensor
+
+
+def pulls(
+    reconstruction: Tensor, adversarial: Tensor, painted: Tensor, last_layer: Tensor
+) -> Pulls:
+    """The gradients that λ compares.
+
+    The chain rule is cut at the painted pictures, so that the discriminator is passed back through
+    once: both losses' gradients there are carried on to the last layer by themselves.
+
+    reconstruction: () loss
+    adversarial: () loss
+    painted: (B, 3, H, W) what both losses look at
+    last_layer: (…) weights that the painted pictures depend on
+    """
+    (rec,) = torch.autograd.grad(reconstruction, painted, retain_graph=True)  # (B, 3, H, W)
+    (gan,) = torch.autograd.grad(adversarial, painted)  # (B, 3, H, W)
+    at_last = [
+        torch.autograd.grad(painted, last_layer, gradient, retain_graph=True)[0].float()
+        for gradient in (rec, gan)
+    ]
+    return Pulls(gan, *at_last)
+
+
+def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+    """λ = |∇ L_rec| / (|∇ L_GAN| + δ) at the last decoder layer, at most 10⁴ (equation 7).
+
+    reconstruction: (…) gradient at the last layer
+    adversarial: (…) gradient at the last layer
+    returns: ()
+    """
+    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(max=1e4).detach()
+
+
 class WeighedGame(NamedTuple):
     """The generator's adversarial term and what λ says of it.
 
@@ -119,25 +164,22 @@ class WeighedGame(NamedTuple):
 def weigh(
     reconstruction: Tensor, adversarial: Tensor, painted: Tensor, last_layer: Tensor,
     *, average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    weight: Tensor | None = None,
 ) -> WeighedGame:  # fmt: skip
-    """λ = |∇ L_rec| / (|∇ L_GAN| + δ) at the last decoder layer, at most 10⁴ (equation 7).
-
-    The chain rule is cut at the painted pictures, so that the discriminator is passed back through
-    once: both losses' gradients there are carried on to the last layer by themselves.
+    """The adversarial term of the generator's loss, and λ.
 
     reconstruction: () loss
     adversarial: () loss
     painted: (B, 3, H, W) what both losses look at
     last_layer: (…) weights that the painted pictures depend on
     average: mean of a gradient over the processes of a data-parallel run
+    weight: () λ, where it is known already; None: that of these losses
     """
-    (rec,) = torch.autograd.grad(reconstruction, painted, retain_graph=True)  # (B, 3, H, W)
-    (gan,) = torch.autograd.grad(adversarial, painted)  # (B, 3, H, W)
-    sizes = []
-    for gradient in (rec, gan):
-        (found,) = torch.autograd.grad(painted, last_layer, gradient, retain_graph=True)
-        sizes.append(average(found.float()).norm())
-    weight = (sizes[0] / (sizes[1] + 1e-4)).clamp(max=1e4).detach()
+    if weight is None:
+        found = pulls(reconstruction, adversarial, painted, last_layer)
+        gan, weight = found.pictures, balance(*(average(gradient) for gradient in found[1:]))
+    else:
+        (gan,) = torch.autograd.grad(adversarial, painted)  # (B, 3, H, W)
     # Of the same value and gradient as the adversarial loss, without its way through D.
     term = adversarial.detach() + ((painted - painted.detach()) * gan).sum()
     return WeighedGame(term, weight)

@@ -94,7 +94,8 @@ class Task(Protocol):
     def before_step(self, step: int, batches: list[dict]) -> None:
         """What the losses need to know of all the step's micro-batches, left in their dicts.
 
-        Called without gradients, in the step's precision, before the first loss.
+        Called without gradients, in the step's precision, before the first loss. A task that turns
+        them on finds those of the first phase.
         """
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -49,6 +49,7 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
     """
     config, step = training.config, training.step
     metrics: dict[str, Tensor | float] = {}
+    select(training.phases, training.phases[0])
     with torch.no_grad(), probe.autocast(training.here.device, config.precision):
         training.task.before_step(step, batches)
     for trained in training.phases:

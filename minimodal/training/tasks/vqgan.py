@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from minimodal.blocks.discriminator import (
     PatchDiscriminator,
     adversarial_ramp,
+    balance,
     generator_loss,
     gradient_penalty,
     hinge_loss,
     non_saturating_loss,
+    pulls,
     weigh,
 )
 from minimodal.blocks.perceptual import PerceptualDistance
@@ -43,7 +45,7 @@ from minimodal.training.tasks.common import (
     seeded,
     tile,
 )
-from minimodal.vqgan import VQGAN, VQGANConfig
+from minimodal.vqgan import VQGAN, Reconstruction, VQGANConfig
 
 
 @dataclass(frozen=True)
@@ -184,55 +186,103 @@ class VQGANTask:
         return Views(recolor(images, batch["maps"]), moved)
 
     def before_step(self, step: int, batches: list[dict]) -> None:
-        """Without a warm start the codes are placed on what the untrained encoder says."""
+        """Without a warm start the codes are placed on what the untrained encoder says. And of
+        several micro-batches λ is taken once: their own would make another step of them."""
         if step == 0 and self.warm_start == 0:
             self.place_codes(step)
+        if len(batches) > 1 and self.game_weight(step) > 0:
+            weight = self.joint_weight(batches, step)
+            for batch in batches:
+                batch["lambda"] = weight
 
     def schedule(self, step: int) -> tuple[float, float]:
         """Gumbel's temperature, falling from 1 by a constant factor a step, and its KL weight."""
         done = min(1.0, step / max(1, self.training.gumbel_steps))
         return self.training.gumbel_temperature**done, self.training.gumbel_kl * done
 
+    def game_weight(self, step: int) -> float:
+        """The weight of the generator's adversarial term at a step, beside λ."""
+        ramp = adversarial_ramp(step, start=self.training.gan_start, ramp=self.training.gan_ramp)
+        return ramp * self.training.gan_weight
+
+    def paint(self, images: Tensor, batch: dict, step: int) -> Reconstruction:
+        """The generator's pass at a step; pictures in float32.
+
+        images: (B, 3, H, W) in [-1, 1]
+        """
+        found = self.model(
+            images,
+            quantize=step >= self.warm_start,
+            noise=batch.get("noise"),
+            temperature=self.schedule(step)[0],
+            views=self.views(images, batch),
+        )
+        return found._replace(pictures=found.pictures.float())
+
+    def reconstruction_loss(
+        self, painted: Tensor, images: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L1, and beside it what a network sees of the difference.
+
+        painted: (B, 3, H, W)
+        images: (B, 3, H, W) in [-1, 1]
+        returns: (), and its terms
+        """
+        l1 = F.l1_loss(painted, images)
+        if self.perceptual is None:
+            return l1, {"l1": l1.detach()}
+        most = self.training.perceptual_shift
+        down, right = np.random.default_rng((self.seed, step, 1)).integers(-most, most + 1, 2)
+        distance = self.perceptual(painted, images, shift=(int(down), int(right)))
+        terms = {"l1": l1.detach(), "perceptual": distance.detach()}
+        return l1 + self.training.perceptual_weight * distance, terms
+
+    def adversarial_loss(self, painted: Tensor) -> Tensor:
+        """The generator's side of the game.
+
+        painted: (B, 3, H, W)
+        returns: ()
+        """
+        return generator_loss(self.discriminator(painted).float(), game=self.training.game)
+
+    @torch.enable_grad()
+    def joint_weight(self, batches: list[dict], step: int) -> Tensor:
+        """λ of all micro-batches of all processes, at the price of one more pass of each.
+
+        returns: ()
+        """
+        found = []
+        for batch in batches:
+            images = to_float(batch["images"])
+            painted = self.paint(images, batch, step).pictures
+            reconstruction, _ = self.reconstruction_loss(painted, images, step)
+            adversarial = self.adversarial_loss(painted)
+            found.append(pulls(reconstruction, adversarial, painted, self.model.last_layer)[1:])
+        means = (torch.stack(several).mean(dim=0) for several in zip(*found, strict=True))
+        return balance(*(self.average(gradient) for gradient in means))
+
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss, or the discriminator's on what the generator just painted."""
         images = to_float(batch["images"])
         if phase == "discriminator":
             return self.discriminator_loss(images, batch["painted"], step)
-        temperature, kl_weight = self.schedule(step)
-        warm = step < self.warm_start
-        painted, codes, latents = self.model(
-            images,
-            quantize=not warm,
-            noise=batch.get("noise"),
-            temperature=temperature,
-            views=self.views(images, batch),
-        )
-        painted = painted.float()
+        painted, codes, latents = self.paint(images, batch, step)
         batch["painted"], batch["latents"] = painted.detach(), latents.detach().float()
-        l1 = F.l1_loss(painted, images)
-        metrics, reconstruction = {"l1": l1.detach()}, l1
-        if self.perceptual is not None:
-            most = self.training.perceptual_shift
-            down, right = np.random.default_rng((self.seed, step, 1)).integers(-most, most + 1, 2)
-            distance = self.perceptual(painted, images, shift=(int(down), int(right)))
-            reconstruction = l1 + self.training.perceptual_weight * distance
-            metrics["perceptual"] = distance.detach()
+        reconstruction, metrics = self.reconstruction_loss(painted, images, step)
         gumbel = self.model.config.quantizer == "gumbel"
         metrics["kl" if gumbel else "commitment"] = codes.loss.detach()
-        loss = reconstruction + (kl_weight if gumbel else 1.0) * codes.loss
-        if warm:
+        loss = reconstruction + (self.schedule(step)[1] if gumbel else 1.0) * codes.loss
+        if step < self.warm_start:
             # L1 alone is content with the background for long: it pays nothing for a faint trace
             # of a small object, where the squared error does.
             loss = loss + self.training.warm_mse * F.mse_loss(painted, images)
-        ramp = adversarial_ramp(step, start=self.training.gan_start, ramp=self.training.gan_ramp)
-        if ramp * self.training.gan_weight > 0:
-            adversarial = generator_loss(
-                self.discriminator(painted).float(), game=self.training.game
-            )
+        if self.game_weight(step) > 0:
+            adversarial = self.adversarial_loss(painted)
             game = weigh(
-                reconstruction, adversarial, painted, self.model.last_layer, average=self.average
-            )
-            loss = loss + ramp * self.training.gan_weight * game.weight * game.term
+                reconstruction, adversarial, painted, self.model.last_layer,
+                average=self.average, weight=batch.get("lambda"),
+            )  # fmt: skip
+            loss = loss + self.game_weight(step) * game.weight * game.term
             metrics |= {"lambda": game.weight, "adversarial": adversarial.detach()}
         return loss, metrics
 
