@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from minimodal.blocks.attention import rotary_angles, schedule
 from minimodal.blocks.factor_head import FactorHead
-from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.blocks.pixels import grey_unless, to_float, to_uint8
+from minimodal.blocks.precision import full_float32
 from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide
 from minimodal.blocks.transformer import KVCache, Packed, Transformer
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 
 
@@ -46,6 +48,10 @@ class DALLEConfig:
     rotary: bool = False  # turn queries and keys by row and column as well
     qk_norm: bool = False  # normalise queries and keys, which lets large models learn faster
     pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rotary and self.width % (4 * max(self.heads, 1)):
+            raise UserError(f"rotary: width {self.width} / {self.heads} heads is no multiple of 4")
 
     @property
     def image_length(self) -> int:
@@ -110,12 +116,17 @@ class DALLE(nn.Module):
         self.encode_pictures: Callable[[Tensor], Tensor] | None = None
         self.decode_indices: Callable[[Tensor], Tensor] | None = None
         self.factor = 0  # pixels a side of a code
-        self.known_tokens: frozenset[int] = frozenset()  # of training; empty: not recorded
+        self.words = KnownWords()  # of training
 
     def paint_with(self, vqgan: nn.Module) -> None:
         """Take a trained VQGAN for going to and from pixels; it is no part of these weights."""
         self.factor = vqgan.config.factor
-        self.encode_pictures = lambda x: vqgan.to(x.device).encode(x).indices
+
+        def encode(x: Tensor) -> Tensor:
+            with full_float32(x.device):
+                return vqgan.to(x.device).encode(x).indices
+
+        self.encode_pictures = encode
         self.decode_indices = lambda codes: vqgan.to(codes.device).decode_indices(codes)
 
     # --- the stream ------------------------------------------------------------------------------
@@ -271,43 +282,42 @@ class DALLE(nn.Module):
         text: (B, T) int64 caption tokens, pad_id after the caption
         known: (B, h, w) int64 codes of pictures to complete
         keep: (h, w) bool, True where the known codes stay as they are
-        on_row: called after each row with all codes and the number of rows that are drawn
+        on_row: called after each row in which something is drawn, with all codes and the number
+            of rows that are done
         returns: (B, h, w) int64
         """
         c = self.config
         B = len(text)
         empty = torch.full_like(text, c.pad_id)
-        if sampling.guidance == 0:
+        if sampling.ignores_caption:
             stream = empty
         else:
             stream = torch.cat([text, empty]) if sampling.guided else text  # (B', T)
         repeats = len(stream) // B
         codes = torch.zeros(B, c.image_length, dtype=torch.int64, device=text.device)
-        kept = [False] * c.image_length
+        drawn = list(range(c.image_length))
         if known is not None:
-            kept = keep.flatten().tolist()  # read once, before the loop
+            drawn = (~keep.flatten()).nonzero().flatten().tolist()  # read once, before the loop
             codes = torch.where(keep.flatten(), known.flatten(1), codes)
-        ready = (kept + [False]).index(False)  # codes ahead of the first that is drawn
+        ends = {n // c.grid: n for n in drawn}.values()  # the last that is drawn of each row
         cache = self.new_cache(len(stream)) if use_cache else None
+        prompt = self.embed_text(stream)  # (B', 1+T, D)
 
         def embed(first: int, stop: int) -> Tensor:
             parts = [p.repeat(repeats, 1) for p in self.factors(codes[:, first:stop])]
             return self.embed_codes(parts, first=first)
 
-        x = prompt = self.embed_text(stream)  # (B', 1+T, D)
-        if ready:
-            x = torch.cat([prompt, embed(0, ready)], dim=1)
-        for n in range(ready, c.image_length):
-            angles = self.angles(cache.length if cache else 0, x.shape[1])
-            h = self.transformer(x, cache=cache, angles=angles)[:, -1:]  # (B', 1, D)
-            if not kept[n]:
-                scale = sampling.scale(n / c.image_length)
-                codes[:, n] = self.next_code(
-                    self.norm_out(h), sampling, generator, scale=scale, cache=cache
-                )
-            x = embed(n, n + 1) if cache else torch.cat([prompt, embed(0, n + 1)], dim=1)
-            if on_row is not None and (n + 1) % c.grid == 0:
-                on_row(codes.view(B, c.grid, c.grid), (n + 1) // c.grid)
+        for n in drawn:
+            # With a cache only what it lacks: the code drawn last and those kept after it.
+            held = cache.length if cache else 0
+            x = embed(max(held - prompt.shape[1], 0), n)
+            x = x if held else torch.cat([prompt, x], dim=1)
+            angles = self.angles(held, x.shape[1])
+            h = self.norm_out(self.transformer(x, cache=cache, angles=angles)[:, -1:])  # (B', 1, D)
+            scale = sampling.scale(n / c.image_length)
+            codes[:, n] = self.next_code(h, sampling, generator, scale=scale, cache=cache)
+            if on_row is not None and n in ends:
+                on_row(codes.view(B, c.grid, c.grid), n // c.grid + 1)
         return codes.view(B, c.grid, c.grid)
 
     def new_cache(self, batch: int) -> KVCache:
@@ -326,19 +336,8 @@ class DALLE(nn.Module):
         """
         if self.tokenizer is None:
             raise UserError("this DALL·E has no tokenizer: load it with minimodal.load")
-        return self.tokenizer(
-            prompts, self.config.text_length, truncate=truncate, start_and_end=False
-        )
-
-    def check_words(self, prompts: list[str]) -> None:
-        """Refuse prompts with tokens that no caption of the training had: they mean nothing."""
-        for prompt in prompts if self.known_tokens else []:
-            for piece, ids in self.tokenizer.pieces(prompt):
-                if not self.known_tokens.issuperset(ids):
-                    raise UserError(
-                        f"'{prompt[:60]}': no caption of the training had '{piece.strip()}', so "
-                        "the model does not know it; use other words, or --allow-unseen"
-                    )
+        texts, length = [*map(self.words.readable, prompts)], self.config.text_length
+        return self.tokenizer(texts, length, truncate=truncate, start_and_end=False)
 
     def generate(
         self,
@@ -369,9 +368,9 @@ class DALLE(nn.Module):
         complete: (3, H, W) uint8 a picture of which all stays but a rectangle
         redraw: the rectangle's left, top, right and bottom in pixels; the lower half by default
         allow_unseen: draw also for words that training never had
-        progress: called with the number of pictures done after each batch
+        progress: called after each row of codes with the share of all that is done, 0 to 1
         partial: called after each row of codes with the batch's pictures so far, (B, 3, H, W) uint8
-            and grey where nothing is drawn, and the number of pictures that are done already
+            and grey where nothing is drawn yet, and the number of pictures that are done already
         returns: (N, 3, H, W) uint8, N = n times the prompts
         """
         if self.decode_indices is None:
@@ -387,7 +386,7 @@ class DALLE(nn.Module):
         if seeds is not None and len(seeds) != n * len(prompts):
             raise UserError(f"{len(seeds)} seeds for {n * len(prompts)} pictures")
         if not allow_unseen:
-            self.check_words(prompts)
+            self.words.check(prompts)
         device = self.rows.device
         text = self.tokenize(prompts, truncate=truncate).to(device)
         text = text.repeat_interleave(n, dim=0)  # (N, T)
@@ -405,18 +404,21 @@ class DALLE(nn.Module):
                 draws = [torch.Generator(device).manual_seed(seed) for seed in own]
 
             def on_row(codes: Tensor, rows: int, done: int = done) -> None:
-                image = to_uint8(self.decode_indices(codes))
-                image[:, :, rows * image.shape[2] // self.config.grid :] = 128
-                partial(image, done)
+                if progress is not None:
+                    progress((done + len(codes) * rows / self.config.grid) / len(text))
+                if partial is not None:
+                    shown = torch.zeros_like(codes[0], dtype=torch.bool) if keep is None else keep
+                    shown = shown.index_fill(0, torch.arange(rows, device=device), True)
+                    partial(grey_unless(shown, to_uint8(self.decode_indices(codes))), done)
 
             codes = self.generate_codes(
                 chunk, generator=draws, sampling=sampling,
                 known=None if known is None else known.expand(len(chunk), -1, -1), keep=keep,
-                on_row=None if partial is None else on_row,
+                on_row=on_row,
             )  # fmt: skip
             pictures.append(to_uint8(self.decode_indices(codes)))
             if progress is not None:
-                progress(sum(map(len, pictures)))
+                progress(sum(map(len, pictures)) / len(text))
         return torch.cat(pictures)
 
     @torch.no_grad()

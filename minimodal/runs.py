@@ -17,6 +17,7 @@ from torch import nn
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
@@ -101,7 +102,7 @@ def load_original(
         if taming_transformer.is_transformer(tensors) and kind != "vqgan":
             return taming_transformer.convert(tensors, stated(beside), source=str(path))
         if taming.is_taming(tensors):
-            return taming.convert(tensors, taming.flat_config(stated(beside)), source=str(path))
+            return taming.convert(tensors, stated(beside), source=str(path))
         if "visual_projection.weight" in tensors:
             config = read_json(beside) if beside.exists() else None
             clip = huggingface_clip.convert(tensors, config, source=str(path))
@@ -155,7 +156,7 @@ def load(
             model = DALLE(rebuild(DALLEConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
             model.paint_with(load(path / "vqgan", kind="vqgan"))
-            model.known_tokens = frozenset(run["model"].get("known_tokens", ()))
+            model.words = KnownWords.load(path / "words.json")
         else:
             raise UserError(f"{path} holds a '{run['kind']}', which this version cannot load")
     except (KeyError, TypeError) as error:

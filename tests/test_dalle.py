@@ -383,10 +383,14 @@ def test_greedy_pictures_do_not_depend_on_the_batch_size(batch_size):
     assert torch.equal(found, expected)
 
 
-def test_progress_counts_the_pictures():
-    counts = []
-    make_painter().generate(WORDS, 2, generator=generator(), batch_size=3, progress=counts.append)
-    assert counts == [3, 6, 8]
+def test_progress_grows_row_by_row_and_paints_nothing():
+    shares, model = [], make_painter()
+    painted, original = [], model.decode_indices
+    model.decode_indices = lambda codes: (painted.append(len(codes)), original(codes))[1]
+    model.generate(WORDS, 2, generator=generator(), batch_size=3, progress=shares.append)
+    rows = [1, 2, 3, 4, 5, 6, 6 + 2 / 3, 6 + 4 / 3, 8]  # of 3, 3 and 2 pictures of 3 rows
+    assert sorted(set(shares)) == pytest.approx([row / 8 for row in rows])
+    assert shares == sorted(shares) and painted == [3, 3, 2]
 
 
 def test_the_callers_prompts_are_not_changed():

@@ -18,6 +18,7 @@ from minimodal.cli.common import Parser, run_command
 from minimodal.cli.generate import main, make_parser
 from minimodal.dalle import DALLE
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
 from minimodal.runs import load
@@ -211,15 +212,23 @@ def test_a_picture_is_completed(run):
 
 
 def test_words_that_training_never_had_are_named_unless_they_are_allowed(run, tmp_path):
-    known = sorted({i for text in ("a large red circle",) for i in TOKENIZER.encode(text)})
     folder = write_demo(tmp_path / "strict")
-    stored = json.loads((folder / "dalle" / "config.json").read_text())
-    stored["model"]["known_tokens"] = known
-    (folder / "dalle" / "config.json").write_text(json.dumps(stored))
+    KnownWords.of(["a large red circle"]).save(folder / "dalle" / "words.json")
     said = refusal(run("a large zebra", folder=folder))
     assert "no caption of the training had 'zebra'" in said
     assert run("a large zebra", "--allow-unseen", folder=folder)[0] == 0
-    assert run("a large red circle", folder=folder)[0] == 0
+    for prompt in ("a large red circle", "red  circle ", "Circle."):
+        assert run(prompt, "-n", "1", folder=folder)[0] == 0
+
+
+def test_json_gives_each_picture_the_seed_that_draws_it_again(run):
+    asked = ("a red circle", "a blue square", "-n", "2", "--rerank", "3", "--json")
+    told = json.loads(run(*asked, "--seeds", "4,5,6,7,8,9", "--out", "six.png")[1])
+    seeds = [picture["seed"] for picture in told["pictures"]]
+    assert "seed" not in told and set(seeds[:2]) < {4, 5, 6} and set(seeds[2:]) < {7, 8, 9}
+    for number, picture in enumerate(told["pictures"]):
+        run(picture["prompt"], "-n", "1", "--seeds", str(seeds[number]), "--out", "one.png")
+        assert (pixels("one/000-0.png") == pixels(picture["file"])).all()
 
 
 def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
@@ -259,6 +268,13 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a red circle", "--complete", "no.png"), "no.png"),
         (("a red circle", "--schedule", "square"), "square"),
         (("a red circle", "--gif", "drawing.png"), "ends in .gif"),
+        (("a red circle", "--keep", "0.2"), "--keep is for --method vqgan-prior"),
+        (("a red circle", "--stride", "3"), "--stride is for --method vqgan-prior"),
+        (("a red circle", "--clip", "nope"), "--clip is for --rerank"),
+        (("a red circle", "--merges", "nope"), "--merges is for --rerank"),
+        (("--method", "vqgan-prior", "--schedule", "linear"), "--schedule is for --method dalle"),
+        (("a red circle", "--temperature", "1e-40"), "temperature 1e-40: expected 0 (the"),
+        (("a red circle", "--guidance", "1e38"), "guidance 1e+38: expected 0 to 1000"),
     ],
 )
 def test_a_bad_flag_is_refused_in_one_line(run, words, message):

@@ -210,7 +210,7 @@ def schedule(kind: str, depth: int, *, ahead: int, grid: int, kernel: int) -> tu
     kinds = [kind] * depth
     if kind == "paper":
         kinds = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth + 1)]
-        kinds[-1] = "conv"
+        kinds[-1:] = ["conv"]
     elif kind not in KINDS:
         raise UserError(f"attention {kind}: expected {', '.join(KINDS)} or paper")
     return tuple(Pattern(each, ahead, grid, kernel) for each in kinds)

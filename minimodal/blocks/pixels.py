@@ -20,3 +20,14 @@ def to_float(images: Tensor) -> Tensor:
     returns: (B, 3, H, W) float32 in [-1, 1]
     """
     return images.float() / 127.5 - 1
+
+
+def grey_unless(shown: Tensor, pictures: Tensor) -> Tensor:
+    """Pictures with those cells of a grid grey that are not shown.
+
+    shown: (h, w) bool
+    pictures: (B, 3, H, W) uint8
+    returns: (B, 3, H, W) uint8
+    """
+    f = pictures.shape[2] // shown.shape[0]
+    return pictures.masked_fill(~shown.repeat_interleave(f, 0).repeat_interleave(f, 1), 128)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from minimodal.errors import UserError
 
+COLDEST, MOST_GUIDANCE = 0.001, 1000
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -21,7 +23,8 @@ class SamplingConfig:
     temperature divides the logits (0: always the likeliest token); top_k keeps the k likeliest
     (0: all); top_p keeps the smallest set with at least that probability (1: all); min_p drops
     what is less than min_p times as likely as the likeliest (0: nothing); guidance is the scale of
-    classifier-free guidance (1: none, 0: the caption is ignored), which `schedule` may let grow.
+    classifier-free guidance (1: none, 0: the caption is ignored), which `schedule` may let grow (or
+    fall) from 1.
     """
 
     temperature: float = 1.0
@@ -29,27 +32,34 @@ class SamplingConfig:
     top_p: float = 1.0
     guidance: float = 1.0
     min_p: float = 0.0
-    schedule: str = "constant"  # or linear or cosine: guidance grows from 1 over the picture
+    schedule: str = "constant"  # or linear or cosine: guidance goes from 1 to its scale
 
     def __post_init__(self) -> None:
-        # Written so that nan is out of range, too.
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature {self.temperature}: expected 0 or more")
+        # Written so that nan is out of range, too. Within these bounds no logit overflows.
+        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+            raise UserError(
+                f"temperature {self.temperature}: expected 0 (the likeliest), or {COLDEST} or more"
+            )
         if self.top_k < 0:
             raise UserError(f"top-k {self.top_k}: expected 0 (keep all) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top-p {self.top_p}: expected more than 0 and at most 1")
-        if not 0 <= self.guidance < math.inf:
-            raise UserError(f"guidance {self.guidance}: expected 0 or more (1 = none)")
+        if not 0 <= self.guidance <= MOST_GUIDANCE:
+            raise UserError(f"guidance {self.guidance}: expected 0 to {MOST_GUIDANCE} (1 = none)")
         if not 0 <= self.min_p < 1:
             raise UserError(f"min-p {self.min_p}: expected 0 (keep all) or more, below 1")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule {self.schedule}: expected {', '.join(SCHEDULES)}")
 
     @property
+    def ignores_caption(self) -> bool:
+        """Whether only the prediction without the caption is needed."""
+        return self.guidance == 0 and self.schedule == "constant"
+
+    @property
     def guided(self) -> bool:
         """Whether two predictions are needed, with the caption and without."""
-        return self.guidance not in (0.0, 1.0)
+        return self.guidance != 1 and not self.ignores_caption
 
     def scale(self, done: float) -> float:
         """The guidance of a token when this share of the tokens, 0 to 1, is drawn.

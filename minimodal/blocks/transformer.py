@@ -244,6 +244,9 @@ class Transformer(nn.Module):
         patterns: Sequence[Pattern] = (),
     ) -> None:
         super().__init__()
+        for name, value in (("width", width), ("depth", depth)):
+            if value < 1:
+                raise UserError(f"{name} {value}: expected 1 or more")
         self.width, self.depth, self.heads, self.causal = width, depth, heads, causal
         self.patterns = tuple(patterns)
         if self.patterns and (len(self.patterns) != depth or not causal):

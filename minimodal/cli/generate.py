@@ -31,6 +31,7 @@ from minimodal.evaluation.scoreboard import rerank
 from minimodal.runs import dalle_folder, load
 from minimodal.training.distributed import pick_device
 
+OF_PRIORS = ("size", "keep", "stride")  # flags of generate_prior.py alone
 MOST = 4096  # pictures of one command: more than anyone looks at, less than memory holds
 
 
@@ -104,6 +105,14 @@ def make_parser() -> Parser:
     return parser
 
 
+def refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse flags that would be ignored, where they have another value than their default."""
+    defaults = make_parser()
+    for name in names:
+        if getattr(arguments, name) != defaults.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} {why}")
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with the flags before anything is loaded."""
     if arguments.n < 1:
@@ -113,13 +122,16 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.method == "dalle":
         if not arguments.prompts:
             raise UserError("no PROMPT; say what to draw, such as 'a red circle'")
-        if arguments.size:
-            raise UserError("--size is for --method vqgan-prior")
+        refuse(arguments, OF_PRIORS, "is for --method vqgan-prior")
+        if not arguments.rerank:
+            refuse(arguments, ("clip", "merges"), "is for --rerank K")
         if arguments.redraw and not arguments.complete:
             raise UserError("--redraw needs the picture: --complete IMG")
         wanted = max(arguments.n, arguments.rerank) * len(arguments.prompts)
         if arguments.seeds and len(arguments.seeds) != wanted:
             raise UserError(f"{len(arguments.seeds)} --seeds for {wanted} pictures")
+    else:
+        refuse(arguments, ("schedule",), "is for --method dalle; vqgan-prior has none")
     each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
     if each * prompts > MOST:
         raise UserError(
@@ -179,8 +191,7 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
     """
     own = dalle.run["model"].get("sampling", {})
     each = max(arguments.n, arguments.rerank)
-    total = each * len(arguments.prompts)
-    bar = tqdm(total=total, unit="picture", file=sys.stderr, disable=None, leave=False)
+    bar = tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False)
     frames: list[Tensor] = []
 
     def chosen(value: float | None, name: str) -> float:
@@ -207,7 +218,7 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             redraw=arguments.redraw,
             truncate=arguments.truncate,
             allow_unseen=arguments.allow_unseen,
-            progress=lambda done: bar.update(done - bar.n),
+            progress=lambda done: bar.update(int(100 * done) - bar.n),
             partial=row if arguments.gif else None,
             **seeded,
         ).cpu()
@@ -239,12 +250,14 @@ def generate(arguments: argparse.Namespace) -> None:
     paint = draw if arguments.method == "dalle" else draw_prior
     pictures = paint(arguments, model, device)
     prompts, n = arguments.prompts or [""], arguments.n
-    scores = None
+    scores, seeds = None, arguments.seeds
     if clip is not None:
         sets = pictures.unflatten(0, (len(prompts), -1))  # (P, K, 3, H, W)
         order, similarity = rerank(clip, prompts, sets)
         best = [each[rank[:n]] for each, rank in zip(sets, order, strict=True)]
         pictures, scores = torch.cat(best), similarity[:, :n].flatten().tolist()
+        if seeds:
+            seeds = torch.tensor(seeds).view(order.shape).gather(1, order)[:, :n].flatten().tolist()
     shown = [prompt for prompt in prompts for _ in range(n)]
     data = str(model.run.get("data")).split(":")
     verdicts = None
@@ -255,7 +268,7 @@ def generate(arguments: argparse.Namespace) -> None:
     files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]
     for picture, file in zip(pictures, files, strict=True):
         save_png(to_picture(picture), file)
-    told(arguments, shown, files, verdicts, scores)
+    told(arguments, shown, files, verdicts, scores, seeds)
 
 
 def told(
@@ -264,6 +277,7 @@ def told(
     files: list[Path],
     verdicts: list[Verdict | None] | None,
     scores: list[float] | None,
+    seeds: list[int] | None,
 ) -> None:
     """Print what was made, in words or as JSON."""
     known = [verdict for verdict in verdicts or [] if verdict is not None]
@@ -279,12 +293,15 @@ def told(
     pictures = []
     for i, (prompt, file) in enumerate(zip(shown, files, strict=True)):
         one = {"prompt": prompt, "file": str(file)}
+        if seeds:
+            one["seed"] = seeds[i]
         if scores is not None:
             one["clip"] = round(scores[i], 4)
         if verdicts and verdicts[i] is not None:
             one |= {"right": verdicts[i].exact, "verdict": verdicts[i]._asdict()}
         pictures.append(one)
-    print(json.dumps({"grid": str(arguments.out), "seed": arguments.seed, "pictures": pictures}))
+    common = {} if seeds else {"seed": arguments.seed}
+    print(json.dumps({"grid": str(arguments.out), **common, "pictures": pictures}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,17 +7,21 @@ length, grid of codes). Read `tasks/` and `recipes.py` before.
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, vgg16
 from minimodal.clip import normalize
+from minimodal.data.images import ImageSource
 from minimodal.data.loading import DataSource, open_data, parse_spec, split_spec
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.pretrained.files import read_tensors
 from minimodal.runs import load
@@ -57,12 +61,10 @@ def need_captions(source: DataSource, spec: str) -> None:
 
 
 class Words(NamedTuple):
-    """What captions teach: a tokenizer, the length of the longest caption, and the tokens that
-    occur (a pair of bytes may have been merged and never stand alone)."""
+    """What captions teach: a tokenizer, and the length of the longest caption."""
 
     tokenizer: Tokenizer
     longest: int
-    known: tuple[int, ...]
 
 
 def learn_words(source: DataSource, vocab: int, longest: int) -> Words:
@@ -71,13 +73,23 @@ def learn_words(source: DataSource, vocab: int, longest: int) -> Words:
     numbers = range(min(TOKENIZER_PICTURES, len(source)))
     captions = [caption for i in numbers for caption in source.all_captions(i)]
     tokenizer = Tokenizer.train(captions, vocab, lower=True)
-    encoded = [tokenizer.encode(caption) for caption in captions]
-    lengths = [len(ids) for ids in encoded]
+    lengths = [len(tokenizer.encode(caption)) for caption in captions]
     cut = sum(length > longest for length in lengths)
     if cut:
         print(f"{cut} of {len(captions)} captions are cut to {longest} tokens", file=sys.stderr)
-    known = tuple(sorted({id_ for ids in encoded for id_ in ids}))
-    return Words(tokenizer, min(max(lengths), longest), known)
+    return Words(tokenizer, min(max(lengths), longest))
+
+
+def captions_of(source: DataSource, n: int) -> Iterator[str]:
+    """All captions of the first n pictures; of a world without end one of each, which all its
+    words are in long before."""
+    if isinstance(source, ImageSource):
+        yield from (caption for i in range(n) for caption in source.all_captions(i))
+        return
+    rng = np.random.default_rng(0)
+    for start in range(0, n, 4096):  # worlds write many captions at once much faster
+        yield from source.captions(np.arange(start, min(start + 4096, n)), rng)
+    yield from (caption for i in range(min(n, 100)) for caption in source.all_captions(i))
 
 
 def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:
@@ -125,7 +137,7 @@ def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CL
     """CLIP on a SPEC."""
     train, val = open_both(spec, recipe.model.image_size, limit)
     need_captions(train, spec)
-    tokenizer, longest, _ = learn_words(
+    tokenizer, longest = learn_words(
         train, recipe.training.vocab, recipe.training.max_text_length - 2
     )
     if isinstance(train, ShapesSource):
@@ -231,7 +243,7 @@ def build_dalle(
         train=train,
         val=encoded.val,
         tokenizer=words.tokenizer,
-        known_tokens=() if recipe.training.bpe_dropout else words.known,
+        words=KnownWords.of(captions_of(train, len(encoded.codes) // (1 + recipe.training.flip))),
         vqgan=vqgan,
         vqgan_run=vqgan_run,
         vqgan_digest=encoded.digest,

@@ -31,7 +31,10 @@ from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
 # How long a run lasts and what it reports may change when it goes on; what it computes may not.
-MAY_CHANGE = ("steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every")
+MAY_CHANGE = (
+    "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every",
+    "known_tokens",  # of runs before words.json
+)  # fmt: skip
 KEPT_STATES = 2
 
 

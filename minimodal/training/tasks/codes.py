@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
+from minimodal.blocks.precision import full_float32
 from minimodal.data.loading import DataSource
 from minimodal.errors import UserError
 from minimodal.training.checkpoint import save_config, save_weights, write_atomically
@@ -24,25 +25,18 @@ from minimodal.vqgan import VQGAN
 def tokenize_pictures(
     vqgan: VQGAN, source: DataSource, *, n: int, flip: bool, device: torch.device
 ) -> Tensor:
-    """The codes of a source's first n pictures, in float32.
+    """The codes of a source's first n pictures, computed in float32 proper.
 
-    Always in float32: rounded in bfloat16 many latents would fall on a neighbouring code.
     returns: (N, h, w) int32; with flip the mirror images follow, N = 2 n
     """
     codes = []
-    # Whatever the caller computes in: bfloat16 by autocast, or TF32 products on CUDA.
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with full_float32(device):
         for mirrored in (False, True) if flip else (False,):
             for start in range(0, n, 256):
                 images = source.images(np.arange(start, min(start + 256, n)))
                 images = images[..., ::-1] if mirrored else images
                 x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-                with torch.autocast(device.type, enabled=False):
-                    codes.append(vqgan.encode(x).indices.cpu().int())
-    finally:
-        torch.set_float32_matmul_precision(allowed)
+                codes.append(vqgan.encode(x).indices.cpu().int())
     return torch.cat(codes)
 
 
@@ -57,7 +51,7 @@ def cached_codes(
     if path.exists():
         try:
             return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, EOFError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete it, and the pictures are encoded again"
             ) from None
@@ -65,8 +59,12 @@ def cached_codes(
     device = vqgan.last_layer.device
     codes = tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
     if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: write_array(file, codes.numpy()))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: write_array(file, codes.numpy()))
+        except OSError as error:  # beside someone else's checkpoint, perhaps, or on a full disk
+            print(f"cannot keep {path}: {error.strerror}; next time the pictures are encoded again",
+                  file=sys.stderr)  # fmt: skip
     return codes
 
 

@@ -17,7 +17,9 @@ from minimodal.blocks.sampling import SamplingConfig
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
+from minimodal.training.checkpoint import write_atomically
 from minimodal.training.contract import Phase
 from minimodal.training.tasks.codes import copy_vqgan, tokenize_pictures
 from minimodal.training.tasks.common import (
@@ -48,10 +50,17 @@ class DALLETraining:
     def __post_init__(self) -> None:
         if self.pool < 1:
             raise UserError(f"pool {self.pool}: expected at least 1")
+        if self.max_text_length < 1:
+            raise UserError(f"max_text_length {self.max_text_length}: expected at least 1")
         for name in ("caption_dropout", "word_dropout", "bpe_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
+        if self.guidance != 1 and self.caption_dropout == 0:
+            raise UserError(
+                f"guidance {self.guidance} needs empty captions to have been trained: give a "
+                "caption_dropout above 0, or guidance 1"
+            )
 
 
 class DALLETask:
@@ -73,9 +82,9 @@ class DALLETask:
         codes: Tensor,
         batch_size: int,
         seed: int,
-        known_tokens: tuple[int, ...] = (),
+        words: KnownWords | None = None,
     ) -> None:
-        self.known_tokens = known_tokens
+        self.words = words or KnownWords()
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
         self.vqgan, self.vqgan_run, self.codes = vqgan, vqgan_run, codes
@@ -163,7 +172,7 @@ class DALLETask:
         """Pictures drawn for 16 unseen captions."""
         device = model.rows.device
         captions = [self.val.all_captions(i % len(self.val))[0] for i in range(16)]
-        model.tokenizer = self.tokenizer
+        model.tokenizer, model.words = self.tokenizer, self.words
         model.paint_with(self.vqgan)
         pictures = model.generate(
             captions,
@@ -191,10 +200,10 @@ class DALLETask:
             **asdict(self.model.config),
             "sampling": sampling,
             "training": training,
-            "known_tokens": list(self.known_tokens),
         }
 
     def save_files(self, out: Path) -> None:
         """The tokenizer, and a copy of the VQGAN: the run works wherever it is moved."""
         self.tokenizer.save(out / "tokenizer.json")
+        write_atomically(out / "words.json", self.words.save)
         copy_vqgan(self.vqgan, self.vqgan_run, out)

@@ -1,0 +1,80 @@
+"""Known words: what counts as known, how prompts are read, and the file."""
+
+import time
+
+import pytest
+from tiny import make_painter
+
+from minimodal.data.images import ImageSource
+from minimodal.data.shapes import ShapesSource
+from minimodal.data.tokenizer import Tokenizer, split
+from minimodal.data.words import KnownWords
+from minimodal.errors import UserError
+from minimodal.training.build import captions_of
+
+CAPTIONS = ["a red circle", "Two small stars", "don't  stop\tnow", "5 cats, 12 dogs"]
+KNOWN = KnownWords.of(CAPTIONS)
+
+
+def test_words_are_the_pieces_of_every_caption():
+    pieces = {piece for caption in CAPTIONS for piece in split(caption.lower()) if piece.strip()}
+    assert KNOWN.pieces == pieces
+    assert {"red", "stars", "don", "'", "t", "now", "1", "2", ","} < KNOWN.words
+
+
+@pytest.mark.parametrize(
+    "prompt", ["red circle", "circle", "a  red   circle ", "A RED circle.", "stars", "two circle"]
+)
+def test_words_that_training_had_are_known_wherever_they_stand(prompt):
+    KNOWN.check([prompt])
+
+
+@pytest.mark.parametrize(("prompt", "word"), [("a zebra", "zebra"), ("red! circle", "!"),
+                                              (". a", "."), ("🎉 red", "🎉")])  # fmt: skip
+def test_other_words_are_named(prompt, word):
+    with pytest.raises(UserError, match=f"had '[{word}]+'"):
+        KNOWN.check([prompt])
+
+
+def test_nothing_is_refused_where_no_words_were_recorded():
+    KnownWords().check(["a zebra"])
+    assert KnownWords().readable(" star. ") == "star."
+
+
+def test_a_first_word_that_only_stood_within_captions_is_read_as_it_stood_there():
+    tokenizer = Tokenizer.train(CAPTIONS * 3, 400, lower=True)
+    whole = tokenizer.encode("a red circle")
+    assert tokenizer.encode(KNOWN.readable("red  circle.")) == whole[1:]
+    assert KNOWN.readable("a red circle") == "a red circle" and KNOWN.readable("zebra") == "zebra"
+
+
+def test_a_painter_reads_prompts_so():
+    model = make_painter()
+    model.words = KnownWords.of(["a red circle"])
+    plain = model.tokenize(["a red circle"])[0]
+    assert model.tokenize(["red circle"])[0][: len(plain) - 1].equal(plain[1:])
+
+
+def test_words_of_rare_captions_count_and_pools_are_read_fast():
+    lists = [["a cat", "a big cat on a mat in the sun"]] * 29_999 + [["a cat", "a zebra"]]
+    source = ImageSource(name="x", pixels=None, caption_lists=lists)
+    began = time.process_time()
+    known = KnownWords.of(captions_of(source, 30_000))
+    assert "zebra" in known.words and time.process_time() - began < 5
+
+
+def test_a_world_without_end_has_all_its_words():
+    source = ShapesSource(0)
+    known = KnownWords.of(captions_of(source, 5000))
+    assert KnownWords.of(source.all_captions(i)[0] for i in range(300)).words <= known.words
+    known.check(["two crosses against grey", "violet donut", "a plus beneath a turquoise disc"])
+
+
+def test_the_file_holds_them(tmp_path):
+    strange = KnownWords.of([*CAPTIONS, "日本 \ud800 é"])
+    strange.save(tmp_path / "words.json")
+    assert KnownWords.load(tmp_path / "words.json").pieces == strange.pieces
+    assert not KnownWords.load(tmp_path / "none.json").words
+    (tmp_path / "words.json").write_text("{}")
+    with pytest.raises(UserError, match="words.json is damaged"):
+        KnownWords.load(tmp_path / "words.json")
