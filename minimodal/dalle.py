@@ -412,9 +412,8 @@ class DALLE(nn.Module):
                     partial(grey_unless(shown, to_uint8(self.decode_indices(codes))), done)
 
             codes = self.generate_codes(
-                chunk, generator=draws, sampling=sampling,
+                chunk, generator=draws, sampling=sampling, on_row=on_row,
                 known=None if known is None else known.expand(len(chunk), -1, -1), keep=keep,
-                on_row=on_row,
             )  # fmt: skip
             pictures.append(to_uint8(self.decode_indices(codes)))
             if progress is not None:
