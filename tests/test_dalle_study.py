@@ -1,22 +1,28 @@
 """Studies of a DALL·E against painters whose answers are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from test_scoreboard import Painter, Reader, scenes_of, wrong_background
-from tiny import generator
+from tiny import generator, noise
 
+from minimodal.data.loading import open_data
 from minimodal.data.shapes import ShapesSource, parse, render
+from minimodal.data.words import KnownWords
 from minimodal.drawing import heat_map
 from minimodal.evaluation.dalle_study import (
     asked,
     class_scores,
+    copies_of_training,
     copying,
     nearest_distance,
     recall_of_captions,
     sweep,
     template_scores,
 )
+from minimodal.training.build import captions_of
 
 SAMPLING = {"temperature": 0.7, "guidance": 2.0}
 
@@ -41,11 +47,18 @@ def test_templates_ask_for_more_and_more_of_a_scene():
     one, two = (int(np.flatnonzero(scenes.count == count)[0]) for count in (1, 2))
     assert list(asked(scenes, one)) == ["shape", "color_shape", "all_of_one"]
     assert list(asked(scenes, two))[:3] == ["two", "relation", "all_of_two"]
+    assert parse(asked(scenes, two)["two"]).relation is None
     for prompts in (asked(scenes, one), asked(scenes, two)):
         said = [parse(prompt) for prompt in prompts.values()]
         assert all(spec.count == said[0].count for spec in said)
     full = parse(asked(scenes, two)["all_of_two"])
     assert full.background and full.relation and all(all(thing) for thing in full.objects)
+
+
+def test_templates_ask_in_words_that_the_captions_of_training_have():
+    known = KnownWords.of(captions_of(ShapesSource(0), 3000))
+    scenes = ShapesSource(0, split="val", pairs="all").scenes(np.arange(300))
+    known.check(prompt for row in range(300) for prompt in asked(scenes, row).values())
 
 
 def test_a_painter_who_does_what_is_said_has_full_marks_in_every_template():
@@ -83,7 +96,9 @@ def test_a_heat_map_shows_every_share():
 def test_the_nearest_distance_is_that_of_a_plain_loop():
     a, b = (torch.randint(256, (n, 3, 4, 4), generator=generator(n)).byte() for n in (5, 7))
     differences = (a[:, None].float() - b[None].float()).square().mean(dim=(2, 3, 4)).sqrt()
-    torch.testing.assert_close(nearest_distance(a, b), differences.amin(1), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        nearest_distance(a, b.split(3)), differences.amin(1), rtol=1e-4, atol=1e-3
+    )
 
 
 def test_a_copier_is_found_out_and_the_world_itself_is_not():
@@ -92,6 +107,51 @@ def test_a_copier_is_found_out_and_the_world_itself_is_not():
     assert copied["nearest_training_picture"] == 0 and copied["nearer"] == 1
     fresh = ShapesSource(5, split="val").images(np.arange(60))
     assert 0.2 < copying(torch.from_numpy(fresh), train, val, pool=300)["nearer"] < 0.8
+
+
+class Mirrors(ShapesSource):
+    """The plain world seen in a mirror."""
+
+    def images(self, indices):
+        return np.ascontiguousarray(super().images(indices)[..., ::-1])
+
+
+def test_a_mirrored_copy_is_a_copy_where_training_had_mirror_images():
+    train, val = ShapesSource(0), ShapesSource(0, split="val")
+    drawn = torch.from_numpy(Mirrors(0).images(np.arange(40)))
+    plain = copying(drawn, train, val, pool=40)
+    mirrored = copying(drawn, train, val, pool=40, flip=True)
+    assert plain["nearest_training_picture"] > 0 == mirrored["nearest_training_picture"]
+
+
+def trained(spec: str, *, side: int = 32, pool: int = 60, flip: bool = False, limit=None):
+    """A DALL·E as far as its run is concerned."""
+    data = open_data(spec, image_size=side, limit=limit).fingerprint()
+    training = {"pictures": pool * (2 if flip else 1), "flip": flip, "data": data}
+    return SimpleNamespace(run={"data": spec, "model": {"training": training}})
+
+
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("flip", [False, True])
+def test_copies_are_looked_for_in_the_runs_own_training_pictures(side, flip):
+    inside, outside = (
+        torch.from_numpy(ShapesSource(0, image_size=side).images(np.arange(first, first + 20)))
+        for first in (40, 60)
+    )
+    run = trained("shapes", side=side, flip=flip)
+    assert copies_of_training(run, inside)["nearer"] == 1
+    assert copies_of_training(run, outside)["nearest_training_picture"] > 0
+    limited = trained("shapes", side=side, flip=flip, limit=60)
+    assert copies_of_training(limited, inside)["nearest_training_picture"] == 0
+
+
+def test_where_the_training_data_has_changed_or_gone_it_is_said(capsys):
+    drawn = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    changed, gone = trained("shapes"), trained("shapes")
+    changed.run["model"]["training"]["data"] = "another"
+    gone.run["data"] = "folder:nowhere"
+    for run, said in ((changed, "no longer what it was"), (gone, "no such folder")):
+        assert copies_of_training(run, drawn) == {} and said in capsys.readouterr().err
 
 
 class Sighted:
@@ -132,3 +192,13 @@ def test_recall_is_whether_a_clip_finds_the_caption_of_a_drawn_picture():
         Painter(wrong_background), Reader(), prompts, seed=0, sampling=SAMPLING
     )
     assert spoilt["clip_recall_at_1"] < 1
+
+
+def test_recall_is_not_understated_by_rounding(monkeypatch):
+    # Every picture has its caption's own vector, so each finds its caption, or the sum is wrong.
+    vectors = torch.nn.functional.normalize(noise(200, 128), dim=1)
+    assert torch.equal((vectors @ vectors.T).argmax(1), torch.arange(200))
+    for name in ("draw", "embed_pictures", "embed_captions"):
+        monkeypatch.setattr(f"minimodal.evaluation.dalle_study.{name}", lambda *_, **__: vectors)
+    found = recall_of_captions(None, None, [""] * 200, seed=0, sampling={})
+    assert found["clip_recall_at_1"] == found["clip_recall_at_5"] == 1

@@ -13,6 +13,7 @@ from tiny import make_clip, make_vqgan
 
 from minimodal.cli.main import main
 from minimodal.data.images import ImageSource
+from minimodal.data.loading import open_data
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import clip_on_data
 
@@ -157,6 +158,11 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
         (("{demo}/dalle", "-n", "0"), "-n 0: expected 1 or more"),
         (("{demo}/dalle", "--inception", "no.pth"), "--inception judges a vqgan"),
         (("{demo}/clip", "--dta", "shapes"), "--data"),
+        (("{demo}/dalle", "--judge", "no.pth"), "--judge is for other data"),
+        (("{demo}/dalle", "--clip", "no"), "--clip is for other data"),
+        (("{demo}/vqgan", "--limit", "9"), "--limit is for other data"),
+        (("{demo}/dalle", "--seed", "-1"), "--seed -1: expected"),
+        (("{demo}", "--seed", str(2**64)), f"--seed {2**64}: expected"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run, demo, words, says):
@@ -180,6 +186,9 @@ def test_a_run_on_shapes_is_scored_by_the_oracle(run, demo, monkeypatch):
 
 def test_a_dalle_on_pictures_with_captions_is_scored_by_a_clip(run, demo, tmp_path):
     data = f"folder:{captioned(tmp_path / 'own')}"
+    own = open_data(data, image_size=6).fingerprint()
+    training = {"pictures": 20, "flip": False, "data": own}
+    demo = write_demo(tmp_path / "demo", data=data, training=training, temperature=1.0)
     words = (demo / "dalle", "--data", data, "--clip", demo / "clip", "-n", "4", "--out", "e.json")
     status, out, _ = run(*words, "--json")
     scores = json.loads(out)["scores"]
@@ -188,10 +197,10 @@ def test_a_dalle_on_pictures_with_captions_is_scored_by_a_clip(run, demo, tmp_pa
 
 def test_a_study_writes_its_heat_maps(run, tmp_path, monkeypatch):
     folder = write_demo(tmp_path / "own", temperature=0.8, guidance=1.0)
-    stored = json.loads((folder / "dalle" / "config.json").read_text())
-    stored["model"]["training"] = {"pictures": 20}
-    (folder / "dalle" / "config.json").write_text(json.dumps(stored))
-    for name, value in (("template_scores", {"seen_shape": 0.5}), ("copying", {"nearer": 0.5})):
+    for name, value in (
+        ("template_scores", {"seen_shape": 0.5}),
+        ("copies_of_training", {"nearer": 0.5}),
+    ):
         monkeypatch.setattr(f"minimodal.cli.evaluate.{name}", lambda *_, value=value, **__: value)
     monkeypatch.setattr("minimodal.cli.evaluate.draw", lambda *_, **__: None)
     table = {"seen": np.full((5, 4), 0.25)}

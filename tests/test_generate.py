@@ -36,12 +36,16 @@ def write_run(out: Path, kind: str, model, *, data: str = "shapes", **more) -> N
         TOKENIZER.save(out / "tokenizer.json")
 
 
-def write_demo(out: Path, *, data: str = "shapes", **sampling) -> Path:
+def write_demo(
+    out: Path, *, data: str = "shapes", training: dict | None = None, **sampling
+) -> Path:
     """A demo folder with untrained runs."""
+    more = {"sampling": sampling} if sampling else {}
+    more |= {"training": training} if training else {}
     vocab = TOKENIZER.vocab_size
     vqgan = make_vqgan(image_size=SIDE, codes=(11,))
     write_run(out / "dalle", "dalle", make_dalle(vocab_size=vocab, text_length=20), data=data,
-              **({"sampling": sampling} if sampling else {}))  # fmt: skip
+              **more)  # fmt: skip
     write_run(out / "dalle" / "vqgan", "vqgan", vqgan, data=data)
     write_run(out / "vqgan", "vqgan", vqgan, data=data)
     clip = make_clip(vocab_size=vocab, text_length=20, image_size=SIDE, patch_size=3)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_generate import write_demo
 from tiny import generator, integers, make_dalle, make_painter
 
 from minimodal.__main__ import main
+from minimodal.data.words import KnownWords
 from minimodal.evaluation.reading import caption_scores, describe, log_likelihood, write_captions
 
 TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0], [12, 0, 0, 0, 0]])
@@ -112,6 +114,14 @@ def test_the_command_writes_a_caption_of_its_own(call):
     assert status == 0 and out.startswith("grey.png  ")
 
 
+def test_labels_have_words_that_training_had_unless_others_are_allowed(call):
+    KnownWords.of(["a red circle"]).save(Path("demo/dalle/words.json"))
+    assert call("grey.png", "--labels", "circle,red")[0] == 0
+    status, out, err = call("grey.png", "--labels", "a red circle,a zebra")
+    assert status == 2 and out == "" and "had 'zebra'" in err
+    assert call("grey.png", "--labels", "a red circle,a zebra", "--allow-unseen")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -120,6 +130,9 @@ def test_the_command_writes_a_caption_of_its_own(call):
         (["grey.png", "--rounds", "0"], "--rounds 0: expected 1 or more"),
         (["grey.png", "--labels", "a red circle " * 30], "is too long"),
         (["grey.png", "--seeed", "1"], "did you mean --seed?"),
+        (["grey.png", "--seed", "-1"], "--seed -1: expected from 0"),
+        (["grey.png", "--seed", str(2**64)], f"--seed {2**64}: expected from 0"),
+        (["grey.png", "--labels", "a star,a  star"], "'a star' comes up twice"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, words, message):

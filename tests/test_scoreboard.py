@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import make_clip, make_dalle, make_vqgan
+from tiny import make_clip, make_dalle, make_painter, make_vqgan
 from torch import Tensor
 
 from minimodal.clip import MEAN, STD
@@ -26,6 +26,7 @@ from minimodal.data.shapes import (
     swap,
 )
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.data.words import KnownWords
 from minimodal.evaluation import scoreboard
 from minimodal.evaluation.scoreboard import (
     baseline_scores,
@@ -73,7 +74,7 @@ class Painter:
     def __init__(self, spoil=lambda scenes, first: scenes) -> None:
         self.rows, self.spoil, self.calls = torch.zeros(1), spoil, []
 
-    def generate(self, prompts, n=1, *, generator, batch_size, temperature, guidance):
+    def generate(self, prompts, n=1, *, generator, batch_size, allow_unseen, temperature, guidance):
         self.calls.append((len(prompts) * n, temperature, guidance))
         scenes = scenes_of([parse(p) for p in prompts for _ in range(n)])
         return torch.from_numpy(render(self.spoil(scenes, n == 1)))
@@ -199,7 +200,9 @@ def test_an_untrained_clip_guesses():
 
 def test_rerank_puts_the_fitting_picture_first():
     prompts = ["a large red circle on white", "a small blue star on gray"]
-    right = Painter().generate(prompts, generator=None, batch_size=1, **SAMPLING)
+    right = Painter().generate(
+        prompts, generator=None, batch_size=1, allow_unseen=False, **SAMPLING
+    )
     wrong = torch.from_numpy(render(wrong_background(scenes_of([parse(p) for p in prompts]))))
     sets = torch.stack([torch.stack([wrong[0], right[0]]), torch.stack([right[1], wrong[1]])])
     order, similarity = rerank(Reader(), prompts, sets)
@@ -264,6 +267,13 @@ def test_an_untrained_dalle_draws_nothing_right():
     dalle.tokenizer, dalle.decode_indices = tokenizer, make_vqgan(codes=(11,)).decode_indices
     scores = dalle_scores(dalle, n=8, sampling=SAMPLING)
     assert scores["seen"] == scores["held_out"] == 0
+
+
+def test_words_that_training_held_out_are_drawn_all_the_same():
+    dalle = make_painter()
+    dalle.words = KnownWords.of(["a red circle"])
+    asked = {"seed": 0, "sampling": SAMPLING}
+    assert len(scoreboard.draw(dalle, ["a small violet donut"], 2, **asked)) == 2
 
 
 def test_what_has_no_cases_has_no_share():

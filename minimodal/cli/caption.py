@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
+from minimodal.cli.common import check_seed
 from minimodal.cli.which_clip import shown
 from minimodal.dalle import DALLE
 from minimodal.data.images import centre_square, open_rgb
@@ -36,6 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="captions that each round of the search writes (default: 64)")  # fmt: skip
     add("--rounds", type=int, default=8, metavar="R", help="rounds of the search (default: 8)")
     add("--seed", type=int, default=0, metavar="S", help="(default: 0)")
+    add("--allow-unseen", action="store_true",
+        help="labels may have words, too, that no caption of the training had")  # fmt: skip
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--json", action="store_true", help="print one JSON object instead of words")
     parser.set_defaults(rest="pictures")
@@ -45,9 +48,12 @@ def labels_of(arguments: argparse.Namespace) -> list[str]:
     """The labels of a command line, none where it has none."""
     if arguments.labels is None:
         return []
-    labels = [label.strip() for label in arguments.labels.split(",")]
+    labels = [" ".join(label.split()) for label in arguments.labels.split(",")]
     if not all(labels):
         raise UserError(f"--labels '{arguments.labels}': expected captions such as 'a cat,a dog'")
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise UserError(f"--labels: '{twice[:60]}' comes up twice")
     return labels
 
 
@@ -65,11 +71,14 @@ def codes_of(dalle: DALLE, paths: list[str], device: str) -> Tensor:
 def run(arguments: argparse.Namespace) -> None:
     """Caption and print."""
     labels = labels_of(arguments)
+    check_seed(arguments.seed)
     for name in ("candidates", "rounds"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected 1 or more")
     device = pick_device(arguments.device)
     dalle = load(dalle_folder(arguments.run), kind="dalle").to(device)
+    if not arguments.allow_unseen:
+        dalle.words.check(labels)
     dalle.tokenize(labels or [""])  # too long ones are refused before any picture is read
     codes = codes_of(dalle, arguments.pictures, device)
     found = []

@@ -69,6 +69,12 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     return 0
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a --seed that not every generator takes."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed}: expected from 0 to 2^63 - 1")
+
+
 def read_picture(path: str | os.PathLike) -> Tensor:
     """A picture file in its own size.
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minimodal.cli.common import check_seed
 from minimodal.cli.demo import score_stages
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
@@ -27,7 +28,7 @@ from minimodal.evaluation.dalle_study import (
     GUIDANCES,
     TEMPERATURES,
     class_scores,
-    copying,
+    copies_of_training,
     recall_of_captions,
     sweep,
     template_scores,
@@ -91,6 +92,9 @@ def on_shapes(
     model: VQGAN | CLIP | DALLE, world: World, arguments: argparse.Namespace
 ) -> Evaluation:
     """The scores of a Shapes world."""
+    for name in ("clip", "judge", "inception", "limit"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is for other data; the Shapes world has an oracle")
     how = {"captions": "full captions of unseen scenes", "world_seed": arguments.seed}
     if isinstance(model, VQGAN):
         return Evaluation(vqgan_scores(model, seed=arguments.seed, world=world), how)
@@ -119,8 +123,7 @@ def study(dalle: DALLE, arguments: argparse.Namespace, sampling: dict) -> dict[s
     val = ShapesSource(seed, split="val")
     prompts = val.full_captions(np.arange(200), np.random.default_rng(seed))
     drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
-    pool = dalle.run["model"]["training"]["pictures"]
-    scores |= copying(drawn, ShapesSource(seed), val, pool=pool)
+    scores |= copies_of_training(dalle, drawn)
     for pairs, table in sweep(dalle, seed=seed).items():
         place = arguments.target / f"sweep-{pairs}.png"
         save_png(heat_map(table, [f"guidance {g:g}" for g in GUIDANCES],
@@ -139,10 +142,7 @@ def dalle_on_data(
 ) -> Evaluation:
     """A DALL·E before a judge (classes) or a CLIP (captions), and whether it copies."""
     sampling = dalle.run["model"]["sampling"]
-    train, val = (
-        open_data(spec, image_size=size, split=split, limit=arguments.limit)
-        for split in ("train", "val")
-    )
+    val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
     if found.judge is not None:
         if val.class_names is None:
@@ -159,7 +159,7 @@ def dalle_on_data(
             dalle, found.clip, list(dict.fromkeys(captions)), seed=arguments.seed, sampling=sampling
         )
     drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=sampling)
-    scores |= copying(drawn, train, val, pool=len(train))
+    scores |= copies_of_training(dalle, drawn)
     manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": arguments.n}
     return Evaluation(scores, manifest)
 
@@ -253,6 +253,7 @@ def write(result: dict[str, Any], place: Path) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Measure, write, print."""
     target = arguments.target
+    check_seed(arguments.seed)
     device = pick_device(arguments.device)
     if not target.exists():
         raise UserError(f"{target}: no such run; `python train.py demo` makes runs/demo")

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.cli.common import Parser, read_picture, run_command
+from minimodal.cli.common import Parser, check_seed, read_picture, run_command
 from minimodal.cli.generate_prior import add_prior_flags, draw_prior, load_prior
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
@@ -137,8 +137,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"{each} pictures for each of {prompts} prompts: expected {MOST} in all or fewer"
         )
-    if not 0 <= arguments.seed < 2**63:
-        raise UserError(f"--seed {arguments.seed}: expected from 0 to 2^63 - 1")
+    check_seed(arguments.seed)
     if arguments.out.suffix.lower() != ".png":
         raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
     for prompt in arguments.prompts:

@@ -1,14 +1,15 @@
 """Studies of a DALL·E: how hard a caption may be, how to sample, whether it copies.
 
 `template_scores` asks for scenes of the Shapes world in words of growing difficulty, `sweep` tries
-guidance against temperature, `copying` looks for the training picture nearest to each drawn one,
-and `class_scores` and `recall_of_captions` have a judge or a CLIP say what was drawn where there is
-no oracle.
+guidance against temperature, `copies_of_training` looks for the training picture nearest to each
+drawn one, and `class_scores` and `recall_of_captions` have a judge or a CLIP say what was drawn
+where there is no oracle.
 
 Models in, dicts of numbers between 0 and 1 out. Read `scoreboard.py` before.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
-from minimodal.data.loading import DataSource
+from minimodal.data.loading import DataSource, open_data
 from minimodal.data.oracle import score
 from minimodal.data.shapes import (
     BACKGROUNDS,
@@ -28,6 +29,7 @@ from minimodal.data.shapes import (
     ShapesSource,
 )
 from minimodal.data.shapes_language import article, plural
+from minimodal.errors import UserError
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.scoreboard import draw, exact, rounded
 
@@ -63,7 +65,7 @@ def asked(scenes: Scenes, row: int) -> dict[str, str]:
     second = article(named(scenes, row, 1))
     relation = WORDS_OF[RELATIONS[scenes.relation[row]]]
     found = {
-        "two": f"{first} and {second}",
+        "two": f"{first} with {second}",  # the plain world's captions have no "and"
         "relation": f"{first} {relation} {second}",
         "all_of_two": f"{full} {relation} {article(named(scenes, row, 1, size=True))} {ground}",
     }
@@ -122,34 +124,47 @@ def sweep(
     return tables
 
 
-def nearest_distance(pictures: Tensor, others: Tensor) -> Tensor:
+def nearest_distance(pictures: Tensor, others: Iterable[Tensor]) -> Tensor:
     """Root mean square difference to the nearest of other pictures, in steps of 1/255.
 
     pictures: (N, 3, H, W) uint8
-    others: (M, 3, H, W) uint8
+    others: (M, 3, H, W) uint8 at a time, so that there may be more than memory holds as floats
     returns: (N,) float32
     """
-    a, b = (x.flatten(1).float() for x in (pictures, others))  # (N, D), (M, D)
+    a = pictures.flatten(1).float()  # (N, D)
     nearest = torch.full((len(a),), float("inf"))
-    for part in b.split(4096):
-        nearest = torch.minimum(nearest, torch.cdist(a, part).amin(dim=1))
+    for part in others:
+        nearest = torch.minimum(nearest, torch.cdist(a, part.flatten(1).float()).amin(dim=1))
     return nearest / a.shape[1] ** 0.5
 
 
-def copying(drawn: Tensor, train: DataSource, val: DataSource, *, pool: int) -> dict[str, float]:
+def parts_of(source: DataSource, n: int, *, flip: bool) -> Iterator[Tensor]:
+    """The first n pictures of a source, with flip their mirror images as well.
+
+    returns: (M, 3, H, W) uint8 at a time
+    """
+    for start in range(0, n, 1024):
+        part = torch.from_numpy(source.images(np.arange(start, min(start + 1024, n))))
+        yield part
+        if flip:
+            yield part.flip(-1)
+
+
+def copying(
+    drawn: Tensor, train: DataSource, val: DataSource, *, pool: int, flip: bool = False
+) -> dict[str, float]:
     """Does a model copy? How near drawn pictures are to training pictures, beside how near unseen
     real pictures are: `nearer` is the share of drawn ones that are nearer than half of the unseen
     real ones, ½ for a model that copies as little as the world itself does.
 
     drawn: (N, 3, H, W) uint8
-    pool: training pictures that are looked at, at most
+    pool: pictures that the model was trained on, the first of `train`
+    flip: their mirror images were, too
     """
-    size = drawn.shape[-1]
-    if train.image_size != size:
-        raise ValueError(f"pictures of {size} pixels beside a source of {train.image_size}")
-    had = torch.from_numpy(train.images(np.arange(min(pool, len(train)))))
     unseen = torch.from_numpy(val.images(np.arange(min(len(drawn), len(val)))))
-    of_drawn, of_unseen = nearest_distance(drawn, had), nearest_distance(unseen, had)
+    of_drawn, of_unseen = (
+        nearest_distance(pictures, parts_of(train, pool, flip=flip)) for pictures in (drawn, unseen)
+    )
     return rounded(
         {
             "nearest_training_picture": of_drawn.median(),
@@ -157,6 +172,29 @@ def copying(drawn: Tensor, train: DataSource, val: DataSource, *, pool: int) -> 
             "nearer": (of_drawn < of_unseen.median()).float().mean(),
         }
     )
+
+
+def copies_of_training(dalle: DALLE, drawn: Tensor) -> dict[str, float]:
+    """`copying` from the data that a run was trained on, whatever it is evaluated on; nothing
+    where that data is gone or has changed.
+
+    drawn: (N, 3, H, W) uint8
+    """
+    spec, training = dalle.run["data"], dalle.run["model"]["training"]
+    pool = training["pictures"] // (2 if training["flip"] else 1)
+    try:
+        for limit in (None, pool):  # was it trained on all that the SPEC names, or with --limit?
+            train, val = (
+                open_data(spec, image_size=drawn.shape[-1], split=split, limit=limit)
+                for split in ("train", "val")
+            )
+            if train.fingerprint() == training["data"]:
+                return copying(drawn, train, val, pool=pool, flip=training["flip"])
+        reason = f"{spec} is no longer what it was"
+    except UserError as error:
+        reason = str(error)
+    print(f"not looked for copies of training pictures: {reason}", file=sys.stderr)
+    return {}
 
 
 def class_scores(
@@ -184,6 +222,8 @@ def recall_of_captions(
     """Whether a CLIP finds each drawn picture's caption among all of them."""
     pictures = draw(dalle, list(captions), 1, seed=seed, sampling=sampling)
     image, text = embed_pictures(clip, pictures), embed_captions(clip, list(captions))
-    rank = ((image @ text.T) > (image * text).sum(1, keepdim=True)).sum(1)  # (N,) 0 = the first
+    # The right one's similarity is taken from the same product: another sum rounds differently.
+    similarity = image @ text.T  # (N, N)
+    rank = (similarity > similarity.diagonal()[:, None]).sum(1)  # (N,) 0 = the first
     scores = {f"clip_recall_at_{k}": (rank < k).float().mean() for k in (1, 5)}
     return rounded(scores | {"chance_at_1": 1 / len(captions)})
