@@ -37,6 +37,7 @@ class VQGANPriorConfig:
     heads: int = 4
     pkeep: float = 0.9  # share of the codes read in training that are true; others are random
     shared_rows: int = 0  # rows of a table that codes and classes share from row 0; 0: not shared
+    sos: int = 0  # with shared rows, the one that stands ahead where there are no classes
 
     def __post_init__(self) -> None:
         if min(self.grid, self.codes, self.width, self.depth, self.heads) < 1 or self.classes < 0:
@@ -45,6 +46,8 @@ class VQGANPriorConfig:
             )
         if not 0 <= self.pkeep <= 1:
             raise UserError(f"pkeep {self.pkeep}: expected 0 to 1")
+        if not 0 <= self.sos < max(self.shared_rows, 1):
+            raise UserError(f"sos {self.sos}: expected a shared row, 0 to {self.shared_rows - 1}")
 
     @property
     def length(self) -> int:
@@ -94,10 +97,10 @@ class VQGANPrior(nn.Module):
         returns: (B, 1) int64
         """
         c = self.config
-        if c.shared_rows:  # the original has no row for "nothing": without classes it uses row 0
+        if c.shared_rows:  # the original has no row for "nothing": without classes it is a code's
             if c.classes and (labels < 0).any():
                 raise UserError("this prior was trained with a class for every picture: name one")
-            return labels.clamp(min=0)[:, None]
+            return torch.where(labels < 0, c.sos, labels)[:, None]
         said = c.codes + labels
         return torch.where(labels < 0, torch.full_like(said, c.codes + c.classes), said)[:, None]
 
@@ -170,7 +173,7 @@ class VQGANPrior(nn.Module):
         c, (height, width) = self.config, size
         if min(size) < 1:
             raise UserError(f"{height} x {width} codes: expected 1 or more a side")
-        most = c.shared_rows or c.classes
+        most = c.classes or c.shared_rows
         if not all(-1 <= label < most for label in labels.tolist()):
             raise UserError(f"labels {labels.tolist()}: expected -1 (none) to {most - 1}")
         H, W = max(height, c.grid), max(width, c.grid)

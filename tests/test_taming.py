@@ -1,10 +1,13 @@
 """VQGANs of taming-transformers: our numbers against the original's, and what is refused."""
 
+import collections
 import json
+import re
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,7 @@ from minimodal.blocks.discriminator import (
 from minimodal.blocks.quantizer_variants import codebook_loss
 from minimodal.errors import UserError
 from minimodal.pretrained import load_taming_transformer, load_taming_vqgan
+from minimodal.pretrained.files import read_tensors
 
 
 class Fixture:
@@ -192,6 +196,8 @@ WRONG = [
     ({"attn_resolutions": [16], "resolution": 32}, "attention at levels"),
     ({"double_z": True}, "double_z = True"),
     ({"resolution": 30}, "resolution 30 is not a multiple of 4"),
+    ({"resamp_with_conv": False}, "resamp_with_conv = False and its weights say True"),
+    ({"remap": "used.npy"}, "its codes are remapped"),
 ]
 
 
@@ -199,6 +205,36 @@ WRONG = [
 def test_a_config_that_disagrees_with_the_weights_is_an_error(original, config, message):
     with pytest.raises(UserError, match=message):
         load_taming_vqgan(original.state, config)
+
+
+ILL_TYPED = [
+    ({"attn_resolutions": 16}, r"attn_resolutions = 16: expected a list"),
+    ({"attn_resolutions": None}, "attn_resolutions = None: expected a list"),
+    ({"beta": "x"}, "beta = 'x': expected a number of 0 or more"),
+    ({"beta": None}, "beta = None: expected a number"),
+    ({"beta": -3}, "beta = -3: expected a number"),
+    ({"resolution": "32"}, "resolution = '32': expected a whole number of 1 or more"),
+    ({"model": "vqgan"}, "model = 'vqgan': expected an object"),
+    ({"ddconfig": [1]}, r"ddconfig = \[1\]: expected an object"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), ILL_TYPED)
+def test_a_config_with_a_field_of_another_type_is_an_error_that_names_it(
+    original, config, message, tmp_path
+):
+    with pytest.raises(UserError, match=message):
+        load_taming_vqgan(original.state, config)
+    save_file(original.state, tmp_path / "model.safetensors")
+    whole = config if "model" in config else {"ddconfig": {}, **config}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=f"model.safetensors: its config says {message}"):
+        minimodal.load(tmp_path / "model.safetensors")
+
+
+def test_a_codebook_of_which_a_part_is_used_is_refused(original):
+    with pytest.raises(UserError, match="its codes are remapped"):
+        load_taming_vqgan({**original.state, "quantize.used": torch.arange(10)})
 
 
 def test_a_missing_tensor_is_named(original):
@@ -221,6 +257,22 @@ def test_a_tensor_of_another_shape_is_named(original):
 def test_a_checkpoint_without_a_discriminator_has_none(original):
     state = {k: v for k, v in original.state.items() if not k.startswith("loss.")}
     assert load_taming_vqgan(state).discriminator is None
+
+
+MISFITS = {
+    "has shape \\(8, 6, 4, 4\\)": {"loss.discriminator.main.0.weight": torch.ones(8, 6, 4, 4)},
+    "lacks main.2.weight": {"loss.discriminator.main.2.weight": None},
+    "its norms are not batch norms": {"loss.discriminator.main.3.running_mean": None},
+}
+
+
+@pytest.mark.parametrize("why", MISFITS)
+def test_a_discriminator_that_does_not_fit_is_left_out_and_it_is_said(original, capsys, why):
+    state = {k: v for k, v in {**original.state, **MISFITS[why]}.items() if v is not None}
+    vqgan = load_taming_vqgan(state)
+    said = capsys.readouterr().err
+    assert vqgan.discriminator is None and said.count("\n") == 1
+    assert re.search(f"discriminator.* {why}.*; it is left", said)
 
 
 def test_half_precision_becomes_float32(original):
@@ -254,6 +306,27 @@ def test_lightnings_checkpoints_are_read_without_lightning(original, tmp_path):
     found = load_taming_vqgan(tmp_path / "last.ckpt").state_dict()
     wanted = load_taming_vqgan(original.state).state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+BESIDE = {
+    "empty tensor": torch.empty(0),
+    "size": torch.Size([1, 2]),
+    "device": torch.device("cpu"),
+    "dtype": torch.float32,
+    "number": np.float64(3),
+    "array": np.ones(3),
+    "slice": slice(1, 2),
+    "range": range(3),
+    "path": Path("a"),
+    "defaultdict": collections.defaultdict(list),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_else_trainings_keep_does_not_spoil_a_lightning_checkpoint(original, tmp_path, what):
+    lightning(tmp_path / "last.ckpt", original.state, {"kept": [BESIDE[what]]})
+    found = read_tensors(tmp_path / "last.ckpt")
+    assert all(torch.equal(found[name], tensor) for name, tensor in original.state.items())
 
 
 class Attack:

@@ -50,7 +50,7 @@ DECIDED = {
         "resnet",
         "logit_bias",
     ),  # fmt: skip
-    "vqgan-prior": ("grid", "codes", "classes", "shared_rows"),
+    "vqgan-prior": ("grid", "codes", "classes", "shared_rows", "sos"),
     "dalle": ("vocab_size", "text_length", "pad_id", "grid", "codes"),
 }
 

@@ -7,7 +7,8 @@
 
 In checkpoints of its transformers all of these begin with `first_stage_model.`, and the
 transformer's own names with `transformer.`. Sizes are read off the shapes; what those cannot tell
-is the resolution that pictures had in training, which no computation needs, and β.
+is β, and the resolution that pictures had in training: weights work at any, but data are opened and
+scored at this one.
 
 A file or a state dict in, our VQGAN out, equal to the original to float32's rounding. Read
 `naming.py` and `minimodal/vqgan.py` before.
@@ -25,19 +26,22 @@ from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.errors import UserError
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import Tensors, fill
+from minimodal.pretrained.stated import Stated
 from minimodal.vqgan import VQGAN, VQGANConfig
 
 Weights = dict[str, Tensor]
 FIRST_STAGE, DISCRIMINATOR = "first_stage_model.", "loss.discriminator."
 RESOLUTION = 256  # of the pictures in training, where nothing says it
-# Kept by the original beside its weights: masks, remapping tables, averages of other quantizers.
-NOT_WEIGHTS = ("num_batches_tracked", "quantize.used", "cluster_size", "embed_avg", "colorize")
+# Kept by the original beside its weights: counters, averages of other quantizers, colours.
+NOT_WEIGHTS = ("num_batches_tracked", "cluster_size", "embed_avg", "colorize")
 
 
 # --- what the config says ------------------------------------------------------------------------
 
 
-def flat_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+def flat_config(
+    config: str | Path | Mapping[str, Any] | None, *, source: str = "this VQGAN"
+) -> dict[str, Any]:
     """A configuration of the original as one level of names: its own nesting is taken apart.
 
     It may be the whole (`model: params: …`), the parameters alone, or `ddconfig` alone.
@@ -48,32 +52,21 @@ def flat_config(config: str | Path | Mapping[str, Any] | None) -> dict[str, Any]
         path = Path(config)
         if path.suffix in (".yaml", ".yml"):
             raise UserError(f"{path}: give the configuration as JSON or as a dict, not as YAML")
-        config = read_json(path)
+        config, source = read_json(path), str(path)
+    here = Stated(config, source=source)
     for key in ("model", "params", "first_stage_config", "first_stage", "params"):
-        inner = config.get(key)
-        if isinstance(inner, Mapping):
-            config = inner
-    inner = config.get("ddconfig")
-    return {**config, **inner} if isinstance(inner, Mapping) else dict(config)
-
-
-def check_config(stated: dict[str, Any], found: dict[str, Any], *, source: str) -> None:
-    """Refuse a configuration that says something else than the weights."""
-    for name, value in found.items():
-        said = stated.get(name, value)
-        said = list(said) if isinstance(said, (list, tuple)) else said
-        if said != value:
-            raise UserError(
-                f"{source}: its config says {name} = {said} and its weights say {value}; it is the "
-                "config of another checkpoint"
-            )
+        if here.fields.get(key) is not None:
+            here = here.part(key)
+    return {**here.fields, **here.part("ddconfig").fields}
 
 
 # --- the autoencoder -----------------------------------------------------------------------------
 
 
-def read_sizes(tensors: Tensors, stated: dict[str, Any]) -> dict[str, Any]:
+def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     """The fields of a VQGANConfig that shapes tell, checked against the configuration."""
+    if "quantize.used" in tensors or stated.fields.get("remap") is not None:
+        raise tensors.stranger("its codes are remapped (quantize.used): they have other numbers")
     channels, pixels = tensors.shape("encoder.conv_in.weight", 4)[:2]
     painted = tensors.shape("decoder.conv_out.weight", 4)[0]
     if (pixels, painted) != (3, 3):
@@ -88,9 +81,9 @@ def read_sizes(tensors: Tensors, stated: dict[str, Any]) -> dict[str, Any]:
     if "encoder.mid.attn_1.q.weight" not in tensors:
         raise tensors.stranger("it lacks the attention in the middle, encoder.mid.attn_1")
     attended = [n for n in range(levels) if f"encoder.down.{n}.attn.0.q.weight" in tensors]
-    size = stated.get("resolution", RESOLUTION)
+    size = stated.integer("resolution", RESOLUTION, least=1)
     factor = 2 ** (levels - 1)
-    if type(size) is not int or size < factor or size % factor:
+    if size % factor:
         raise UserError(f"{tensors.source}: resolution {size} is not a multiple of {factor}")
     latent_width = tensors.shape("decoder.conv_in.weight", 4)[1]
     written = tensors.shape("encoder.conv_out.weight", 4)[0]
@@ -104,11 +97,13 @@ def read_sizes(tensors: Tensors, stated: dict[str, Any]) -> dict[str, Any]:
         "z_channels": latent_width, "in_channels": 3, "out_ch": 3, "n_embed": codes,
         "embed_dim": code_width,
     }  # fmt: skip
-    check_config(stated, found, source=tensors.source)
-    if "attn_resolutions" in stated:
-        said = [n for n in range(levels) if size // 2**n in list(stated["attn_resolutions"])]
-        check_config({"attention at levels": said}, {"attention at levels": attended},
-                     source=tensors.source)  # fmt: skip
+    if levels > 1:
+        found["resamp_with_conv"] = "encoder.down.0.downsample.conv.weight" in tensors
+    stated.check(found)
+    resolutions = stated.integers("attn_resolutions")
+    if resolutions is not None:
+        said = {"attention at levels": [n for n in range(levels) if size // 2**n in resolutions]}
+        Stated(said, source=tensors.source).check({"attention at levels": attended})
     return {
         "image_size": size,
         "channels": channels,
@@ -121,7 +116,7 @@ def read_sizes(tensors: Tensors, stated: dict[str, Any]) -> dict[str, Any]:
         "quantizer": "gumbel" if gumbel else "gradient",
         "codes": (codes,),
         "code_width": code_width,
-        "beta": float(stated.get("beta", 0.25)),
+        "beta": stated.number("beta", 0.25),
     }
 
 
@@ -182,18 +177,14 @@ def read_quantizer(tensors: Tensors, config: VQGANConfig) -> Weights:
     return found | {"quantizer.counts": torch.ones(config.codes[0])}
 
 
-def read_discriminator(state: Weights, *, source: str) -> PatchDiscriminator | None:
-    """The patch discriminator of a checkpoint, if it holds one that we can build."""
-    if "main.0.weight" not in state:
-        return None
+def build_discriminator(state: Weights, *, source: str) -> PatchDiscriminator:
+    """The patch discriminator that these weights are of."""
     tensors = Tensors(state, source=source, what="patch discriminator")
-    channels, last = tensors.shape("main.0.weight", 4)[0], len({n.split(".")[1] for n in state})
+    channels = tensors.shape("main.0.weight", 4)[0]
     if "main.3.running_mean" not in tensors:
-        print(f"{source}: its discriminator's norms are not batch norms; it is left out",
-              file=sys.stderr)  # fmt: skip
-        return None
+        raise tensors.stranger("its norms are not batch norms")
     # Layer 0, then a convolution and a norm at 2 and 3, 5 and 6, …, and a last convolution.
-    depth = (last - 2) // 2
+    depth = (len({name.split(".")[1] for name in state}) - 2) // 2
     found = tensors.linear("layers.0", "main.0")
     for n in range(1, depth + 1):
         found |= tensors.linear(f"layers.{3 * n - 1}", f"main.{3 * n - 1}", bias=False)
@@ -208,6 +199,21 @@ def read_discriminator(state: Weights, *, source: str) -> PatchDiscriminator | N
         found,
         source=source,
     )
+
+
+def read_discriminator(state: Weights, *, source: str) -> PatchDiscriminator | None:
+    """The patch discriminator of a checkpoint, if it holds one that we can build.
+
+    The autoencoder works without it, so what does not fit is said and left out.
+    """
+    state = {name: tensor for name, tensor in state.items() if name.startswith("main.")}
+    if not state:
+        return None
+    try:
+        return build_discriminator(state, source=f"{source}: its discriminator")
+    except UserError as reason:
+        print(f"{reason}; it is left out", file=sys.stderr)
+        return None
 
 
 # --- from outside --------------------------------------------------------------------------------
@@ -225,13 +231,14 @@ def first_stage(state: Weights) -> Weights:
     return inner or state
 
 
-def convert(state: Weights, config: dict[str, Any], *, source: str) -> VQGAN:
-    """A VQGAN from tensors with the original's names."""
+def convert(state: Weights, config: Any, *, source: str) -> VQGAN:
+    """A VQGAN from tensors with the original's names, and its configuration or None."""
+    stated = Stated(flat_config(config, source=source), source=source)
     state = first_stage(state)
     judge = {n.removeprefix(DISCRIMINATOR): t for n, t in state.items() if DISCRIMINATOR in n}
     kept = {n: t for n, t in state.items() if not n.startswith(("loss.", "model_ema."))}
     tensors = Tensors(kept, source=source, what="VQGAN")
-    sizes = VQGANConfig(**read_sizes(tensors, config))
+    sizes = VQGANConfig(**read_sizes(tensors, stated))
     found = half(tensors, "encoder", sizes) | half(tensors, "decoder", sizes)
     found |= read_quantizer(tensors, sizes)
     tensors.finish(ignore=NOT_WEIGHTS)
@@ -256,4 +263,4 @@ def load_taming_vqgan(
         state, source = dict(path_or_state_dict), "this state dict"
     else:
         state, source = read_tensors(path_or_state_dict), str(path_or_state_dict)
-    return convert(state, flat_config(config), source=source)
+    return convert(state, config, source=source)

@@ -5,15 +5,17 @@
 
 Unconditional and class-conditional models: one token ahead of the codes, from a table that it
 shares with them. Shapes do not tell how many heads there are; where no configuration does, they are
-taken to be 64 wide.
+taken to be 64 wide, and it is said. Other conditions (pictures, places) and other orders of the
+codes are refused by name.
 
 A file or a state dict in, our VQGANPrior out, its VQGAN attached. Read `taming.py` before.
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +24,11 @@ from minimodal.errors import UserError
 from minimodal.pretrained import taming
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import BlockNames, Tensors, fill, heads_of
+from minimodal.pretrained.stated import Stated
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
 OWN = "transformer."
+ONE_TOKEN = ("None", "Labelator", "SOSProvider", "__is_unconditional__")  # a class, or always one
 
 
 def is_transformer(tensors: Mapping[str, Tensor]) -> bool:
@@ -32,14 +36,10 @@ def is_transformer(tensors: Mapping[str, Tensor]) -> bool:
     return f"{OWN}tok_emb.weight" in tensors
 
 
-def part(config: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def part(config: Stated, name: str) -> Stated:
     """A part of the original's configuration, which calls it X or X_config with params."""
-    for name in names:
-        inner = config.get(name) or config.get(f"{name}_config")
-        if isinstance(inner, Mapping):
-            params = inner.get("params", inner)
-            return dict(params) if isinstance(params, Mapping) else {}
-    return {}
+    inner = config.part(name, f"{name}_config")
+    return inner.part("params") if "params" in inner.fields else inner
 
 
 def block_names(prefix: str) -> BlockNames:
@@ -58,18 +58,74 @@ def check_causal(tensors: Tensors) -> None:
             raise tensors.stranger("its attention is not causal everywhere (n_unmasked)")
 
 
+def check_order(state: dict[str, Tensor], config: Stated, *, source: str) -> None:
+    """Refuse models that read the codes in another order than row by row."""
+    target = config.part("permuter", "permuter_config").fields.get("target", "Identity")
+    moved = [name for name in state if name.startswith("permuter.")]
+    if moved or str(target).split(".")[-1] != "Identity":
+        what = moved[0] if moved else f"permuter_config {target}"
+        raise UserError(f"{source}: its codes are not read row by row ({what}), which ours are")
+
+
+class Condition(NamedTuple):
+    """What stands ahead of the codes: one of so many classes, or always row `sos`."""
+
+    classes: int
+    sos: int
+
+
+def read_condition(
+    state: dict[str, Tensor], config: Stated, *, rows: int, source: str
+) -> Condition:
+    """One token ahead of the codes; refuse models that are told anything else."""
+    said = config.fields.get("cond_stage", config.fields.get("cond_stage_config"))
+    kind = said.get("target") if isinstance(said, Mapping) else said
+    kind = "coord" if config.fields.get("cond_stage_key") == "coord" else str(kind).split(".")[-1]
+    weights = [name for name in state if name.startswith("cond_stage_model.")]
+    if weights or kind not in ONE_TOKEN:
+        raise UserError(
+            f"{source}: it is conditioned on more than a class ({[*weights, kind][0]}); only "
+            "models with one token ahead of the codes can be read"
+        )
+    if kind == "__is_unconditional__" or config.fields.get("unconditional") is True:
+        stated = Stated({}, source=source)
+    else:
+        stated = part(config, "cond_stage")
+    classes, sos = stated.integer("n_classes", 0), config.integer("sos_token", 0)
+    if classes > rows:
+        raise stated.wrong("n_classes", f"{rows} or fewer, the rows of its table")
+    if sos >= rows:
+        raise config.wrong("sos_token", f"less than {rows}, the rows of its table")
+    return Condition(classes, sos)
+
+
+def read_heads(stated: Stated, width: int, *, source: str) -> int:
+    """The heads that the configuration says; shapes do not tell them."""
+    heads = heads_of(width, stated.integer("n_head", least=1), source=source)
+    if "n_head" not in stated.fields:
+        print(
+            f"{source}: nothing says how many heads it has; taken to be {heads}, each "
+            f"{width // heads} wide: where that is wrong, put "
+            '{"transformer": {"n_head": N}} into a config.json beside it',
+            file=sys.stderr,
+        )
+    return heads
+
+
 def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior:
-    """A prior from tensors with the original's names."""
-    config = config or {}
-    config = config.get("model", config)
-    config = config.get("params", config)
+    """A prior from tensors with the original's names, and its configuration or None."""
+    config = Stated(config or {}, source=source)
+    for name in ("model", "params"):
+        config = config.part(name) if name in config.fields else config
+    check_order(state, config, source=source)
     inside = {n.removeprefix(OWN): t for n, t in state.items() if n.startswith(OWN)}
     tensors = Tensors(inside, source=source, what="transformer over codes")
     rows, width = tensors.shape("tok_emb.weight", 2)
     length, depth = tensors.shape("pos_emb", 3)[1], tensors.depth("blocks")
     stated = part(config, "transformer")
-    found = {"vocab_size": rows, "block_size": length, "n_layer": depth, "n_embd": width}
-    taming.check_config(stated, found, source=source)
+    stated.check({"vocab_size": rows, "block_size": length, "n_layer": depth, "n_embd": width})
+    if stated.integer("n_unmasked", 0):
+        raise stated.wrong("n_unmasked", "0: attention is causal everywhere here")
     check_causal(tensors)
     grid = math.isqrt(length)
     if grid**2 != length:
@@ -80,15 +136,14 @@ def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior
     first = {n: t for n, t in state.items() if n.startswith(taming.FIRST_STAGE)}
     vqgan = None
     if first:
-        stage = taming.flat_config({"first_stage": part(config, "first_stage")})
-        vqgan = taming.convert(first, stage, source=source)
+        vqgan = taming.convert(first, part(config, "first_stage").fields, source=source)
     codes = vqgan.quantizer.size if vqgan is not None else rows
     if codes > rows:
         raise UserError(f"{source}: its VQGAN has {codes} codes and its transformer knows {rows}")
-    classes = part(config, "cond_stage").get("n_classes", 0)
+    classes, sos = read_condition(state, config, rows=rows, source=source)
     sizes = VQGANPriorConfig(
         grid=grid, codes=codes, classes=classes, width=width, depth=depth, pkeep=1.0,
-        heads=heads_of(width, stated.get("n_head"), source=source), shared_rows=rows,
+        heads=read_heads(stated, width, source=source), shared_rows=rows, sos=sos,
     )  # fmt: skip
     weights = {
         "tokens.weight": tensors.take("tok_emb.weight"),
@@ -114,7 +169,7 @@ def load_taming_transformer(
     """A transformer of taming-transformers from a .ckpt, a .pt, safetensors or a state dict.
 
     config: the original's configuration (transformer, first_stage, cond_stage) as a dict or a JSON
-    file; without it heads are taken to be 64 wide and classes have no names
+    file; without it heads are taken to be 64 wide, which is said, and classes have no names
     """
     if isinstance(path_or_state_dict, Mapping):
         state, source = dict(path_or_state_dict), "this state dict"

@@ -1,0 +1,100 @@
+"""Transformers of taming-transformers: what a configuration tells, and which models are refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import minimodal
+from minimodal.errors import UserError
+from minimodal.pretrained import load_taming_transformer
+from minimodal.pretrained.files import read_tensors
+from minimodal.vqgan_prior import VQGANPriorConfig
+
+TINY = Path(__file__).parent / "data" / "vqgan_taming"
+CONFIG = json.loads((TINY / "config.json").read_text())
+STATE = read_tensors(TINY / "last.ckpt")
+ALONE = {"cond_stage": "__is_unconditional__"}
+
+
+def read(config: dict | None = None, **tensors: torch.Tensor):
+    return load_taming_transformer({**STATE, **tensors}, {**CONFIG, **(config or {})})
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+# --- heads ---------------------------------------------------------------------------------------
+
+
+def test_heads_that_nothing_tells_are_said_with_the_file_that_would_tell(tmp_path, capsys):
+    shutil.copy(TINY / "last.ckpt", tmp_path)
+    assert minimodal.load(tmp_path / "last.ckpt").config.heads == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and 'put {"transformer": {"n_head": N}} into a config.json' in said
+    (tmp_path / "config.json").write_text('{"transformer": {"n_head": 2}}')
+    assert minimodal.load(tmp_path / "last.ckpt").config.heads == 2
+    assert not capsys.readouterr().err
+
+
+# --- what stands ahead ---------------------------------------------------------------------------
+
+
+def test_a_class_stands_ahead_as_the_row_of_its_number():
+    assert read().condition(torch.tensor([0, 2])).tolist() == [[0], [2]]
+
+
+@pytest.mark.parametrize("sos", [0, 5])
+def test_without_classes_the_originals_sos_token_stands_ahead(sos):
+    prior = read({**ALONE, "sos_token": sos})
+    assert prior.condition(torch.tensor([-1])).tolist() == [[sos]]
+    assert prior.config.classes == 0
+
+
+def test_a_label_beyond_the_classes_is_an_error():
+    with pytest.raises(UserError, match=r"labels \[3\]: expected -1 \(none\) to 2"):
+        read().generate_codes(torch.tensor([3]), generator=generator())
+
+
+def test_a_row_that_does_not_exist_cannot_stand_ahead():
+    with pytest.raises(UserError, match="sos 4: expected a shared row, 0 to 3"):
+        VQGANPriorConfig(shared_rows=4, sos=4)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+PERMUTER = "taming.modules.transformer.permuter."
+COORD = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 1024}}
+REFUSED = [
+    ({"permuter_config": {"target": PERMUTER + "ZCurve"}}, "row by row .*ZCurve"),
+    ({"cond_stage": COORD}, r"more than a class \(CoordStage\)"),
+    ({"cond_stage_key": "coord"}, r"more than a class \(coord\)"),
+    ({"cond_stage": "__is_first_stage__"}, r"more than a class \(__is_first_stage__\)"),
+    ({"transformer": {"n_unmasked": 7}}, "n_unmasked = 7: expected 0"),
+    ({"cond_stage": {"n_classes": 17}}, "n_classes = 17: expected 16 or fewer"),
+    ({**ALONE, "sos_token": 16}, "sos_token = 16: expected less than 16"),
+    ({"cond_stage": {"n_classes": "3"}}, "n_classes = '3': expected a whole number"),
+    ({"transformer": {"n_head": "2"}}, "n_head = '2': expected a whole number of 1"),
+    ({"model": "vqgan"}, "model = 'vqgan': expected an object"),
+    ({"first_stage": 3}, "first_stage = 3: expected an object"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), REFUSED)
+def test_settings_of_another_function_are_refused_by_name(config, message):
+    with pytest.raises(UserError, match=message):
+        read(config)
+
+
+@pytest.mark.parametrize("config", [None, {"target": PERMUTER + "Identity"}])
+def test_the_order_row_by_row_is_no_reason_to_refuse(config):
+    assert read({"permuter_config": config}).config.grid == 4
+
+
+@pytest.mark.parametrize("name", ["permuter.forward_shuffle_idx", "cond_stage_model.conv.weight"])
+def test_tensors_of_another_function_are_refused_by_name(name):
+    with pytest.raises(UserError, match=name):
+        read(**{name: torch.arange(16)})
