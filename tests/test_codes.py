@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from systems import ENGINE
-from tiny import generator, make_vqgan
+from tiny import generator, make_painter, make_vqgan
 
 from minimodal.data.shapes import ShapesSource
 from minimodal.errors import UserError
@@ -16,7 +16,7 @@ from minimodal.runs import load
 from minimodal.training.build import build_dalle
 from minimodal.training.engine import run
 from minimodal.training.recipes import dalle_shapes
-from minimodal.training.tasks.codes import cached_codes
+from minimodal.training.tasks.codes import cached_codes, tokenize_pictures
 
 ORIGINAL = Path(__file__).parent / "data" / "vqgan_taming"
 SOURCE = ShapesSource(image_size=16)
@@ -38,15 +38,52 @@ def test_the_file_is_mapped_and_a_change_in_memory_does_not_reach_it(tmp_path):
     path = tmp_path / "a.npy"
     before = cached(path).clone()
     mapped = cached(path)
-    assert isinstance(np.load(path, mmap_mode="r"), np.memmap)
+    with open(path, "r+b") as file:  # what has not been touched is read only now
+        codes = np.load(path)
+        codes[3] = 7
+        np.save(file, codes)
+    assert (mapped[3] == 7).all()
     mapped[0] = 0
-    assert torch.equal(cached(path), before)
+    assert torch.equal(cached(path)[0], before[0])
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    (tmp_path / "a.npy").write_bytes(b"0123456789")
+@pytest.mark.parametrize("content", [b"", b"0123456789"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(UserError, match="a.npy is damaged .*delete it"):
         cached(tmp_path / "a.npy")
+
+
+def test_where_the_file_cannot_be_kept_the_codes_are_and_it_is_said(tmp_path, capsys):
+    (tmp_path / "codes").touch()  # a file where the folder would be
+    codes = cached_codes(tmp_path / "codes" / "a.npy", make_vqgan(), SOURCE, n=20, flip=False,
+                         write=True)  # fmt: skip
+    assert torch.equal(codes, cached(tmp_path / "a.npy"))
+    assert "cannot keep" in capsys.readouterr().err
+
+
+def test_codes_are_computed_in_full_float32_and_the_callers_settings_come_back():
+    seen, device = [], torch.device("cpu")
+
+    def settings() -> tuple:
+        return (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32,
+                torch.is_autocast_enabled("cpu"))  # fmt: skip
+
+    vqgan = make_vqgan()
+    original, before = vqgan.encode, settings()
+    vqgan.encode = lambda x: (seen.append((*settings(), x.dtype)), original(x))[1]
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = settings()
+            tokenize_pictures(vqgan, SOURCE, n=2, flip=False, device=device)
+            painter = make_painter()
+            painter.paint_with(vqgan)
+            painter.encode_pictures(torch.zeros(1, 3, 16, 16))
+            assert settings() == inside == ("high", True, True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert seen == [("highest", False, False, torch.float32)] * 2
 
 
 def test_dalle_trains_and_draws_on_the_codes_of_an_original_checkpoint(tmp_path):

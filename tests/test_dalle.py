@@ -200,6 +200,27 @@ def make_task(**training) -> DALLETask:
     )
 
 
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"caption_dropout": 0.0, "guidance": 2.0}, "guidance 2.0 needs empty captions"),
+        ({"max_text_length": -1}, "max_text_length -1: expected at least 1"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused(training, words):
+    with pytest.raises(UserError, match=words):
+        DALLETraining(**training)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"depth": 0}, {"depth": 0, "attention": "paper"}, {"width": 0}, {"heads": 0},
+                {"rotary": True, "width": 12}, {"rotary": True, "heads": 0}]
+)  # fmt: skip
+def test_a_shape_that_cannot_be_is_one_clear_error(changes):
+    with pytest.raises(UserError):
+        make_dalle(**changes)
+
+
 def test_word_dropout_hides_that_share_of_tokens_and_bpe_dropout_tears_words():
     plain, task = make_task(caption_dropout=0.0), make_task(caption_dropout=0.0, word_dropout=0.3)
     hidden = task.batch(3, slice(0, 1500))["hidden"]

@@ -6,7 +6,14 @@ import pytest
 import torch
 from tiny import generator, noise
 
-from minimodal.blocks.sampling import SamplingConfig, draw, filter_logits, guide
+from minimodal.blocks.sampling import (
+    COLDEST,
+    MOST_GUIDANCE,
+    SamplingConfig,
+    draw,
+    filter_logits,
+    guide,
+)
 from minimodal.errors import UserError
 
 P = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
@@ -91,6 +98,12 @@ def test_guidance_1_is_the_conditional_and_0_the_unconditional():
     assert torch.equal(guide(conditional, unconditional, 0.0), unconditional)
 
 
+def test_the_coldest_draw_under_the_strongest_guidance_is_the_likeliest_token():
+    config = SamplingConfig(temperature=COLDEST, guidance=MOST_GUIDANCE, top_p=0.9, min_p=0.1)
+    logits = guide(100 * noise(50, 9), 100 * noise(50, 9, seed=1), config.guidance)
+    assert torch.equal(draw(logits, config, generator()), logits.argmax(1))
+
+
 def test_guidance_above_1_goes_beyond_the_conditional():
     assert guide(torch.tensor([[3.0]]), torch.tensor([[1.0]]), 2.5).item() == 6.0
 
@@ -120,6 +133,8 @@ def test_drawing_leaves_the_logits_and_the_global_generator_alone():
         ({"top_p": math.nan}, "top-p nan: expected"),
         ({"guidance": -1.0}, "guidance -1.0: expected"),
         ({"guidance": math.nan}, "guidance nan: expected"),
+        ({"guidance": 1e38}, "guidance 1e\\+38: expected"),
+        ({"temperature": 1e-40}, "temperature 1e-40: expected"),
     ],
 )
 def test_a_setting_out_of_range_is_an_error(settings, message):

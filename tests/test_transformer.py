@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import make_transformer, noise
+from tiny import make_transformer, noise, shake
 
 from minimodal.blocks.attention import attend, causal_mask
-from minimodal.blocks.transformer import Attention, quick_gelu
+from minimodal.blocks.transformer import Attention, Transformer, quick_gelu
+from minimodal.errors import UserError
+from minimodal.training.tasks.common import seeded
 
 
 def influence(model, x: torch.Tensor, position: int) -> torch.Tensor:
@@ -103,6 +105,38 @@ def test_quick_gelu_is_x_times_sigmoid_of_1_702_x():
 def test_a_width_that_the_heads_do_not_divide_is_an_error():
     with pytest.raises(ValueError, match="width 10 is not divisible by 4 heads"):
         Attention(10, 4)
+
+
+@pytest.mark.parametrize(("width", "depth"), [(0, 2), (16, 0), (-8, 1)])
+def test_no_layers_or_no_width_is_an_error(width, depth):
+    with pytest.raises(UserError, match="expected 1 or more"):
+        Transformer(width, depth, 2, causal=True)
+
+
+def test_normalised_queries_and_keys_have_a_score_of_their_direction_alone():
+    """Without the norm of either, scaling one of them would change the result."""
+    x = noise(2, 8, 16)
+    layer = seeded(lambda: Attention(16, 2, qk_norm=True), 0)
+    with torch.no_grad():
+        layer.qkv.bias.zero_()
+        expected = layer(x)
+        for rows in (slice(0, 16), slice(16, 32)):  # queries, keys
+            layer.qkv.weight[rows] *= 30
+            torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-4)
+        plain = seeded(lambda: Attention(16, 2), 0)
+        before = plain(x)
+        plain.qkv.weight[:16] *= 30
+        assert (plain(x) - before).abs().max() > 0.1
+
+
+def test_qk_norm_is_a_layer_norm_of_each_head():
+    x = noise(2, 8, 16)
+    layer = shake(seeded(lambda: Attention(16, 2, qk_norm=True), 0))
+    seen = {}
+    layer(x, attention=lambda q, k, v: seen.update(q=q, k=k) or v)
+    q, k, _ = layer.qkv(x).view(2, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)  # (2, 2, 8, 8) each
+    for name, value, norm in (("q", q, layer.norm_q), ("k", k, layer.norm_k)):
+        torch.testing.assert_close(seen[name], F.layer_norm(value, (8,)) * norm.weight)
 
 
 def test_what_writes_to_the_stream_starts_smaller_than_what_reads_it():
