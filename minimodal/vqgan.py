@@ -65,10 +65,21 @@ class VQGANConfig:
         sizes = (self.image_size, self.patch, self.channels, self.depth, self.code_width)
         if min(*sizes, *self.multipliers, *self.codes) < 1 or not (self.multipliers and self.codes):
             raise UserError("a VQGAN's sizes, multipliers and codes are numbers of 1 or more")
+        for name in ("decoder_depth", "latent_width", "beta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} {getattr(self, name)}: expected a number of 0 or more")
+        if not 0 <= self.codebook_decay < 1:
+            raise UserError(f"codebook_decay {self.codebook_decay}: expected from 0 to below 1")
         if self.image_size % self.factor:
             raise UserError(
                 f"image size {self.image_size} is not a multiple of {self.factor}, the factor by "
                 "which this VQGAN shrinks pictures"
+            )
+        missing = [size for size in self.attention if size not in self.resolutions]
+        if missing:
+            raise UserError(
+                f"attention at {missing[0]}: pictures of {self.image_size} pixels have the "
+                f"resolutions {', '.join(map(str, self.resolutions))} here"
             )
         if self.quantizer not in QUANTIZERS:
             raise UserError(f"quantizer {self.quantizer}: expected {', '.join(QUANTIZERS)}")
@@ -92,6 +103,11 @@ class VQGANConfig:
     def factor(self) -> int:
         """f: pixels of the picture a side of one code."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Pixels a side of the feature maps, from the picture's end to the grid of codes."""
+        return [self.image_size // self.patch // 2**n for n in range(len(self.multipliers))]
 
     @property
     def latent(self) -> int:

@@ -271,6 +271,19 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_state(tmp_path, monkeypatc
     assert all(torch.isfinite(v).all() for v in state["model"].values())
 
 
+@pytest.mark.parametrize(("bad", "says"), [(0, "has no saved state yet"), (4, "keeps its last")])
+def test_a_diverged_run_says_whether_a_state_is_left(tmp_path, monkeypatch, bad, says):
+    loss = toys.Line.loss
+
+    def broken(self, batch, phase, step):
+        value, metrics = loss(self, batch, phase, step)
+        return value * (float("nan") if step == bad else 1.0), metrics
+
+    monkeypatch.setattr(toys.Line, "loss", broken)
+    with pytest.raises(UserError, match=f"step {bad + 1}: loss is nan; .* {says}"):
+        toys.train("line", tmp_path / "run")
+
+
 def test_the_term_that_spoilt_a_loss_is_named(tmp_path, monkeypatch):
     loss = toys.Line.loss
 

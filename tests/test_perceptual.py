@@ -1,5 +1,7 @@
 """The distance between pictures on a network's features: analytic cases and what it accepts."""
 
+from pathlib import Path
+
 import pytest
 import systems
 import torch
@@ -18,6 +20,7 @@ from minimodal.blocks.perceptual import (
 )
 from minimodal.clip import normalize
 from minimodal.errors import UserError
+from minimodal.runs import load
 from minimodal.training.build import open_perceptual
 from minimodal.training.tasks import VQGANTraining
 
@@ -179,6 +182,19 @@ def test_a_file_that_is_neither_is_an_error(tmp_path):
 def test_a_vgg16_that_lacks_a_layer_is_an_error(vgg_file):
     with pytest.raises(UserError, match="no VGG16: features.0.weight is missing"):
         vgg16({}, source="this file")
+
+
+def test_pictures_too_small_for_its_halvings_are_an_error():
+    with pytest.raises(UserError, match="pictures of 16 pixels or more a side, got 16 x 8"):
+        VGG16()(pictures(1, 3, 8, 16))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 0])
+def test_of_a_clip_as_many_layers_are_compared_as_asked_for(layers):
+    clip = Path(__file__).parent / "data" / "clip_open_clip"
+    distance = open_perceptual(VQGANTraining(perceptual=str(clip), perceptual_layers=layers))
+    maps = distance.features(pictures(1, 3, distance.size, distance.size))
+    assert len(maps) == (layers or len(load(clip).image_encoder.transformer.blocks) + 1)
 
 
 def test_heads_without_a_network_are_an_error():

@@ -109,6 +109,7 @@ BAD = [
     (["absent.png"], "absent.png"),
     (["text.png"], "text.png"),
     (["tiny.png"], "4 x 20 pixels: expected 8"),
+    (["long.png"], "long.png is 2000 x 9 pixels, and 512 x 2 at --size 512: expected 8"),
     (["a.png", "--size", "3"], "--size 3: expected 8"),
     (["a.png", "--out", "grid.jpg"], "ends in .png"),
     (["a.png", "--vqgan", "nowhere"], "--vqgan nowhere: no such file or folder"),
@@ -121,6 +122,7 @@ BAD = [
 def test_bad_input_is_one_clear_line(run, capsys, words, message):
     save("a.png", 32, 32)
     save("tiny.png", 4, 20)
+    save("long.png", 2000, 9)
     with open("text.png", "w") as file:
         file.write("no picture")
     flags = [] if "--vqgan" in words else ["--vqgan", str(run)]

@@ -120,6 +120,31 @@ def test_a_size_that_the_factor_does_not_divide_is_an_error():
         VQGANConfig(image_size=30)
 
 
+IMPOSSIBLE = [
+    (dict(codebook_decay=1.5), "codebook_decay 1.5: expected from 0 to below 1"),
+    (dict(codebook_decay=float("nan")), "codebook_decay nan"),
+    (dict(beta=-1.0), "beta -1.0: expected a number of 0 or more"),
+    (dict(beta=float("nan")), "beta nan"),
+    (dict(decoder_depth=-1), "decoder_depth -1"),
+    (dict(latent_width=-3), "latent_width -3"),
+    (dict(attention=(7,)), "attention at 7: pictures of 32 pixels have the resolutions 32, 16, 8"),
+    (dict(attention=(32,), patch=2), "attention at 32: .* the resolutions 16, 8, 4"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), IMPOSSIBLE)
+def test_a_setting_that_cannot_be_is_an_error_that_names_it(settings, message):
+    with pytest.raises(UserError, match=message):
+        VQGANConfig(**settings)
+
+
+@pytest.mark.parametrize("depth", [-1, 0, 11, 200])
+def test_a_discriminator_of_absurd_depth_is_refused_before_it_is_built(depth, monkeypatch):
+    monkeypatch.setattr(nn, "Conv2d", None)
+    with pytest.raises(UserError, match=f"discriminator_depth {depth}: expected 1 to 10"):
+        PatchDiscriminator(depth=depth)
+
+
 def test_three_codebooks_are_an_error():
     with pytest.raises(UserError, match="expected one codebook or two"):
         make_vqgan(codes=(4, 4, 4))

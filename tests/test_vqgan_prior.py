@@ -312,6 +312,9 @@ BAD = [
     (["--size", "30"], "30 pixels are no multiple of 4"),
     (["--size", "wide"], "--size wide: expected pixels"),
     (["--rerank", "4"], "--rerank is for --method dalle"),
+    (["--size", "²"], "--size ²: expected pixels"),
+    (["--keep", "0.5"], "--keep is how much of a picture stays"),
+    (["--schedule", "cosine"], "--schedule is for --method dalle"),
     (["--complete", "absent.png"], "absent.png"),
 ]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import systems
@@ -271,9 +272,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path, mo
 
 @pytest.mark.parametrize("settings", [{"discriminator_depth": 5}, {"perceptual_shift": 32}])
 def test_settings_that_do_not_fit_the_pictures_are_an_error(settings, monkeypatch):
-    monkeypatch.setattr(build, "open_perceptual", lambda training: object())
+    monkeypatch.setattr(build, "open_perceptual", lambda training: SimpleNamespace(size=0))
     with pytest.raises(UserError, match=f"{next(iter(settings))} {next(iter(settings.values()))}"):
         make("ema", **settings)
+
+
+@pytest.mark.parametrize(("size", "good"), [(0, 31), (16, 15), (64, 63)])
+def test_a_shift_is_less_than_the_pictures_that_the_network_compares(size, good, monkeypatch):
+    monkeypatch.setattr(build, "open_perceptual", lambda training: SimpleNamespace(size=size))
+    make("ema", perceptual_shift=good)
+    with pytest.raises(UserError, match=f"perceptual_shift {good + 1}: .* less than {good + 1}"):
+        make("ema", perceptual_shift=good + 1)
 
 
 WRONG = [
@@ -281,6 +290,8 @@ WRONG = [
     ({"r1": -1.0}, "r1 -1.0: expected 0 or more"),
     ({"perceptual_shift": -1}, "perceptual_shift -1: expected 0 or more"),
     ({"gumbel_temperature": 0.0}, "gumbel_temperature 0.0"),
+    ({"discriminator_depth": 200}, "discriminator_depth 200: expected 1 to 10"),
+    ({"discriminator_channels": 0}, "discriminator_channels 0: expected 1 or more"),
     ({"discriminator_start": 9, "gan_start": 3}, "gan_start 3 is before discriminator_start 9"),
 ]
 

@@ -18,6 +18,16 @@ from torch import Tensor, nn
 from minimodal.blocks.conv import group_norm
 from minimodal.errors import UserError
 
+DEEPEST = 10  # halvings of pictures of a thousand pixels
+
+
+def check_size(*, channels: int, depth: int) -> None:
+    """Refuse a discriminator that cannot be, or that would fill the memory, before it is built."""
+    if not 1 <= depth <= DEEPEST:
+        raise UserError(f"discriminator_depth {depth}: expected 1 to {DEEPEST} halvings")
+    if channels < 1:
+        raise UserError(f"discriminator_channels {channels}: expected 1 or more")
+
 
 class PatchDiscriminator(nn.Module):
     """Judges overlapping parts of a picture, one logit a part (Isola et al. 2017, PatchGAN).
@@ -31,8 +41,7 @@ class PatchDiscriminator(nn.Module):
         self, *, channels: int = 32, depth: int = 2, refine: bool = False, norm: str = "group"
     ) -> None:
         super().__init__()
-        if depth < 1 or channels < 1:
-            raise UserError(f"discriminator of {depth} halvings, {channels} channels: expected 1")
+        check_size(channels=channels, depth=depth)
         # differs from the paper: group instead of batch statistics ("batch" is for the original's
         # weights), so that a picture's verdict does not depend on its neighbours in the batch (nor
         # on how it is sharded).

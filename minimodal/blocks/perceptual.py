@@ -20,6 +20,7 @@ Features = Callable[[Tensor], list[Tensor]]
 
 # What LPIPS subtracts and divides by, for pictures in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+VGG_LEAST = 16  # pixels a side, of which four halvings leave one
 VGG_WIDTHS = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 
 
@@ -49,6 +50,11 @@ class VGG16(nn.Module):
         images: (B, 3, H, W) in [-1, 1]
         returns: (B, …) maps of C channels and h x w pixels, other sizes at each depth
         """
+        H, W = images.shape[-2:]
+        if min(H, W) < VGG_LEAST:
+            raise UserError(
+                f"VGG16 compares pictures of {VGG_LEAST} pixels or more a side, got {W} x {H}"
+            )
         x, found = (images - self.shift) / self.scale, []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):

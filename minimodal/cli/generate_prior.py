@@ -29,7 +29,7 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("vqgan-prior").add_argument
     add("--size", metavar="WxH",
         help="width and height in pixels, such as 96x64 (default: as trained)")  # fmt: skip
-    add("--keep", type=float, default=0.5, metavar="P",
+    add("--keep", type=float, metavar="P",
         help="how much of the picture to --complete stays (default: 0.5, upper half)")  # fmt: skip
     add("--stride", type=int, default=1, metavar="S",
         help="the sliding window moves S codes at a time: faster (default: 1)")  # fmt: skip
@@ -40,7 +40,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise UserError(f"--size {text}: expected pixels such as 96 or 96x64")
     width, height = int(parts[0]), int(parts[-1])
     if max(width, height) > 4096:
@@ -66,6 +66,8 @@ def load_prior(arguments: argparse.Namespace, device: str) -> VQGANPrior:
         if getattr(arguments, name):
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} is for --method dalle; vqgan-prior has none")
+    if arguments.keep is not None and arguments.complete is None:
+        raise UserError("--keep is how much of a picture stays: give one with --complete IMG")
     prior = load(prior_folder(arguments.run), kind="vqgan-prior").to(device)
     for name in arguments.prompts:
         prior.label_of(name)
@@ -99,7 +101,7 @@ def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) ->
             top_p=arguments.top_p,
             size=size,
             complete=complete,
-            keep=arguments.keep,
+            keep=0.5 if arguments.keep is None else arguments.keep,
             stride=arguments.stride,
             progress=lambda done: bar.update(int(100 * done) - bar.n),
             **chosen,

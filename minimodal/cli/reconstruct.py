@@ -76,7 +76,7 @@ def read_picture(name: str, size: int | None) -> Tensor:
 
     returns: (3, H, W) uint8
     """
-    picture = open_rgb(name)
+    picture = original = open_rgb(name)
     longer = max(picture.size)
     wanted = size or min(longer, LONGEST)
     if wanted != longer:
@@ -87,9 +87,10 @@ def read_picture(name: str, size: int | None) -> Tensor:
         width, height = (max(1, round(side * wanted / longer)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     if min(picture.size) < SMALLEST:
+        shrunk = f", and {picture.width} x {picture.height} at --size {wanted}"
         raise UserError(
-            f"{shown(name)} is {picture.width} x {picture.height} pixels: expected {SMALLEST} or "
-            "more a side"
+            f"{shown(name)} is {original.width} x {original.height} pixels"
+            f"{shrunk if wanted != longer else ''}: expected {SMALLEST} or more a side"
         )
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 

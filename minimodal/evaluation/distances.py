@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NEIGHBOURS = 3  # how many make up a neighbourhood
+
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance (divided by N - 1) in float64.
@@ -138,7 +140,7 @@ def covered(points: Tensor, centres: Tensor, k: int) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def precision_recall(real: Tensor, painted: Tensor, *, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Tensor, painted: Tensor, *, k: int = NEIGHBOURS) -> PrecisionRecall:
     """Are the painted pictures like true ones, and are all kinds of true ones painted?
 
     real: (N, E), N above k

@@ -17,6 +17,7 @@ from minimodal.clip import CLIP, MEAN, STD, embed_captions, embed_pictures
 from minimodal.data.loading import DataSource
 from minimodal.errors import UserError
 from minimodal.evaluation.distances import (
+    NEIGHBOURS,
     frechet_distance,
     frechet_unbiased,
     kid,
@@ -149,6 +150,11 @@ def distances_between(name: str, first: Tensor, second: Tensor) -> dict[str, flo
 def vqgan_on_data(vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS) -> Evaluation:
     """PSNR and SSIM of reconstructions, how much of the codebook they use, and what networks
     say of them: distances between true and painted pictures, whether the judge sees the class."""
+    if len(val) <= NEIGHBOURS and (networks.clip is not None or networks.inception is not None):
+        raise UserError(
+            f"{val.name}: too few pictures ({len(val)}): distances (--clip, --inception) need "
+            f"{NEIGHBOURS + 1} or more, and mean little below hundreds"
+        )
     images = torch.from_numpy(val.images(np.arange(len(val))))
     again = redraw(vqgan, images)
     painted = again.pictures

@@ -118,9 +118,11 @@ def check_finite(training: Training, metrics: dict[str, Tensor | float], *, out:
         # The terms of a loss, which come before it, say more than the sum that they have spoilt.
         named = bad[: bad.index(totals[0])] or totals[:1]
         what = ", ".join(f"{name} is {float(metrics[name])}" for name in named)
+        saved = any((out / "state").glob("step-*.pt"))
         raise UserError(
             f"step {training.step}: {what}; train again with a lower --lr (now "
-            f"{training.config.lr:g}) in another --out; {out} keeps its last saved state"
+            f"{training.config.lr:g}) in another --out; {out} "
+            + ("keeps its last saved state" if saved else "has no saved state yet")
         )
 
 

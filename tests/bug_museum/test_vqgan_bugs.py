@@ -143,8 +143,9 @@ def test_a_gumbel_quantizer_is_deterministic_in_evaluation():
 
 
 # --- KL summed over the batch --------------------------------------------------------------------
-# A dVAE of DALLE-pytorch took its KL term with reduction "batchmean" over a flattened batch, so
-# that its weight depended on how many positions a picture and how many pictures a batch has.
+# A dVAE of DALLE-pytorch took its KL term by F.kl_div with reduction "batchmean", which divides by
+# the length of its first argument: that was log(1/K), of shape (1,). So nothing was divided, and
+# the term's weight grew with the positions of a picture and the pictures of a batch.
 
 
 class SummedKL(GumbelQuantizer):

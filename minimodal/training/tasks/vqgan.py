@@ -21,6 +21,7 @@ from minimodal.blocks.discriminator import (
     PatchDiscriminator,
     adversarial_ramp,
     balance,
+    check_size,
     generator_loss,
     gradient_penalty,
     hinge_loss,
@@ -83,6 +84,7 @@ class VQGANTraining:
                      "perceptual_layers", "perceptual_shift", "views_end"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+        check_size(channels=self.discriminator_channels, depth=self.discriminator_depth)
         if not 0 < self.gumbel_temperature <= 1:
             raise UserError(f"gumbel_temperature {self.gumbel_temperature}: expected 0 to 1")
         if self.gan_start < self.discriminator_start and self.gan_weight > 0:
@@ -110,10 +112,11 @@ class VQGANTask:
         seed: int,
         perceptual: PerceptualDistance | None = None,
     ) -> None:
-        if perceptual is not None and training.perceptual_shift >= config.image_size:
+        seen = 0 if perceptual is None else perceptual.size or config.image_size
+        if seen and training.perceptual_shift >= seen:
             raise UserError(
-                f"perceptual_shift {training.perceptual_shift}: expected less than the pictures' "
-                f"{config.image_size} pixels"
+                f"perceptual_shift {training.perceptual_shift}: expected less than {seen}, the "
+                "pixels of the pictures that are compared"
             )
         halvings, refine = training.discriminator_depth, training.discriminator_refine
         if config.image_size // 2**halvings - 1 - refine < 1:
