@@ -1,11 +1,13 @@
 """The real tasks at toy size on the Shapes world, and a script that trains one.
 
-`python systems.py KIND OUT [STEPS] [--resume]` trains vqgan, vqgan-prior, clip or dalle; two of
-them make a VQGAN run of their own beside OUT. With the engine's own settings but for the sizes.
+`python systems.py KIND OUT [STEPS] [--resume]` trains vqgan, vqgan-gradient (or another of its
+quantizers), vqgan-prior, clip or dalle; two of them make a VQGAN run of their own beside OUT. With
+the engine's own settings but for the sizes.
 """
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from minimodal.training import probe
@@ -39,13 +41,13 @@ def make_vqgan(engine: TrainConfig = ENGINE, *, codes: tuple[int, ...] = (8, 8))
     return build_vqgan(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
 
 
-def make_gradient_vqgan(engine: TrainConfig = ENGINE) -> Task:
-    """A VQGAN whose codes are parameters. With groups of one channel the norms would leave the
-    biases before them without a gradient but for rounding, which Adam turns into steps."""
+def make_plain_vqgan(engine: TrainConfig = ENGINE, *, quantizer: str) -> Task:
+    """A VQGAN with another quantizer. With groups of one channel the norms would leave the biases
+    before them without a gradient but for rounding, which Adam turns into steps."""
     recipe = vqgan_small()
     model = replace(
-        recipe.model, patch=4, channels=24, multipliers=(1,), quantizer="gradient", codes=(12,),
-        code_width=8,
+        recipe.model, patch=4, channels=24, multipliers=(1,), quantizer=quantizer, code_width=8,
+        codes=(4, 3) if quantizer == "fsq" else (12,),
     )  # fmt: skip
     training = replace(
         recipe.training, warm_start=3, views_end=5, discriminator_start=4, gan_start=6, gan_ramp=3,
@@ -92,7 +94,9 @@ def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
 
 def train(kind: str, out: Path, engine: TrainConfig = ENGINE, *, resume: bool = False) -> None:
     """Train one of them into a run folder."""
-    makers = {"vqgan": make_vqgan, "vqgan-gradient": make_gradient_vqgan, "clip": make_clip}
+    makers = {"vqgan": make_vqgan, "clip": make_clip}
+    for quantizer in ("gradient", "sphere", "gumbel", "fsq"):
+        makers[f"vqgan-{quantizer}"] = partial(make_plain_vqgan, quantizer=quantizer)
     second = {"dalle": make_dalle, "vqgan-prior": make_vqgan_prior}
     task = makers[kind](engine) if kind in makers else second[kind](out, engine)
     run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")

@@ -11,12 +11,13 @@ from test_distributed import together
 from minimodal.training.checkpoint import read_metrics
 
 ON_CODES = ("vqgan-prior", "dalle")
-KINDS = ("vqgan", "vqgan-gradient", "vqgan-prior", "clip", "dalle")
+QUANTIZERS = ("vqgan", "vqgan-gradient", "vqgan-sphere", "vqgan-gumbel", "vqgan-fsq")
+KINDS = (*QUANTIZERS, "vqgan-prior", "clip", "dalle")
 
-SCRIPT = """
+SCRIPT = f"""
 import sys, systems
 from pathlib import Path
-for kind in ("vqgan", "vqgan-gradient", "vqgan-prior", "clip", "dalle"):
+for kind in {KINDS}:
     systems.train(kind, Path(sys.argv[1]) / kind)
 """
 

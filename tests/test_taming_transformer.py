@@ -1,4 +1,5 @@
-"""Transformers of taming-transformers: what a configuration tells, and which models are refused."""
+"""Transformers of taming-transformers: our numbers against the original's, what a configuration
+tells, and which models are refused."""
 
 import json
 import shutil
@@ -6,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tiny import generator, noise
 
 import minimodal
+from minimodal.blocks.sampling import SamplingConfig, filter_logits
 from minimodal.errors import UserError
 from minimodal.pretrained import load_taming_transformer
 from minimodal.pretrained.files import read_tensors
@@ -16,6 +21,7 @@ from minimodal.vqgan_prior import VQGANPriorConfig
 TINY = Path(__file__).parent / "data" / "vqgan_taming"
 CONFIG = json.loads((TINY / "config.json").read_text())
 STATE = read_tensors(TINY / "last.ckpt")
+GREEDY = SamplingConfig(temperature=0)
 ALONE = {"cond_stage": "__is_unconditional__"}
 
 
@@ -23,8 +29,73 @@ def read(config: dict | None = None, **tensors: torch.Tensor):
     return load_taming_transformer({**STATE, **tensors}, {**CONFIG, **(config or {})})
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+# --- the original's numbers ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original(shared):
+    folder = shared / "parity" / "gpt_taming_classcond"
+    meta = json.loads((folder / "meta.json").read_text())
+    prior = load_taming_transformer(folder / "model.safetensors", meta["config"])
+    return prior, load_file(folder / "io.safetensors"), meta["tolerance"]
+
+
+def close(found: torch.Tensor, name: str, original) -> None:
+    _, io, tolerance = original
+    if io[name].dtype == torch.int64:
+        assert torch.equal(found.reshape(io[name].shape), io[name])
+    else:
+        atol = tolerance[name]["suggested_atol"]
+        torch.testing.assert_close(found, io[name], rtol=0, atol=atol)
+
+
+@torch.no_grad()
+def test_logits_and_losses_are_the_originals(original):
+    prior, io, _ = original
+    logits = prior(io["in.idx"][:, :-1])
+    close(logits, "out.gpt.logits", original)
+    wanted = io["in.idx"][:, 1:].flatten()
+    close(F.cross_entropy(logits.flatten(0, 1), wanted), "out.gpt.loss_next_token", original)
+    vectors = io["in.prepended_embeddings"]
+    found = prior(io["in.idx"][:, :5], ahead=vectors)
+    close(found, "out.gpt.logits_with_prepended_embeddings", original)
+
+
+@torch.no_grad()
+def test_a_class_and_codes_give_the_originals_predictions(original):
+    prior, io, _ = original
+    codes, labels = prior.encode_pictures(io["in.image"]), io["in.class_label"]
+    close(codes, "out.z_indices", original)
+    close(prior.condition(labels), "out.c_indices", original)
+    close(prior.code_logits(codes, labels), "out.net2net.logits", original)
+    close(prior.loss(codes, labels), "out.net2net.loss", original)
+    last = filter_logits(prior.code_logits(codes, labels)[:, -1], top_k=5)
+    close(last, "out.net2net.logits_top_k5_masked_last", original)
+
+
+@torch.no_grad()
+def test_greedy_drawing_is_the_originals(original):
+    prior, io, _ = original
+    labels, start = io["in.class_label"], io["out.z_indices"][:, :7]
+    whole = prior.generate_codes(labels, generator=generator(), sampling=GREEDY)
+    close(whole, "out.greedy_codes", original)
+    close(prior.decode_indices(whole), "out.greedy_image", original)
+    rest = prior.generate_codes(labels, generator=generator(), sampling=GREEDY, start=start)
+    close(rest, "out.greedy_codes_after_prefix", original)
+
+
+def test_a_prefix_that_looks_ahead_is_refused(shared):
+    state = load_file(shared / "parity" / "gpt_taming_classcond" / "model.safetensors")
+    state["transformer.blocks.0.attn.mask"] = torch.ones(1, 1, 64, 64)
+    with pytest.raises(UserError, match="not causal everywhere"):
+        load_taming_transformer(state)
+
+
+def test_positions_that_are_no_square_are_refused(shared):
+    state = load_file(shared / "parity" / "gpt_taming_classcond" / "model.safetensors")
+    state["transformer.pos_emb"] = noise(1, 60, 64)
+    with pytest.raises(UserError, match="60 positions are no square grid"):
+        load_taming_transformer(state)
 
 
 # --- heads ---------------------------------------------------------------------------------------

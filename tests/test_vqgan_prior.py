@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +10,15 @@ import systems
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
-from tiny import generator, integers, make_prior, noise, pictures
+from tiny import generator, integers, make_prior, pictures
 
 from minimodal import vqgan_prior
-from minimodal.blocks.sampling import SamplingConfig, filter_logits
+from minimodal.blocks.sampling import SamplingConfig
 from minimodal.cli.generate import main as generate
+from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
-from minimodal.pretrained import load_taming_transformer
 from minimodal.runs import load
+from minimodal.training.tasks import VQGANPriorTask, VQGANPriorTraining
 from minimodal.vqgan_prior import VQGANPriorConfig
 
 CODES, LABELS = integers(12, 2, 3, 3), torch.tensor([1, -1])
@@ -107,6 +108,37 @@ def test_a_process_gets_its_rows_of_the_batch(task):
         assert torch.equal(value, whole[name][2:5]), name
 
 
+def with_classes(**training) -> VQGANPriorTask:
+    """A task on 40 pictures (and their mirror images) each of whose codes is its number, of which
+    the class is the remainder by three."""
+    numbers = np.arange(40)
+    source = ImageSource(
+        name="numbers", pixels=np.zeros((40, 3, 4, 4), np.uint8), caption_lists=[[]] * 40,
+        labels=numbers % 3, class_names=("a", "b", "c"),
+    )  # fmt: skip
+    codes = torch.arange(40).repeat(2 if training.get("flip") else 1)
+    return VQGANPriorTask(
+        VQGANPriorConfig(grid=2, codes=40, classes=3, width=8, depth=1, heads=1, pkeep=0.5),
+        VQGANPriorTraining(**training), train=source, val=source, vqgan=None, vqgan_run=Path(),
+        vqgan_digest="", codes=codes[:, None, None].expand(-1, 2, 2), batch_size=64, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_picture_and_its_mirror_image_have_the_pictures_class(flip):
+    batch = with_classes(class_dropout=0.0, flip=flip).batch(0, slice(0, 64))
+    assert torch.equal(batch["labels"], batch["codes"][:, 0, 0] % 3)
+
+
+def test_a_share_of_the_classes_is_left_unsaid():
+    task = with_classes(class_dropout=0.25)
+    batches = [task.batch(step, slice(0, 64)) for step in range(8)]
+    said, codes = (torch.cat([b[name] for b in batches]) for name in ("labels", "codes"))
+    dropped = said == -1
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.06)
+    assert torch.equal(said[~dropped], codes[~dropped][:, 0, 0] % 3)
+
+
 def test_a_config_with_an_impossible_pkeep_is_an_error():
     with pytest.raises(UserError, match="pkeep 1.5: expected 0 to 1"):
         VQGANPriorConfig(pkeep=1.5)
@@ -187,6 +219,17 @@ def test_cached_logits_equal_uncached_ones():
     whole, cache = prior(stream), prior.new_cache(2)
     parts = torch.cat([prior(part, cache=cache) for part in stream.split([4, 1, 3, 1], 1)], dim=1)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+def test_without_guidance_nothing_is_said():
+    prior, labels = make_prior(), torch.tensor([0, 1])
+
+    def drawn(labels: torch.Tensor, guidance: float) -> torch.Tensor:
+        sampling = SamplingConfig(temperature=0, guidance=guidance)
+        return prior.generate_codes(labels, generator=generator(), sampling=sampling)
+
+    assert torch.equal(drawn(labels, 0.0), drawn(torch.full_like(labels, -1), 1.0))
+    assert not torch.equal(drawn(labels, 0.0), drawn(labels, 1.0))
 
 
 def test_with_few_caches_kept_the_codes_are_the_same(monkeypatch):
@@ -331,72 +374,3 @@ def test_a_run_carries_its_vqgan(run):
     prior = load(run)
     assert prior.factor == 4
     assert prior.generate(None, 1, generator=generator()).shape == (1, 3, 32, 32)
-
-
-# --- the original's weights ----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def original(shared):
-    folder = shared / "parity" / "gpt_taming_classcond"
-    meta = json.loads((folder / "meta.json").read_text())
-    prior = load_taming_transformer(folder / "model.safetensors", meta["config"])
-    return prior, load_file(folder / "io.safetensors"), meta["tolerance"]
-
-
-def close(found: torch.Tensor, name: str, original) -> None:
-    _, io, tolerance = original
-    if io[name].dtype == torch.int64:
-        assert torch.equal(found.reshape(io[name].shape), io[name])
-    else:
-        atol = tolerance[name]["suggested_atol"]
-        torch.testing.assert_close(found, io[name], rtol=0, atol=atol)
-
-
-@torch.no_grad()
-def test_logits_and_losses_are_the_originals(original):
-    prior, io, _ = original
-    logits = prior(io["in.idx"][:, :-1])
-    close(logits, "out.gpt.logits", original)
-    wanted = io["in.idx"][:, 1:].flatten()
-    close(F.cross_entropy(logits.flatten(0, 1), wanted), "out.gpt.loss_next_token", original)
-    vectors = io["in.prepended_embeddings"]
-    found = prior(io["in.idx"][:, :5], ahead=vectors)
-    close(found, "out.gpt.logits_with_prepended_embeddings", original)
-
-
-@torch.no_grad()
-def test_a_class_and_codes_give_the_originals_predictions(original):
-    prior, io, _ = original
-    codes, labels = prior.encode_pictures(io["in.image"]), io["in.class_label"]
-    close(codes, "out.z_indices", original)
-    close(prior.condition(labels), "out.c_indices", original)
-    close(prior.code_logits(codes, labels), "out.net2net.logits", original)
-    close(prior.loss(codes, labels), "out.net2net.loss", original)
-    last = filter_logits(prior.code_logits(codes, labels)[:, -1], top_k=5)
-    close(last, "out.net2net.logits_top_k5_masked_last", original)
-
-
-@torch.no_grad()
-def test_greedy_drawing_is_the_originals(original):
-    prior, io, _ = original
-    labels, start = io["in.class_label"], io["out.z_indices"][:, :7]
-    whole = prior.generate_codes(labels, generator=generator(), sampling=GREEDY)
-    close(whole, "out.greedy_codes", original)
-    close(prior.decode_indices(whole), "out.greedy_image", original)
-    rest = prior.generate_codes(labels, generator=generator(), sampling=GREEDY, start=start)
-    close(rest, "out.greedy_codes_after_prefix", original)
-
-
-def test_a_prefix_that_looks_ahead_is_refused(shared):
-    state = load_file(shared / "parity" / "gpt_taming_classcond" / "model.safetensors")
-    state["transformer.blocks.0.attn.mask"] = torch.ones(1, 1, 64, 64)
-    with pytest.raises(UserError, match="not causal everywhere"):
-        load_taming_transformer(state)
-
-
-def test_positions_that_are_no_square_are_refused(shared):
-    state = load_file(shared / "parity" / "gpt_taming_classcond" / "model.safetensors")
-    state["transformer.pos_emb"] = noise(1, 60, 64)
-    with pytest.raises(UserError, match="60 positions are no square grid"):
-        load_taming_transformer(state)
