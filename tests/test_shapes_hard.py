@@ -7,8 +7,10 @@ from minimodal.data.loading import open_data, parse_spec
 from minimodal.data.oracle_hard import read_hard, score_hard
 from minimodal.data.shapes_hard import (
     TEXTURES,
+    VISIBLE,
     HardScenes,
     HardSource,
+    _visible,
     draw_hard,
     render_hard,
 )
@@ -75,6 +77,13 @@ def test_training_never_shows_a_held_out_pair_and_held_out_scenes_always_do(spli
     for row in range(len(NUMBERS)):
         assert not set(pairs(seen, row)) & set(HELD_OUT)
         assert set(pairs(held, row)) & set(HELD_OUT)
+
+
+def test_of_nearly_every_scene_each_object_shows_three_fifths_of_its_box():
+    scenes = draw_hard(0, np.arange(20_000))
+    shares = _visible(scenes.x, scenes.y, np.array(RADIUS)[scenes.size], scenes.count)
+    assert (shares < VISIBLE - 1e-9).mean() < 1 / 150 and shares.min() > 0.3
+    assert (scenes.count[shares < VISIBLE - 1e-9] == 3).all()
 
 
 def test_later_objects_cover_earlier_ones_and_most_of_each_stays_visible():

@@ -77,7 +77,7 @@ class Pattern:
         14 tokens +  8x8 codes,  bfloat16         0.14  0.17    0.15  0.18
 
     So they pay from 16x16 codes on, and conv hardly; on smaller grids they are what the paper did
-    and cost more. Drawing takes equally long with any.
+    and cost more. Drawing takes about as long with any.
 
     Why not `flex_attention`, which is made for such masks: in torch 2.13 it has no backward pass on
     a CPU, and without torch.compile it writes out all scores on CUDA. Drawing uses neither

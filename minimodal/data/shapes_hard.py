@@ -1,9 +1,10 @@
 """A harder Shapes world: one to three objects anywhere, upon each other, on textured ground.
 
 Everything that makes the plain world easy for patches is gone: centres are any whole pixel, later
-objects cover earlier ones (of each at least 60 % stays visible), and the ground is plain, striped,
-checked, dotted or shaded in two tones of its grey. Colours of a scene differ. Shapes, colours,
-sizes and the HELD_OUT pairs are those of `shapes_world.py`, captions are read by the same parser:
+objects cover earlier ones (of each one's box at least 60 % stays visible, but for about one scene in two
+hundred, where three found no such places), and the ground is plain, striped, checked, dotted or
+shaded in two tones of its grey. Colours of a scene differ. Shapes, colours, sizes and the HELD_OUT
+pairs are those of `shapes_world.py`, captions are read by the same parser:
 "a large red circle and a small blue square and a small green star on gray".
 
 `HardSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S), captions
@@ -35,8 +36,9 @@ from minimodal.errors import UserError
 MOST = 3  # objects of a scene
 TEXTURES = ("plain", "stripes", "checks", "dots", "shade")
 TONE = 40  # levels between the two tones of a texture
-VISIBLE = 0.6  # least share of an object that is not covered
-TRIES = 12  # placements among which the first that shows enough of every object is taken
+VISIBLE = 0.6  # share of an object's box that no other should cover
+TRIES = 12  # placements among which the first that shows enough of every object is taken, or
+# else the one that shows most: more tries would be slower and other pictures
 CLEAR = (8, 4)  # a relation is said where centres are so far apart along it, and so near across
 
 _VERSION = 1
