@@ -1,10 +1,10 @@
 """A harder Shapes world: one to three objects anywhere, upon each other, on textured ground.
 
 Everything that makes the plain world easy for patches is gone: centres are any whole pixel, later
-objects cover earlier ones (of each one's box at least 60 % stays visible, but for about one scene in two
-hundred, where three found no such places), and the ground is plain, striped, checked, dotted or
-shaded in two tones of its grey. Colours of a scene differ. Shapes, colours, sizes and the HELD_OUT
-pairs are those of `shapes_world.py`, captions are read by the same parser:
+objects cover earlier ones (of each one's box at least 60 % stays visible, but for about one scene
+in two hundred, where three found no such places), and the ground is plain, striped, checked, dotted
+or shaded in two tones of its grey. Colours of a scene differ. Shapes, colours, sizes and the
+HELD_OUT pairs are those of `shapes_world.py`, captions are read by the same parser:
 "a large red circle and a small blue square and a small green star on gray".
 
 `HardSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S), captions
