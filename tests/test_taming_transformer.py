@@ -169,3 +169,9 @@ def test_the_order_row_by_row_is_no_reason_to_refuse(config):
 def test_tensors_of_another_function_are_refused_by_name(name):
     with pytest.raises(UserError, match=name):
         read(**{name: torch.arange(16)})
+
+
+def test_a_vqgan_with_more_codes_than_the_table_has_rows_is_refused():
+    book, config = noise(20, 6), {"first_stage": {"embed_dim": 6}}
+    with pytest.raises(UserError, match="its VQGAN has 20 codes and its transformer knows 16"):
+        read(config, **{"first_stage_model.quantize.embedding.weight": book})
