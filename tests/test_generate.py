@@ -225,6 +225,13 @@ def test_words_that_training_never_had_are_named_unless_they_are_allowed(run, tm
         assert run(prompt, "-n", "1", folder=folder)[0] == 0
 
 
+def test_guidance_needs_a_run_that_saw_empty_captions(run, tmp_path):
+    folder = write_demo(tmp_path / "always", training={"caption_dropout": 0.0})
+    said = refusal(run("a red circle", "--guidance", "2", folder=folder))
+    assert "--guidance 2: the run never saw an empty caption" in said
+    assert run("a red circle", "-n", "1", folder=folder)[0] == 0
+
+
 def test_json_gives_each_picture_the_seed_that_draws_it_again(run):
     asked = ("a red circle", "a blue square", "-n", "2", "--rerank", "3", "--json")
     told = json.loads(run(*asked, "--seeds", "4,5,6,7,8,9", "--out", "six.png")[1])

@@ -200,6 +200,12 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
         if done == 0:
             frames.append(pictures.cpu())
 
+    guidance = chosen(arguments.guidance, "guidance")
+    if guidance != 1 and dalle.run["model"].get("training", {}).get("caption_dropout") == 0:
+        raise UserError(
+            f"--guidance {guidance:g}: the run never saw an empty caption (caption_dropout 0), "
+            "which guidance compares with; give --guidance 1"
+        )
     seeded = {"seeds": arguments.seeds} if arguments.seeds else {
         "generator": torch.Generator(device).manual_seed(arguments.seed)
     }  # fmt: skip
@@ -208,7 +214,7 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             arguments.prompts,
             each,
             temperature=chosen(arguments.temperature, "temperature"),
-            guidance=chosen(arguments.guidance, "guidance"),
+            guidance=guidance,
             top_k=arguments.top_k,
             top_p=arguments.top_p,
             min_p=arguments.min_p,
