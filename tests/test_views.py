@@ -99,13 +99,18 @@ def test_structure_sees_the_one_view_and_appearance_the_other():
     assert torch.equal(latents[:, :6], plain[:, :6]) and not torch.equal(latents, plain)
 
 
-def test_views_are_drawn_for_each_row_and_end_when_they_are_told_to():
+def test_views_are_drawn_for_each_row_and_those_of_appearance_end_when_they_are_told_to():
     task = make_task(views_end=5)
     whole, part = task.batch(3, slice(0, 6)), task.batch(3, slice(4, 6))
     for name in ("maps", "directions", "picks"):
         assert torch.equal(whole[name][4:], part[name])
         assert not torch.equal(whole[name][0], whole[name][1])
-    assert "maps" not in task.batch(5, slice(0, 6))
+    later = task.batch(5, slice(0, 6))
+    assert "picks" not in later and "directions" not in later
+    images = later["images"].float() / 127.5 - 1
+    views = task.views(images, later)
+    assert torch.equal(views.appearance, images)
+    assert torch.equal(views.structure, recolor(images, later["maps"]))
 
 
 def test_a_loss_under_views_still_asks_for_the_picture_itself():

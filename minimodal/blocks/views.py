@@ -4,8 +4,9 @@ appearance.
 Nobody says what the two factors are. In training the structure encoder sees the picture in other
 colours (`recolor`), the appearance encoder sees every patch with its pixels drawn anew
 (`resample`), and the decoder has to paint the picture itself. So colours can only come by the one
-way and places only by the other, and each codebook learns what its view leaves it. Afterwards both
-encoders see the picture as it is.
+way and places only by the other, and each codebook learns what its view leaves it. The structure
+encoder sees other colours to the end; the appearance encoder sees the picture as it is once it has
+learned its part. Afterwards both see the picture.
 
 The idea is that of content and style from augmentations (von Kügelgen et al. 2021), here for each
 patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing before this file.

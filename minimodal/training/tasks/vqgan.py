@@ -74,7 +74,7 @@ class VQGANTraining:
     discriminator_refine: bool = False  # one more layer without halving, as the original has
     discriminator_lr: float = 0.5  # share of lr
     flip: bool = False  # mirror half of the pictures
-    views_end: int = 2000  # steps in which two codebooks learn from two views of the pictures
+    views_end: int = 2000  # steps in which appearance sees patches with other pixels
 
     def __post_init__(self) -> None:
         if self.game not in ("hinge", "non-saturating"):
@@ -164,7 +164,7 @@ class VQGANTask:
             ]
             noise = np.stack([rng.gumbel(size=shape).astype(np.float32) for rng in rngs])
             batch["noise"] = torch.from_numpy(noise)  # (b, K, h, w)
-        if self.model.two and step < self.training.views_end:
+        if self.model.two:
             drawn = [
                 draw_chances(
                     np.random.default_rng((self.seed, step, row)),
@@ -173,20 +173,25 @@ class VQGANTask:
                 )
                 for row in range(len(indices))[rows]
             ]
-            for name, values in zip(Chances._fields, zip(*drawn, strict=True), strict=True):
-                batch[name] = torch.from_numpy(np.stack(values))
+            # Other colours to the end, or structure codes begin to tell colours apart again. Other
+            # pixels only at first: which code a patch gets would stay a matter of chance.
+            names = Chances._fields if step < self.training.views_end else ("maps",)
+            for name in names:
+                batch[name] = torch.from_numpy(np.stack([getattr(one, name) for one in drawn]))
         return batch
 
     def views(self, images: Tensor, batch: dict) -> Views | None:
-        """What the two encoders see while they learn to share the work; None: the pictures.
+        """What the two encoders see in training; None where there is one encoder.
 
         images: (B, 3, H, W) in [-1, 1]
         """
         if "maps" not in batch:
             return None
-        patch = self.model.config.factor
-        moved = resample(images, batch["directions"], batch["picks"], patch=patch)
-        return Views(recolor(images, batch["maps"]), moved)
+        appearance = images
+        if "picks" in batch:
+            patch = self.model.config.factor
+            appearance = resample(images, batch["directions"], batch["picks"], patch=patch)
+        return Views(recolor(images, batch["maps"]), appearance)
 
     def before_step(self, step: int, batches: list[dict]) -> None:
         """Without a warm start the codes are placed on what the untrained encoder says. And of
