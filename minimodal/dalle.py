@@ -12,6 +12,9 @@ Every layer attends to all that came before, or by the paper's sparse patterns (
 see `blocks/attention.py`). Where VQGAN has two codebooks a position's code is predicted as two
 factors in turn, the second given the first, as in the RQ-Transformer (Lee et al. 2022); the stream
 stays as long.
+
+With two pictures in the stream (section 3.3) a caption says what becomes of the first, which is
+given: they are one picture of 2 h rows to the model, of which the lower half is drawn.
 """
 
 from collections.abc import Callable
@@ -24,7 +27,8 @@ from torch import Tensor, nn
 
 from minimodal.blocks.attention import rotary_angles, schedule
 from minimodal.blocks.factor_head import FactorHead
-from minimodal.blocks.pixels import grey_unless, to_float, to_uint8
+from minimodal.blocks.given import Box, Given, what_stays
+from minimodal.blocks.pixels import grey_unless, to_uint8
 from minimodal.blocks.precision import full_float32
 from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide
 from minimodal.blocks.transformer import KVCache, Packed, Transformer
@@ -38,7 +42,8 @@ class DALLEConfig:
 
     vocab_size: int = 512  # text tokens
     text_length: int = 14  # T
-    grid: int = 8  # h = w; N = h w
+    grid: int = 8  # codes a side of a picture: w, and h but for pairs; N = h w
+    pictures: int = 1  # of a stream; 2: a first one is given, and the one below it drawn
     codes: tuple[int, ...] = (1024,)  # image vocabulary: VQGAN's codebook sizes
     width: int = 128
     depth: int = 4
@@ -52,11 +57,13 @@ class DALLEConfig:
     def __post_init__(self) -> None:
         if self.rotary and self.width % (4 * max(self.heads, 1)):
             raise UserError(f"rotary: width {self.width} / {self.heads} heads is no multiple of 4")
+        if self.pictures not in (1, 2):
+            raise UserError(f"pictures {self.pictures}: expected 1 or 2 in a stream")
 
     @property
     def image_length(self) -> int:
         """N: picture tokens of a stream."""
-        return self.grid**2
+        return self.pictures * self.grid**2
 
     @property
     def text_vocab(self) -> int:
@@ -75,6 +82,20 @@ class DALLELogits(NamedTuple):
     image: tuple[Tensor, ...]
 
 
+def check_counts(
+    prompts: int, n: int, generator: torch.Generator | None, seeds: list[int] | None
+) -> None:
+    """Refuse a drawing of nothing, or with other random numbers than one source gives."""
+    if n < 1:
+        raise UserError(f"{n} pictures a prompt: expected 1 or more")
+    if not prompts:
+        raise UserError("no prompts: expected at least one")
+    if (generator is None) == (seeds is None):
+        raise UserError("expected either a generator or seeds")
+    if seeds is not None and len(seeds) != n * prompts:
+        raise UserError(f"{len(seeds)} seeds for {n * prompts} pictures")
+
+
 class DALLE(nn.Module):
     """Embeddings, one causal Transformer, and a head for each vocabulary."""
 
@@ -86,7 +107,7 @@ class DALLE(nn.Module):
         self.text_tokens = nn.Embedding(config.text_vocab, D)
         self.text_positions = nn.Parameter(torch.zeros(T, D))
         self.image_tokens = nn.ModuleList(nn.Embedding(size, D) for size in config.codes)
-        self.rows = nn.Parameter(torch.zeros(config.grid, D))
+        self.rows = nn.Parameter(torch.zeros(config.pictures * config.grid, D))
         self.columns = nn.Parameter(torch.zeros(config.grid, D))
         self.transformer = Transformer(
             D,
@@ -227,12 +248,14 @@ class DALLE(nn.Module):
         out = self.forward(text, codes, hidden=hidden)
         wanted = self.with_padding(text)
         text_loss = F.cross_entropy(out.text.flatten(0, 1).float(), wanted.flatten())
+        N = self.config.grid**2  # differs from the paper: a first picture is given, so not learned
+        last = codes.flatten(1)[:, -N:]
         image_loss = torch.stack(
             [
                 F.cross_entropy(
-                    logits.flatten(0, 1).float(), part.flatten(), label_smoothing=smoothing
+                    logits[:, -N:].flatten(0, 1).float(), part.flatten(), label_smoothing=smoothing
                 )
-                for logits, part in zip(out.image, self.factors(codes.flatten(1)), strict=True)
+                for logits, part in zip(out.image, self.factors(last), strict=True)
             ]
         ).sum()  # the chain rule: log p(a, b) = log p(a) + log p(b | a)
         parts = {"text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
@@ -314,11 +337,11 @@ class DALLE(nn.Module):
             x = x if held else torch.cat([prompt, x], dim=1)
             angles = self.angles(held, x.shape[1])
             h = self.norm_out(self.transformer(x, cache=cache, angles=angles)[:, -1:])  # (B', 1, D)
-            scale = sampling.scale(n / c.image_length)
+            scale = sampling.scale(n % c.grid**2 / c.grid**2)  # the share of its picture
             codes[:, n] = self.next_code(h, sampling, generator, scale=scale, cache=cache)
             if on_row is not None and n in ends:
-                on_row(codes.view(B, c.grid, c.grid), n // c.grid + 1)
-        return codes.view(B, c.grid, c.grid)
+                on_row(codes.view(B, -1, c.grid), n // c.grid + 1)
+        return codes.view(B, -1, c.grid)
 
     def new_cache(self, batch: int) -> KVCache:
         """A cache for a whole stream of each of `batch` captions."""
@@ -353,7 +376,8 @@ class DALLE(nn.Module):
         guidance: float = 1.0,
         schedule: str = "constant",
         complete: Tensor | None = None,
-        redraw: tuple[int, int, int, int] | None = None,
+        redraw: Box | None = None,
+        first: Tensor | None = None,
         batch_size: int = 64,
         truncate: bool = False,
         allow_unseen: bool = False,
@@ -367,6 +391,7 @@ class DALLE(nn.Module):
             batch and beside any others
         complete: (3, H, W) uint8 a picture of which all stays but a rectangle
         redraw: the rectangle's left, top, right and bottom in pixels; the lower half by default
+        first: (…, 3, H, W) uint8 the first picture of the pairs, or one for each prompt
         allow_unseen: draw also for words that training never had
         progress: called after each row of codes with the share of all that is done, 0 to 1
         partial: called after each row of codes with the batch's pictures so far, (B, 3, H, W) uint8
@@ -375,26 +400,20 @@ class DALLE(nn.Module):
         """
         if self.decode_indices is None:
             raise UserError("this DALL·E has no VQGAN to paint with: load it with minimodal.load")
-        if n < 1:
-            raise UserError(f"{n} pictures a prompt: expected 1 or more")
         sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p, schedule)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise UserError("no prompts: expected at least one")
-        if (generator is None) == (seeds is None):
-            raise UserError("expected either a generator or seeds")
-        if seeds is not None and len(seeds) != n * len(prompts):
-            raise UserError(f"{len(seeds)} seeds for {n * len(prompts)} pictures")
+        check_counts(len(prompts), n, generator, seeds)
+        given = Given(complete, redraw, first)
+        given.check(self.config.pictures)
         if not allow_unseen:
             self.words.check(prompts)
         device = self.rows.device
         text = self.tokenize(prompts, truncate=truncate).to(device)
         text = text.repeat_interleave(n, dim=0)  # (N, T)
-        known = keep = None
-        if complete is not None:
-            known, keep = self.what_stays(complete.to(device), redraw)
-        elif redraw is not None:
-            raise UserError("a rectangle to redraw needs a picture to complete")
+        known, keep = what_stays(
+            given, self.encode_pictures, grid=self.config.grid, factor=self.factor,
+            prompts=len(prompts), device=device,
+        )  # fmt: skip
         pictures = []
         for chunk in text.split(batch_size):
             done = sum(map(len, pictures))
@@ -405,45 +424,27 @@ class DALLE(nn.Module):
 
             def on_row(codes: Tensor, rows: int, done: int = done) -> None:
                 if progress is not None:
-                    progress((done + len(codes) * rows / self.config.grid) / len(text))
+                    progress((done + len(codes) * rows / codes.shape[1]) / len(text))
                 if partial is not None:
                     shown = torch.zeros_like(codes[0], dtype=torch.bool) if keep is None else keep
                     shown = shown.index_fill(0, torch.arange(rows, device=device), True)
-                    partial(grey_unless(shown, to_uint8(self.decode_indices(codes))), done)
+                    shown = shown[-self.config.grid :]
+                    partial(grey_unless(shown, self.paint(codes)), done)
 
+            theirs = None if known is None else known.repeat_interleave(n, 0)[done:][: len(chunk)]
             codes = self.generate_codes(
-                chunk, generator=draws, sampling=sampling, on_row=on_row,
-                known=None if known is None else known.expand(len(chunk), -1, -1), keep=keep,
-            )  # fmt: skip
-            pictures.append(to_uint8(self.decode_indices(codes)))
+                chunk, generator=draws, sampling=sampling, on_row=on_row, known=theirs, keep=keep
+            )
+            pictures.append(self.paint(codes))
             if progress is not None:
                 progress(sum(map(len, pictures)) / len(text))
         return torch.cat(pictures)
 
     @torch.no_grad()
-    def what_stays(
-        self, picture: Tensor, redraw: tuple[int, int, int, int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """The codes of a picture to complete, and which of them lie outside the rectangle.
+    def paint(self, codes: Tensor) -> Tensor:
+        """The picture of a stream's codes, the second of two.
 
-        A code is drawn again if any of its pixels is to be. Codes to the right of the rectangle
-        and below it stay, but the drawing cannot know them: it reads in raster order.
-        picture: (3, H, W) uint8
-        returns: (1, h, w) int64 codes, (h, w) bool
+        codes: (B, h, w) int64
+        returns: (B, 3, H, W) uint8
         """
-        c, f = self.config, self.factor
-        if tuple(picture.shape) != (3, c.grid * f, c.grid * f):
-            raise UserError(
-                f"the picture to complete has {picture.shape[2]} x {picture.shape[1]} pixels: "
-                f"expected {c.grid * f} x {c.grid * f}, the size that is drawn"
-            )
-        side = c.grid * f
-        left, top, right, bottom = redraw or (0, c.grid // 2 * f, side, side)
-        if not (0 <= left < right <= side and 0 <= top < bottom <= side):
-            raise UserError(
-                f"the rectangle {left},{top},{right},{bottom} (left, top, right, bottom) is not "
-                f"inside a picture of {side} x {side} pixels"
-            )
-        keep = torch.ones(c.grid, c.grid, dtype=torch.bool, device=picture.device)
-        keep[top // f : -(-bottom // f), left // f : -(-right // f)] = False
-        return self.encode_pictures(to_float(picture[None])), keep
+        return to_uint8(self.decode_indices(codes[:, -self.config.grid :]))

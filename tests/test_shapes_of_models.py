@@ -31,6 +31,7 @@ from minimodal.blocks import (
     conv,
     discriminator,
     factor_head,
+    given,
     perceptual,
     pixels,
     quantizer,
@@ -49,6 +50,7 @@ MODULES = (
     views,
     attention,
     factor_head,
+    given,
     reading,
     transformer,
     contrastive,
@@ -100,6 +102,7 @@ PRIOR_SIZES = {"N": 9, "K": 12}
 PATTERN = attention.Pattern("row", 4, 3)
 TURNED = dict(x=noise(2, 3, 16), attention=lambda q, k, v: v, angles=noise(3, 4))
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
+GIVEN = given.Given(first=integers(256, 3, 3, 6, 6).to(torch.uint8))
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
@@ -287,7 +290,21 @@ CALLS = [
     (TWO.embed_codes, dict(parts=PARTS, first=2), {"D": 16}),
     (ONE.forward, dict(text=TEXT, codes=CODES), STREAM),
     (ONE.angles, dict(first=0, n=4), STREAM),
-    (PAINTER.what_stays, dict(picture=BYTES[0, :, :1, :1].expand(3, 6, 6), redraw=None), STREAM),
+    (PAINTER.paint, dict(codes=CODES), {"H": 6, "W": 6}),
+    (
+        given.what_stays,
+        dict(
+            given=GIVEN,
+            encode=PAINTER.encode_pictures,
+            grid=3,
+            factor=2,
+            prompts=3,
+            device=torch.device("cpu"),
+        ),
+        {"h": 6, "w": 3},
+    ),
+    (given.check_size, dict(picture=BYTES[0, :, :1, :1].expand(3, 6, 6), side=6, what=""), {}),
+    (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
     (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (
         ONE.next_code,

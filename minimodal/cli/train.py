@@ -17,6 +17,7 @@ from typing import Any
 from minimodal.cli.common import Parser, run_command
 from minimodal.cli.demo import add_demo_flags, run_demo
 from minimodal.data.loading import KINDS, parse_spec, split_spec
+from minimodal.errors import UserError
 from minimodal.training import distributed
 from minimodal.training.build import build_clip, build_dalle, build_vqgan, build_vqgan_prior
 from minimodal.training.checkpoint import load_run_config
@@ -51,7 +52,7 @@ DECIDED = {
         "logit_bias",
     ),  # fmt: skip
     "vqgan-prior": ("grid", "codes", "classes", "shared_rows", "sos"),
-    "dalle": ("vocab_size", "text_length", "pad_id", "grid", "codes"),
+    "dalle": ("vocab_size", "text_length", "pad_id", "grid", "pictures", "codes"),
 }
 
 
@@ -124,7 +125,8 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
 def kind_of(spec: str) -> str:
     """The kind of data that a SPEC names, to choose a recipe by: "cifar10", "shapes", "hard", …"""
     kind, _, rest = spec.partition(":")
-    return "hard" if kind == "shapes" and rest.split(":")[0] == "hard" else kind
+    world = rest.split(":")[0]
+    return world if kind == "shapes" and world in ("hard", "edits") else kind
 
 
 def spec_kind(argv: Sequence[str]) -> str:
@@ -187,6 +189,10 @@ def train(arguments: argparse.Namespace) -> None:
     system = arguments.command
     for part in split_spec(arguments.data):
         parse_spec(part)  # before anything slow
+    if kind_of(arguments.data) == "edits" and system != "dalle":
+        raise UserError(
+            f"--data {arguments.data}: pairs of pictures are for a dalle; use shapes for a {system}"
+        )
     distributed.pick_device(arguments.device)
     given = recipe_for(system, kind_of(arguments.data))
     values = {part: chosen(getattr(given, part), arguments) for part in given._fields}

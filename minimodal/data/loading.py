@@ -1,11 +1,12 @@
 """From a data SPEC on the command line to a source, and from a step number to a batch.
 
-    shapes | shapes:hard | cifar10:PATH | cifar100:PATH | coco:PATH[:train2017|val2017] |
-    folder:PATH
+    shapes | shapes:hard | shapes:edits | cifar10:PATH | cifar100:PATH |
+    coco:PATH[:train2017|val2017] | folder:PATH
 
 each with an optional `:N` behind it, for N pictures only; several with commas between are trained
 on together and scored on the first. `open_data` gives an object with
-`images(indices)` uint8 (B, 3, S, S) and `captions(indices, rng)`; ShapesSource draws them when
+`images(indices)` uint8 (B, 3, S, S), pairs of `shapes:edits` (B, 3, 2*S, S), and
+`captions(indices, rng)`; ShapesSource draws them when
 asked, ImageSource (images.py) has them in memory. `batch_indices` says which pictures step
 number t trains on, from (seed, t) alone: resuming needs a step number and no replay. Read the
 docstrings of shapes.py, cifar.py, coco.py and folder.py before.
@@ -24,12 +25,15 @@ from minimodal.data.coco import PARTS, open_coco
 from minimodal.data.folder import open_folder
 from minimodal.data.images import ImageSource, join_sources
 from minimodal.data.shapes import ShapesSource
+from minimodal.data.shapes_edits import EditsSource
 from minimodal.data.shapes_hard import HardSource
 from minimodal.errors import UserError
 
 KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder")
+WORLDS = {None: ShapesSource, "hard": HardSource, "edits": EditsSource}
 FORMS = (
-    "shapes, shapes:hard, cifar10:PATH, cifar100:PATH, coco:PATH[:train2017|val2017], folder:PATH"
+    "shapes, shapes:hard, shapes:edits, cifar10:PATH, cifar100:PATH, "
+    "coco:PATH[:train2017|val2017], folder:PATH"
 )
 
 
@@ -38,7 +42,7 @@ class Spec(NamedTuple):
 
     kind: str
     path: str = ""
-    part: str | None = None  # of COCO; "hard" of shapes
+    part: str | None = None  # of COCO; "hard" or "edits" of shapes
     limit: int | None = None
 
 
@@ -90,9 +94,9 @@ def parse_spec(spec: str) -> Spec:
             hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"--data {spec}: unknown kind of data {kind!r}; {hint}known are {FORMS}")
     if kind == "shapes":
-        hard, more, number = rest.partition(":")
-        if hard == "hard":
-            return Spec(kind, part="hard", limit=_count(number, spec) if more else None)
+        world, more, number = rest.partition(":")
+        if world in WORLDS:
+            return Spec(kind, part=world, limit=_count(number, spec) if more else None)
         return Spec(kind, limit=_count(rest, spec) if colon else None)
     if not rest:
         raise UserError(f"--data {spec}: a path is missing, write {kind}:PATH")
@@ -119,7 +123,7 @@ def open_data(
     split: str = "train",
     limit: int | None = None,
     seed: int = 0,
-) -> ImageSource | ShapesSource | HardSource:
+) -> ImageSource | ShapesSource | HardSource | EditsSource:
     """Open what a data SPEC names, at `image_size`; `split` is "train" or "val".
 
     `limit`, and `:N` in the SPEC, keep the first N of a seeded shuffle (the smaller where both
@@ -142,7 +146,7 @@ def open_data(
     kind, path, part, limit_in_spec = parse_spec(spec)
     limit = min((n for n in (limit, limit_in_spec) if n is not None), default=None)
     if kind == "shapes":
-        world = HardSource if part == "hard" else ShapesSource
+        world = WORLDS[part]
         if limit is None:
             return world(seed, split=split, image_size=image_size)
         return world(seed, split=split, image_size=image_size, length=limit)

@@ -43,8 +43,8 @@ TOKENIZER_PICTURES = 5_000  # whose captions a tokenizer learns from
 
 def open_both(spec: str, image_size: int, limit: int | None) -> tuple[DataSource, DataSource]:
     """The training and the validation split of a SPEC."""
-    part = parse_spec(split_spec(spec)[0]).part
-    if part is not None:
+    kind, _, part, _ = parse_spec(split_spec(spec)[0])
+    if kind == "coco" and part is not None:
         print(f"{spec}: scores of the run are on {part}, which it trains on too", file=sys.stderr)
     train = open_data(spec, image_size=image_size, split="train", limit=limit)
     val = open_data(spec, image_size=image_size, split="val", limit=limit)
@@ -235,6 +235,7 @@ def build_dalle(
         text_length=words.longest,
         pad_id=words.tokenizer.pad_id,
         grid=vqgan.config.grid,
+        pictures=encoded.codes.shape[1] // vqgan.config.grid,
         codes=vqgan.config.vocabulary,
     )
     return DALLETask(

@@ -221,6 +221,20 @@ def dalle_hard() -> DALLERecipe:
     )
 
 
+def dalle_edits() -> DALLERecipe:
+    """Edits in the Shapes world: a caption and 128 codes of two pictures; ten minutes of one core.
+
+    Rotary positions, since most codes of the second picture are those of the first, a fixed number
+    of rows above.
+    """
+    recipe = dalle_shapes()
+    return recipe._replace(
+        model=replace(recipe.model, rotary=True),
+        training=replace(recipe.training, guidance=1.0),
+        engine=replace(recipe.engine, steps=1600),
+    )
+
+
 def dalle_small() -> DALLERecipe:
     """CIFAR-sized pictures with class captions."""
     recipe = dalle_shapes()
@@ -297,6 +311,7 @@ CLIP_RECIPES = {
 DALLE_RECIPES = {
     "shapes": dalle_shapes,
     "hard": dalle_hard,
+    "edits": dalle_edits,
     "cifar10": dalle_small,
     "cifar100": dalle_small,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
@@ -27,6 +28,8 @@ def tokenize_pictures(
 ) -> Tensor:
     """The codes of a source's first n pictures, computed in float32 proper.
 
+    Of pairs, pictures (B, 3, 2*S, S), each is encoded by itself; their codes lie one above the
+    other as they do.
     returns: (N, h, w) int32; with flip the mirror images follow, N = 2 n
     """
     codes = []
@@ -36,7 +39,9 @@ def tokenize_pictures(
                 images = source.images(np.arange(start, min(start + 256, n)))
                 images = images[..., ::-1] if mirrored else images
                 x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-                codes.append(vqgan.encode(x).indices.cpu().int())
+                single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
+                grids = vqgan.encode(single).indices.cpu().int()
+                codes.append(rearrange(grids, "(B p) h w -> B (p h) w", B=len(x)))
     return torch.cat(codes)
 
 

@@ -169,11 +169,15 @@ class DALLETask:
 
     @torch.no_grad()
     def sample(self, model: DALLE, step: int) -> Tensor:
-        """Pictures drawn for 16 unseen captions."""
+        """Pictures drawn for 16 unseen captions; of pairs the second, below the given first."""
         device = model.rows.device
         captions = [self.val.all_captions(i % len(self.val))[0] for i in range(16)]
         model.tokenizer, model.words = self.tokenizer, self.words
         model.paint_with(self.vqgan)
+        first = None
+        if model.config.pictures > 1:
+            pairs = torch.from_numpy(self.val.images(np.arange(16) % len(self.val)))
+            first = pairs[:, :, : pairs.shape[3]]  # (16, 3, S, S)
         pictures = model.generate(
             captions,
             generator=torch.Generator(device).manual_seed(self.seed),
@@ -181,8 +185,9 @@ class DALLETask:
             guidance=self.training.guidance,
             truncate=True,
             allow_unseen=True,
-        )
-        return tile(pictures.cpu(), 8)
+            first=first,
+        ).cpu()
+        return tile(pictures if first is None else torch.cat([first, pictures], dim=2), 8)
 
     def config(self) -> dict[str, Any]:
         """The model's configuration and what else shaped the training."""
