@@ -37,15 +37,15 @@ def write_run(out: Path, kind: str, model, *, data: str = "shapes", **more) -> N
 
 
 def write_demo(
-    out: Path, *, data: str = "shapes", training: dict | None = None, **sampling
+    out: Path, *, data: str = "shapes", training: dict | None = None, pictures: int = 1, **sampling
 ) -> Path:
     """A demo folder with untrained runs."""
     more = {"sampling": sampling} if sampling else {}
     more |= {"training": training} if training else {}
     vocab = TOKENIZER.vocab_size
     vqgan = make_vqgan(image_size=SIDE, codes=(11,))
-    write_run(out / "dalle", "dalle", make_dalle(vocab_size=vocab, text_length=20), data=data,
-              **more)  # fmt: skip
+    dalle = make_dalle(vocab_size=vocab, text_length=20, pictures=pictures)
+    write_run(out / "dalle", "dalle", dalle, data=data, **more)
     write_run(out / "dalle" / "vqgan", "vqgan", vqgan, data=data)
     write_run(out / "vqgan", "vqgan", vqgan, data=data)
     clip = make_clip(vocab_size=vocab, text_length=20, image_size=SIDE, patch_size=3)

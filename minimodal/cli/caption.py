@@ -63,6 +63,8 @@ def codes_of(dalle: DALLE, paths: list[str], device: str) -> Tensor:
 
     returns: (B, h, w) int64
     """
+    if dalle.config.pictures > 1:
+        raise UserError("this DALL·E is of pairs: its captions say what becomes of a picture")
     side = dalle.config.grid * dalle.factor
     pixels = np.stack([centre_square(open_rgb(path), side) for path in paths])
     return dalle.encode_pictures(to_float(torch.from_numpy(pixels).to(device)))

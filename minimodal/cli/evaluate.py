@@ -33,6 +33,7 @@ from minimodal.evaluation.dalle_study import (
     sweep,
     template_scores,
 )
+from minimodal.evaluation.edits import edit_scores
 from minimodal.evaluation.inception import load_inception
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import Evaluation, Networks, clip_on_data, vqgan_on_data
@@ -103,6 +104,12 @@ def on_shapes(
     if isinstance(model, CLIP):
         return Evaluation(clip_scores(model, seed=arguments.seed), how)
     sampling = model.run["model"]["sampling"]
+    if model.config.pictures > 1:
+        if arguments.study:
+            raise UserError("--study is for a dalle of captions and single pictures")
+        scores = edit_scores(model, seed=arguments.seed, n=arguments.n, sampling=sampling)
+        how["captions"] = "edits of unseen scenes"
+        return Evaluation(scores, how | {"sampling": sampling})
     beside = arguments.target.parent / "clip"
     clip = load(beside, kind="clip").to(model.rows.device) if beside.is_dir() else None
     scores = dalle_scores(
@@ -179,6 +186,9 @@ def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
 def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespace) -> Evaluation:
     """The scores of a model on a data SPEC."""
     parts = [parse_spec(part) for part in split_spec(spec)]
+    edits = parts[0].part == "edits"
+    if edits != (isinstance(model, DALLE) and model.config.pictures > 1):
+        raise UserError(f"--data {spec}: shapes:edits is for a dalle that was trained on it, alone")
     if parts[0].kind == "shapes":
         return on_shapes(model, HARD if parts[0].part == "hard" else PLAIN, arguments)
     if isinstance(model, DALLE):

@@ -2,6 +2,7 @@
 
 With DALL·E here, with VQGAN's second stage in `generate_prior.py`.
 
+With `--first` a run on pairs draws what a prompt makes of that picture ("the same in red").
 With a run of the Shapes world the oracle's verdict stands under each picture, and `--rerank`
 lets CLIP choose among more than are shown. Read `dalle.DALLE.generate` and `drawing.grid`.
 """
@@ -23,8 +24,9 @@ from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.oracle import Verdict, score
+from minimodal.data.oracle_edits import EditVerdict, expected, score_edits
 from minimodal.data.oracle_hard import score_hard
-from minimodal.data.shapes import parse
+from minimodal.data.shapes import concatenate, parse
 from minimodal.drawing import grid, make_folder, save_gif, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
@@ -98,6 +100,9 @@ def make_parser() -> Parser:
     add("--redraw", type=read_box, metavar="L,T,R,B",
         help="the rectangle to draw anew: left, top, right, bottom in pixels "
              "(default: the lower half)")  # fmt: skip
+    add("--first", type=Path, metavar="IMG",
+        help="of a run on pairs: the picture that the prompts say how to change "
+             "(default: none)")  # fmt: skip
     add("--gif", type=Path, metavar="GIF",
         help="the drawing, row by row, as a moving picture (default: none)")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object instead of words")
@@ -127,11 +132,14 @@ def check(arguments: argparse.Namespace) -> None:
             refuse(arguments, ("clip", "merges"), "is for --rerank K")
         if arguments.redraw and not arguments.complete:
             raise UserError("--redraw needs the picture: --complete IMG")
+        if arguments.first and (arguments.complete or arguments.rerank):
+            other = "--complete" if arguments.complete else "--rerank"
+            raise UserError(f"--first and {other} do not go together: leave one of them out")
         wanted = max(arguments.n, arguments.rerank) * len(arguments.prompts)
         if arguments.seeds and len(arguments.seeds) != wanted:
             raise UserError(f"{len(arguments.seeds)} --seeds for {wanted} pictures")
     else:
-        refuse(arguments, ("schedule",), "is for --method dalle; vqgan-prior has none")
+        refuse(arguments, ("schedule", "first"), "is for --method dalle; vqgan-prior has none")
     each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
     if each * prompts > MOST:
         raise UserError(
@@ -160,24 +168,28 @@ def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
     return clip.to(device)
 
 
-def judged(prompts: list[str], pictures: Tensor, *, hard: bool) -> list[Verdict | None]:
+def judged(
+    prompts: list[str], pictures: Tensor, *, world: str, first: Tensor | None
+) -> list[Verdict | EditVerdict | None]:
     """The oracle's verdict of each picture; None where it cannot read the prompt.
 
-    hard: pictures of the hard world, which has an oracle of its own
+    world: "hard" and "edits" have oracles of their own
     pictures: (N, 3, H, W) uint8
+    first: (3, H, W) uint8 what edits begin with
     """
-    readable = []
+    readable, wanted = [], []
     for i, prompt in enumerate(prompts):
         try:
-            parse(prompt)
+            wanted.append(parse(prompt) if first is None else expected(prompt, first.numpy()))
             readable.append(i)
         except UserError as error:
             if prompt not in prompts[:i]:
                 print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
-    verdicts: list[Verdict | None] = [None] * len(prompts)
+    verdicts: list[Verdict | EditVerdict | None] = [None] * len(prompts)
     if readable:
-        oracle = score_hard if hard else score
-        found = oracle([prompts[i] for i in readable], pictures[readable].numpy())
+        oracle = {"hard": score_hard, "edits": score_edits}.get(world, score)
+        asked = wanted if first is None else concatenate(wanted)
+        found = oracle(asked, pictures[readable].numpy())
         for i, verdict in zip(readable, found, strict=True):
             verdicts[i] = verdict
     return verdicts
@@ -221,6 +233,7 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             schedule=arguments.schedule,
             complete=read_picture(arguments.complete) if arguments.complete else None,
             redraw=arguments.redraw,
+            first=read_picture(arguments.first) if arguments.first else None,
             truncate=arguments.truncate,
             allow_unseen=arguments.allow_unseen,
             progress=lambda done: bar.update(int(100 * done) - bar.n),
@@ -267,7 +280,8 @@ def generate(arguments: argparse.Namespace) -> None:
     data = str(model.run.get("data")).split(":")
     verdicts = None
     if data[0] == "shapes" and arguments.method == "dalle":
-        verdicts = judged(shown, pictures, hard=data[1:2] == ["hard"])
+        first = read_picture(arguments.first) if arguments.first else None
+        verdicts = judged(shown, pictures, world=data[1] if len(data) > 1 else "", first=first)
     columns = n if len(prompts) > 1 or n < 4 else 4
     save_png(grid(pictures, shown, verdicts, columns=min(columns, 8)), arguments.out)
     files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]
@@ -280,7 +294,7 @@ def told(
     arguments: argparse.Namespace,
     shown: list[str],
     files: list[Path],
-    verdicts: list[Verdict | None] | None,
+    verdicts: list[Verdict | EditVerdict | None] | None,
     scores: list[float] | None,
     seeds: list[int] | None,
 ) -> None:

@@ -86,7 +86,7 @@ def apply(scenes: Scenes, edits: Edits) -> Scenes:
 def _same(one: Scenes, other: Scenes) -> np.ndarray:
     """returns: (N,) bool, True where two scenes are equal."""
     equal = [getattr(one, f.name) == getattr(other, f.name) for f in fields(Scenes)]
-    return np.all([e.reshape(len(e), -1).all(axis=1) for e in equal], axis=0)
+    return np.all([e.all(axis=tuple(range(1, e.ndim))) for e in equal], axis=0)
 
 
 def _fits(scenes: Scenes) -> np.ndarray:
