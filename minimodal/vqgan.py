@@ -78,8 +78,8 @@ class VQGANConfig:
         missing = [size for size in self.attention if size not in self.resolutions]
         if missing:
             raise UserError(
-                f"attention at {missing[0]}: pictures of {self.image_size} pixels have the "
-                f"resolutions {', '.join(map(str, self.resolutions))} here"
+                f"attention at {missing[0]}: expected one of {self.resolutions}, the "
+                "resolutions of its feature maps"
             )
         if self.quantizer not in QUANTIZERS:
             raise UserError(f"quantizer {self.quantizer}: expected {', '.join(QUANTIZERS)}")

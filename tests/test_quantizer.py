@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import generator, integers, noise
 
+from minimodal.blocks import quantizer
 from minimodal.blocks.quantizer import Codebook, Quantizer, draw_far, nearest, usage
 
 
@@ -44,6 +45,16 @@ def test_nearest_is_the_argmin_of_the_distances():
     indices, found = nearest(z, codes)
     assert np.array_equal(indices.numpy(), distances.argmin(1))
     np.testing.assert_allclose(found.numpy(), distances.min(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 7, 40])
+def test_in_parts_that_fit_the_memory_the_nearest_are_the_same(monkeypatch, most):
+    z, codes = noise(50, 4), noise(7, 4, seed=1)
+    whole = nearest(z, codes)
+    monkeypatch.setattr(quantizer, "MOST_SCORES", most)
+    indices, distances = nearest(z, codes)
+    assert torch.equal(indices, whole[0])
+    torch.testing.assert_close(distances, whole[1], rtol=0, atol=1e-5)
 
 
 def test_distances_are_never_negative():

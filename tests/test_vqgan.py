@@ -127,8 +127,8 @@ IMPOSSIBLE = [
     (dict(beta=float("nan")), "beta nan"),
     (dict(decoder_depth=-1), "decoder_depth -1"),
     (dict(latent_width=-3), "latent_width -3"),
-    (dict(attention=(7,)), "attention at 7: pictures of 32 pixels have the resolutions 32, 16, 8"),
-    (dict(attention=(32,), patch=2), "attention at 32: .* the resolutions 16, 8, 4"),
+    (dict(attention=(7,)), r"attention at 7: expected one of \[32, 16, 8\]"),
+    (dict(attention=(32,), patch=2), r"attention at 32: expected one of \[16, 8, 4\]"),
 ]
 
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+MOST_SCORES = 2**27  # distances in memory at a time: half a gigabyte
+
 
 class Codes(NamedTuple):
     """What quantising gives.
@@ -60,6 +62,11 @@ def nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     codebook: (K, D) codes
     returns: (N,) indices and (N,) squared distances
     """
+    rows = max(1, MOST_SCORES // len(codebook))
+    if len(z) > rows:  # placing very many codes on thousands of pictures
+        parts = zip(*(nearest(part, codebook) for part in z.split(rows)), strict=True)
+        indices, distances = (torch.cat(several) for several in parts)
+        return indices, distances
     # |z - e|² = |z|² - 2 z·e + |e|²; |z|² is the same for every code and is added at the end.
     with torch.autocast(z.device.type, enabled=False):  # bfloat16 would blur close codes
         scores = torch.addmm(codebook.square().sum(1), z, codebook.T, alpha=-2)  # (N, K)
