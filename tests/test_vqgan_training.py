@@ -288,6 +288,7 @@ def test_a_shift_is_less_than_the_pictures_that_the_network_compares(size, good,
 WRONG = [
     ({"game": "chess"}, "game chess: expected hinge or non-saturating"),
     ({"r1": -1.0}, "r1 -1.0: expected 0 or more"),
+    ({"gan_weight": float("inf")}, "gan_weight inf: expected 0 or more"),
     ({"perceptual_shift": -1}, "perceptual_shift -1: expected 0 or more"),
     ({"gumbel_temperature": 0.0}, "gumbel_temperature 0.0"),
     ({"discriminator_depth": 200}, "discriminator_depth 200: expected 1 to 10"),

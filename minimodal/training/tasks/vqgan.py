@@ -6,6 +6,7 @@ alone, and only then its verdict reaches the generator, at a weight that grows t
 Read `minimodal/vqgan.py` before.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -82,7 +83,7 @@ class VQGANTraining:
         for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
                      "discriminator_start", "gan_ramp", "r1", "discriminator_lr", "gumbel_steps",
                      "perceptual_layers", "perceptual_shift", "views_end"):  # fmt: skip
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         check_size(channels=self.discriminator_channels, depth=self.discriminator_depth)
         if not 0 < self.gumbel_temperature <= 1:
