@@ -119,6 +119,14 @@ HEADS = {
 }
 DISTANCE = perceptual.PerceptualDistance(VGG, features=VGG, size=16)
 
+
+def losses() -> dict[str, torch.Tensor]:
+    """Two losses of what is painted, each with a graph of its own, which a gradient takes apart."""
+    return dict(
+        reconstruction=PAINTED.sum(), adversarial=(2 * PAINTED).sum(), painted=PAINTED, last_layer=W
+    )
+
+
 CLIP_SIZES = {"E": 10, "T": 7}
 STREAM = {"T": 5, "N": 9, "V": 25, "K": 11, "D": 16}
 
@@ -273,16 +281,10 @@ CALLS = [
         dict(real=LOOKED_AT.sum(1, keepdim=True), images=LOOKED_AT),
         {},
     ),
-    (
-        discriminator.weigh,
-        dict(
-            reconstruction=PAINTED.sum(),
-            adversarial=(2 * PAINTED).sum(),
-            painted=PAINTED,
-            last_layer=W,
-        ),
-        {},
-    ),  # fmt: skip
+    (discriminator.pulls, losses(), {}),
+    (discriminator.balance, dict(reconstruction=W, adversarial=2 * W), {}),
+    (discriminator.weigh, losses(), {}),
+    (discriminator.weigh, {**losses(), "weight": torch.ones(())}, {}),
     (TWO.image_heads[1].forward, dict(h=noise(2, 3, 16), previous=integers(5, 2, 3)), {"K": 4}),
     (ONE.with_padding, dict(text=TEXT), {}),
     (TWO.factors, dict(codes=integers(20, 2, 9)), {}),
