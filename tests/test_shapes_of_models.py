@@ -349,7 +349,7 @@ CALLS = [
     ),
     (pixels.to_uint8, dict(images=IMAGES), {}),
     (pixels.to_float, dict(images=BYTES), {}),
-    (pixels.grey_unless, dict(shown=torch.ones(2, 3).bool(), pictures=BYTES), {}),
+    (pixels.grey_unless, dict(shown=torch.ones(2, 3).bool(), pictures=IMAGES), {}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
     (common.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
     (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
