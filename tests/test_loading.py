@@ -65,7 +65,7 @@ def test_the_home_folder_may_be_abbreviated(tmp_path, monkeypatch):
         ("COCO:x", "did you mean coco"),
         (
             "imagenet:x",
-            "unknown kind of data 'imagenet'; known are shapes, shapes:hard, cifar10:PATH",
+            "unknown kind of data 'imagenet'; known are shapes, shapes:hard, shapes:edits, ",
         ),
         ("", "unknown kind"),
         ("shapes:", "not a number"),
