@@ -8,7 +8,7 @@ pictures (B, 3, H, W) in [-1, 1] → Codes with indices (B, h, w) → pictures (
 h = H / f. Read `blocks/conv.py` and `blocks/quantizer.py` before.
 
 With two codebooks (`codes=(structure, appearance)`) a position's code has two factors, which two
-encoders learn from two views of the picture; see `blocks/views.py`.
+encoders learn; see `blocks/factors.py`.
 """
 
 import math
@@ -27,13 +27,13 @@ from minimodal.blocks.conv import (
     make_norm,
 )
 from minimodal.blocks.discriminator import PatchDiscriminator
+from minimodal.blocks.factors import AppearanceEncoder, local_contrast
 from minimodal.blocks.quantizer import Codes, Quantizer
 from minimodal.blocks.quantizer_variants import (
     FiniteScalarQuantizer,
     GradientQuantizer,
     GumbelQuantizer,
 )
-from minimodal.blocks.views import Views, local_contrast
 from minimodal.errors import UserError
 
 QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
@@ -258,7 +258,9 @@ class VQGAN(nn.Module):
         joined = config.latent_width > 0
         self.encoder = Encoder(config, config.code_width if self.two else ends)
         if self.two:
-            self.appearance = Encoder(config, config.code_width)
+            self.appearance = AppearanceEncoder(
+                config.channels, config.code_width, patch=config.factor
+            )
         self.to_codes = nn.Conv2d(ends, config.latent, 1) if joined else nn.Identity()
         self.from_codes = nn.Conv2d(config.latent, ends, 1) if joined else nn.Identity()
         self.quantizer = make_quantizer(config)
@@ -266,11 +268,11 @@ class VQGAN(nn.Module):
         # Set by whoever loads the original's weights, which hold one.
         self.discriminator: PatchDiscriminator | None = None
 
-    def latents(self, images: Tensor, *, views: Views | None = None) -> Tensor:
+    def latents(self, images: Tensor, *, recolored: Tensor | None = None) -> Tensor:
         """What the encoder says before it is rounded to codes.
 
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
-        views: of the images, for the two encoders of a VQGAN with two codebooks in training
+        recolored: (B, 3, H, W) what the structure encoder of two sees instead, in training
         returns: (B, C, h, w)
         """
         f, sides = self.config.factor, images.shape[-2:]
@@ -281,9 +283,9 @@ class VQGAN(nn.Module):
                 f"side, such as {good[1]} x {good[0]}"
             )
         if self.two:
-            seen = Views(images, images) if views is None else views
-            structure = self.encoder(local_contrast(seen.structure, patch=f))
-            return torch.cat([structure, self.appearance(seen.appearance)], dim=1)
+            seen = images if recolored is None else recolored
+            structure = self.encoder(local_contrast(seen, patch=f))
+            return torch.cat([structure, self.appearance(images)], dim=1)
         return self.to_codes(self.encoder(images))
 
     def encode(self, images: Tensor) -> Codes:
@@ -320,15 +322,15 @@ class VQGAN(nn.Module):
 
     def forward(
         self, images: Tensor, *, quantize: bool = True, noise: Tensor | None = None,
-        temperature: float = 1.0, views: Views | None = None,
+        temperature: float = 1.0, recolored: Tensor | None = None,
     ) -> Reconstruction:  # fmt: skip
         """Encode, round, decode. Without `quantize` it is a plain autoencoder (warm start).
 
         images: (B, 3, H, W) in [-1, 1]
         noise: (B, K, h, w) of the Gumbel distribution, for the training of quantizer "gumbel"
-        views: what the two encoders of a VQGAN with two codebooks see instead, in training
+        recolored: (B, 3, H, W) what the structure encoder of two sees instead, in training
         """
-        latents = self.latents(images, views=views)
+        latents = self.latents(images, recolored=recolored)
         if quantize:
             codes = self.quantizer(latents, noise=noise, temperature=temperature)
         else:

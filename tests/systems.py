@@ -35,7 +35,7 @@ def make_vqgan(engine: TrainConfig = ENGINE, *, codes: tuple[int, ...] = (8, 8))
     recipe = vqgan_shapes()
     model = replace(recipe.model, channels=16, codes=codes, code_width=8)
     training = replace(
-        recipe.training, warm_start=3, views_end=5, discriminator_start=4, gan_start=6, gan_ramp=3,
+        recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
         discriminator_channels=8,
     )  # fmt: skip
     return build_vqgan(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
@@ -50,7 +50,7 @@ def make_plain_vqgan(engine: TrainConfig = ENGINE, *, quantizer: str) -> Task:
         codes=(4, 3) if quantizer == "fsq" else (12,),
     )  # fmt: skip
     training = replace(
-        recipe.training, warm_start=3, views_end=5, discriminator_start=4, gan_start=6, gan_ramp=3,
+        recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
         discriminator_channels=8,
     )  # fmt: skip
     return build_vqgan(recipe._replace(model=model, training=training, engine=engine), "shapes:400")

@@ -6,6 +6,7 @@ one is missing. The sizes are all different, so that a wrong letter shows.
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -31,6 +32,7 @@ from minimodal.blocks import (
     conv,
     discriminator,
     factor_head,
+    factors,
     given,
     perceptual,
     pixels,
@@ -39,7 +41,6 @@ from minimodal.blocks import (
     resnet,
     sampling,
     transformer,
-    views,
 )
 from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ from minimodal.evaluation import distances, metrics, reading
 from minimodal.training.tasks import common
 
 MODULES = (
-    views,
+    factors,
     attention,
     factor_head,
     given,
@@ -89,7 +90,6 @@ RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_he
 COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
 IMAGES = pictures(2, 3, 16, 24)
-DIRECTIONS, PICKS = noise(2, 24, 3), torch.rand(2, 24, 16, generator=generator())
 VERDICT = noise(2, 1, 3, 5)
 ONE, TWO = make_dalle(), make_dalle(codes=(5, 4))
 TEXT, CODES = integers(20, 2, 5), integers(11, 2, 3, 3)
@@ -261,9 +261,10 @@ CALLS = [
     ),
     (JOINT.encoder.forward, dict(x=IMAGES), {"C": 6, "h": 8, "w": 12}),
     (PAIR.encoder.forward, dict(x=IMAGES), {"C": 6, "h": 4, "w": 6}),
-    (views.recolor, dict(images=IMAGES, maps=noise(2, 3, 4)), {}),
-    (views.resample, dict(images=IMAGES, directions=DIRECTIONS, picks=PICKS, patch=4), {}),
-    (views.local_contrast, dict(images=IMAGES, patch=4), {}),
+    (factors.recolor, dict(images=IMAGES, maps=noise(2, 3, 4)), {}),
+    (PAIR.appearance.forward, dict(x=IMAGES), {"C": 6, "h": 4, "w": 6}),
+    (factors.draw_map, dict(rng=np.random.default_rng(0)), {}),
+    (factors.local_contrast, dict(images=IMAGES, patch=4), {}),
     (JOINT.decoder.forward, dict(z=noise(2, 6, 8, 12)), {"H": 16, "W": 24}),
     (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),

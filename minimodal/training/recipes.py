@@ -76,7 +76,6 @@ def vqgan_shapes() -> VQGANRecipe:
         ),
         VQGANTraining(
             warm_start=600,
-            views_end=2000,
             discriminator_start=3000,
             gan_start=3250,
             gan_ramp=150,
@@ -92,8 +91,8 @@ def vqgan_hard() -> VQGANRecipe:
         model=replace(recipe.model, codes=(512, 128)),
         engine=replace(recipe.engine, steps=7200),
         training=replace(
-            recipe.training, warm_start=1200, views_end=4000, discriminator_start=6000,
-            gan_start=6500, gan_ramp=300,
+            recipe.training, warm_start=1200, discriminator_start=6000, gan_start=6500,
+            gan_ramp=300,
         ),
     )  # fmt: skip
 
@@ -279,7 +278,7 @@ def vqgan_prior_small() -> VQGANPriorRecipe:
 # --- choosing ------------------------------------------------------------------------------------
 
 
-EVENTS = ("warm_start", "views_end", "discriminator_start", "gan_start", "gan_ramp")
+EVENTS = ("warm_start", "discriminator_start", "gan_start", "gan_ramp")
 
 
 def scale_events(recipe: VQGANRecipe, given: VQGANRecipe) -> VQGANRecipe:

@@ -30,10 +30,10 @@ from minimodal.blocks.discriminator import (
     pulls,
     weigh,
 )
+from minimodal.blocks.factors import draw_map, recolor
 from minimodal.blocks.perceptual import PerceptualDistance
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.quantizer import perplexity, usage
-from minimodal.blocks.views import Chances, Views, draw_chances, recolor, resample
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr
@@ -75,14 +75,13 @@ class VQGANTraining:
     discriminator_refine: bool = False  # one more layer without halving, as the original has
     discriminator_lr: float = 0.5  # share of lr
     flip: bool = False  # mirror half of the pictures
-    views_end: int = 2000  # steps in which appearance sees patches with other pixels
 
     def __post_init__(self) -> None:
         if self.game not in ("hinge", "non-saturating"):
             raise UserError(f"game {self.game}: expected hinge or non-saturating")
         for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
                      "discriminator_start", "gan_ramp", "r1", "discriminator_lr", "gumbel_steps",
-                     "perceptual_layers", "perceptual_shift", "views_end"):  # fmt: skip
+                     "perceptual_layers", "perceptual_shift"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         check_size(channels=self.discriminator_channels, depth=self.discriminator_depth)
@@ -158,41 +157,15 @@ class VQGANTask:
             images = flip_some(images, draws(self.seed, step).random(len(indices))[rows] < 0.5)
         batch = {"images": torch.from_numpy(np.ascontiguousarray(images))}
         config = self.model.config
+        # A generator for each row, so that N processes draw what one does.
+        rngs = [np.random.default_rng((self.seed, step, row)) for row in range(len(indices))[rows]]
         if config.quantizer == "gumbel":
             shape = (config.codes[0], config.grid, config.grid)
-            rngs = [
-                np.random.default_rng((self.seed, step, row)) for row in range(len(indices))[rows]
-            ]
             noise = np.stack([rng.gumbel(size=shape).astype(np.float32) for rng in rngs])
             batch["noise"] = torch.from_numpy(noise)  # (b, K, h, w)
         if self.model.two:
-            drawn = [
-                draw_chances(
-                    np.random.default_rng((self.seed, step, row)),
-                    patches=config.grid**2,
-                    pixels=config.factor**2,
-                )
-                for row in range(len(indices))[rows]
-            ]
-            # Other colours to the end, or structure codes begin to tell colours apart again. Other
-            # pixels only at first: which code a patch gets would stay a matter of chance.
-            names = Chances._fields if step < self.training.views_end else ("maps",)
-            for name in names:
-                batch[name] = torch.from_numpy(np.stack([getattr(one, name) for one in drawn]))
+            batch["maps"] = torch.from_numpy(np.stack([draw_map(rng) for rng in rngs]))
         return batch
-
-    def views(self, images: Tensor, batch: dict) -> Views | None:
-        """What the two encoders see in training; None where there is one encoder.
-
-        images: (B, 3, H, W) in [-1, 1]
-        """
-        if "maps" not in batch:
-            return None
-        appearance = images
-        if "picks" in batch:
-            patch = self.model.config.factor
-            appearance = resample(images, batch["directions"], batch["picks"], patch=patch)
-        return Views(recolor(images, batch["maps"]), appearance)
 
     def before_step(self, step: int, batches: list[dict]) -> None:
         """Without a warm start the codes are placed on what the untrained encoder says. And of
@@ -219,12 +192,13 @@ class VQGANTask:
 
         images: (B, 3, H, W) in [-1, 1]
         """
+        recolored = recolor(images, batch["maps"]) if "maps" in batch else None
         found = self.model(
             images,
             quantize=step >= self.warm_start,
             noise=batch.get("noise"),
             temperature=self.schedule(step)[0],
-            views=self.views(images, batch),
+            recolored=recolored,
         )
         return found._replace(pictures=found.pictures.float())
 

@@ -1,13 +1,13 @@
-"""The two views by which two codebooks learn: each does what its equation says."""
+"""What keeps structure and appearance apart: each part does what it promises."""
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
 from test_dalle import Numbered
-from tiny import make_vqgan, noise, pictures
+from tiny import generator, make_vqgan, noise, pictures
 
-from minimodal.blocks.views import Views, draw_chances, local_contrast, recolor, resample
+from minimodal.blocks.factors import AppearanceEncoder, draw_map, local_contrast, recolor
 from minimodal.errors import UserError
 from minimodal.training.tasks import VQGANTask, VQGANTraining
 
@@ -37,14 +37,9 @@ def patches(images: torch.Tensor) -> torch.Tensor:
     return rearrange(images, "B C (h p) (w q) -> B (h w) (p q) C", p=4, q=4)
 
 
-def chances(seed: int = 0, *, count: int = 2):
-    drawn = [draw_chances(np.random.default_rng((seed, i)), patches=4, pixels=16)
-             for i in range(count)]  # fmt: skip
-    return [torch.from_numpy(np.stack(values)) for values in zip(*drawn, strict=True)]
-
-
 def test_recoloring_is_an_affine_map_of_every_colour():
-    images, (maps, _, _) = pictures(2, 3, 8, 8), chances()
+    images = pictures(2, 3, 8, 8)
+    maps = torch.from_numpy(np.stack([draw_map(np.random.default_rng(i)) for i in range(2)]))
     found = recolor(images, maps)
     for row in range(2):
         colour = maps[row, :, :3] @ images[row, :, 3, 5] + maps[row, :, 3]
@@ -53,31 +48,11 @@ def test_recoloring_is_an_affine_map_of_every_colour():
 
 def test_the_maps_turn_colour_space_without_bending_it():
     for seed in range(20):
-        a = draw_chances(np.random.default_rng(seed), patches=1, pixels=1).maps[:, :3]
+        a = draw_map(np.random.default_rng(seed))[:, :3]
         gram = a @ a.T
         contrast = gram[0, 0] ** 0.5
         assert 0.4 <= contrast <= 1.2
         np.testing.assert_allclose(gram, contrast**2 * np.eye(3), atol=1e-6)
-
-
-def test_resampled_pixels_are_pixels_of_the_same_patch():
-    images, (_, directions, picks) = pictures(2, 3, 8, 8), chances()
-    before = patches(images)
-    after = patches(resample(images, directions, picks, patch=4))
-    equal = (after[:, :, :, None] == before[:, :, None]).all(-1)  # (B, P, drawn, had)
-    assert equal.any(-1).all() and not torch.equal(before, after)
-
-
-def test_a_pixel_is_drawn_with_a_weight_of_exp_of_direction_times_colour():
-    image = pictures(1, 3, 4, 4)
-    direction = noise(1, 1, 3, seed=2)
-    picks = (torch.arange(4000) + 0.5).view(1, 1, -1) / 4000  # every share of [0, 1) once
-    weights = (patches(image)[0, 0] @ direction[0, 0]).softmax(0)
-    drawn = torch.cat(
-        [patches(resample(image, direction, part, patch=4))[0, 0] for part in picks.split(16, 2)]
-    )
-    found = (drawn[:, None] == patches(image)[0, 0][None]).all(-1).float().mean(0)
-    torch.testing.assert_close(found, weights, rtol=0, atol=2e-3)
 
 
 def test_local_contrast_forgets_offset_and_contrast_and_keeps_flat_patches_flat():
@@ -89,31 +64,37 @@ def test_local_contrast_forgets_offset_and_contrast_and_keeps_flat_patches_flat(
     assert (local_contrast(torch.full((1, 3, 8, 8), 0.7), patch=4).abs() < 1e-4).all()
 
 
-def test_structure_sees_the_one_view_and_appearance_the_other():
+def test_appearance_depends_on_which_colours_a_patch_has_and_on_nothing_else():
+    encoder = AppearanceEncoder(8, 5, patch=4)
+    colours = noise(3, 3, seed=3)  # three colours
+    # Every colour at least once; where, and how often, is another matter in each patch.
+    picks = [torch.randperm(16, generator=generator(i)) % 3 for i in range(6)]
+    picks += [(torch.arange(16) - 13).clamp(min=0)]
+    patch = torch.stack([colours[pick].T.reshape(3, 4, 4) for pick in picks])
+    found = encoder(patch)[:, :, 0, 0]  # (7, 5)
+    torch.testing.assert_close(found, found[:1].expand(7, -1))
+    without = encoder(colours[torch.arange(16) % 2].T.reshape(1, 3, 4, 4))[:, :, 0, 0]
+    assert (found[0] - without[0]).abs().max() > 1e-3
+
+
+def test_structure_sees_other_colours_and_appearance_the_picture():
     vqgan = make_vqgan(**TWO)
     images, other = pictures(2, 3, 16, 16), pictures(2, 3, 16, 16, seed=1)
     plain = vqgan.latents(images)
-    latents = vqgan.latents(images, views=Views(other, images))
-    assert torch.equal(latents[:, 6:], plain[:, 6:]) and not torch.equal(latents, plain)
-    latents = vqgan.latents(images, views=Views(images, other))
-    assert torch.equal(latents[:, :6], plain[:, :6]) and not torch.equal(latents, plain)
+    latents = vqgan.latents(images, recolored=other)
+    assert torch.equal(latents[:, 6:], plain[:, 6:])
+    assert torch.equal(latents[:, :6], vqgan.latents(other)[:, :6])
+    assert not torch.equal(latents[:, :6], plain[:, :6])
 
 
-def test_views_are_drawn_for_each_row_and_those_of_appearance_end_when_they_are_told_to():
-    task = make_task(views_end=5)
-    whole, part = task.batch(3, slice(0, 6)), task.batch(3, slice(4, 6))
-    for name in ("maps", "directions", "picks"):
-        assert torch.equal(whole[name][4:], part[name])
-        assert not torch.equal(whole[name][0], whole[name][1])
-    later = task.batch(5, slice(0, 6))
-    assert "picks" not in later and "directions" not in later
-    images = later["images"].float() / 127.5 - 1
-    views = task.views(images, later)
-    assert torch.equal(views.appearance, images)
-    assert torch.equal(views.structure, recolor(images, later["maps"]))
+def test_each_row_is_recolored_by_a_map_of_its_own():
+    task = make_task()
+    whole, part = task.batch(3, slice(0, 6))["maps"], task.batch(3, slice(4, 6))["maps"]
+    assert torch.equal(whole[4:], part)
+    assert not torch.equal(whole[0], whole[1])
 
 
-def test_a_loss_under_views_still_asks_for_the_picture_itself():
+def test_a_loss_in_other_colours_still_asks_for_the_picture_itself():
     task = make_task()
     batch = task.batch(0, slice(0, 6))
     task.before_step(0, [batch])

@@ -1,0 +1,73 @@
+"""What keeps the two factors of a code apart: structure (where does it change) and appearance
+(between which colours).
+
+Nobody says what the two factors are. The structure encoder sees every patch at unit contrast
+(`local_contrast`) and, in training, the picture in other colours (`recolor`). The appearance
+encoder sees a patch as a *set* of colours (`AppearanceEncoder`): neither their places nor how often
+each occurs can change what it says. The decoder has to paint the picture as it is, so colours can
+only come by the one way and places only by the other, and each codebook learns what is left to it.
+
+That content is what views of a picture share is von Kügelgen et al. 2021, maxima over a set are
+PointNet (Qi et al. 2017), both here for each patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing
+before this file.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def draw_map(rng: np.random.Generator) -> np.ndarray:
+    """An affine map of colour space: a random rotation or reflection, a contrast and an offset.
+
+    returns: (3, 4)
+    """
+    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]  # the Q of a normal matrix is any rotation
+    columns = [turn * rng.uniform(0.4, 1.2), rng.uniform(-0.5, 0.5, (3, 1))]
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def recolor(images: Tensor, maps: Tensor) -> Tensor:
+    """Every picture in other colours: A c + b for each colour c.
+
+    images: (B, 3, H, W)
+    maps: (B, 3, 4) A and b side by side
+    returns: (B, 3, H, W)
+    """
+    return torch.einsum("bij,bjhw->bihw", maps[:, :, :3], images) + maps[:, :, 3, None, None]
+
+
+def local_contrast(images: Tensor, *, patch: int) -> Tensor:
+    """Every patch without its mean, at unit contrast (local contrast normalisation, as in Jarrett
+    et al. 2009): what is left for the structure encoder to learn is which colours are alike.
+
+    images: (B, 3, H, W)
+    returns: (B, 3, H, W)
+    """
+    pixels = rearrange(images.float(), "B C (h p) (w q) -> B h w (p q) C", p=patch, q=patch)
+    pixels = pixels - pixels.mean(dim=-2, keepdim=True)
+    # The floor keeps flat patches flat: without it their noise would become structure.
+    energy = pixels.square().mean(dim=(-2, -1), keepdim=True) + 0.0025
+    return rearrange(pixels * energy.rsqrt(), "B h w (p q) C -> B C (h p) (w q)", p=patch)
+
+
+class AppearanceEncoder(nn.Module):
+    """A patch as the set of its colours: g(max over pixels of f(colour))."""
+
+    def __init__(self, width: int, out_channels: int, *, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.colour = nn.Sequential(nn.Conv2d(3, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1))
+        self.joint = nn.Sequential(
+            nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures to latents.
+
+        x: (B, 3, H, W) pictures in [-1, 1]
+        returns: (B, C, h, w), h = H / patch, w = W / patch
+        """
+        return self.joint(F.max_pool2d(self.colour(x), self.patch))
