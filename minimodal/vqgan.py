@@ -27,7 +27,7 @@ from minimodal.blocks.conv import (
     make_norm,
 )
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factors import AppearanceEncoder, local_contrast
+from minimodal.blocks.factors import MARGIN, AppearanceEncoder, local_contrast
 from minimodal.blocks.quantizer import Codes, Quantizer
 from minimodal.blocks.quantizer_variants import (
     FiniteScalarQuantizer,
@@ -52,7 +52,7 @@ class VQGANConfig:
     middle_attention: bool = False  # attention between two blocks where encoder meets decoder
     latent_width: int = 0  # channels at the CNNs' ends, 1x1 convolutions to code_width; 0: none
     attention: tuple[int, ...] = ()  # resolutions (in latent or feature pixels) with attention
-    encoder_kernel: int = 3  # 1: a code sees its own patch only
+    encoder_kernel: int = 3  # 1: a code sees its own patch only (structure: and a pixel about it)
     decoder_kernel: int = 3  # 1: a patch is painted from the 5 x 5 codes about it only
     quantizer: str = "ema"  # ema, gradient, sphere (unit length), gumbel, or fsq
     codes: tuple[int, ...] = (1024,)  # K; two: structure and appearance; fsq: levels of channels
@@ -96,6 +96,8 @@ class VQGANConfig:
             )
         if self.quantizer == "ema" and len(self.codes) == 2 and self.latent_width:
             raise UserError("two codebooks have an encoder each: latent_width is for one codebook")
+        if self.quantizer == "ema" and len(self.codes) == 2 and len(self.multipliers) > 1:
+            raise UserError("two codebooks are for one multiplier: shrink the picture by `patch`")
         if self.decoder_kernel not in (1, 3) or self.encoder_kernel not in (1, 3):
             raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
 
@@ -143,12 +145,16 @@ def middle(channels: int, *, kernel: int, config: VQGANConfig, local: bool) -> l
 class Encoder(nn.Module):
     """Residual blocks and downsampling to the latent grid."""
 
-    def __init__(self, config: VQGANConfig, out_channels: int) -> None:
+    def __init__(
+        self, config: VQGANConfig, out_channels: int, *, window: int | None = None
+    ) -> None:
+        """window: pixels a side of what each place is given, where it is not just its patch."""
         super().__init__()
         k, local = config.encoder_kernel, config.local
         widths = [config.channels * m for m in config.multipliers]
-        self.patch = config.patch
-        self.conv_in = nn.Conv2d(3 * config.patch**2, config.channels, k, padding=k // 2)
+        self.patch = config.patch if window is None else 1
+        pixels = (window or config.patch) ** 2
+        self.conv_in = nn.Conv2d(3 * pixels, config.channels, k, padding=k // 2)
         layers: list[nn.Module] = []
         size, channels = config.image_size // config.patch, config.channels
         for level, width in enumerate(widths):
@@ -168,7 +174,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pictures to latents.
 
-        x: (B, 3, H, W) pictures in [-1, 1]
+        x: (B, P, H, W) pictures in [-1, 1], or at each place the pixels of a window
         returns: (B, C, h, w)
         """
         x = F.pixel_unshuffle(x, self.patch)  # (B, 3 patch², H/patch, W/patch)
@@ -256,7 +262,11 @@ class VQGAN(nn.Module):
         ends = config.latent_width or config.latent  # channels where the CNNs end
         self.two = config.quantizer == "ema" and len(config.codes) == 2
         joined = config.latent_width > 0
-        self.encoder = Encoder(config, config.code_width if self.two else ends)
+        if self.two:
+            window = config.patch + 2 * MARGIN
+            self.encoder = Encoder(config, config.code_width, window=window)
+        else:
+            self.encoder = Encoder(config, ends)
         if self.two:
             self.appearance = AppearanceEncoder(
                 config.channels, config.code_width, patch=config.factor

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from einops import rearrange
 from test_dalle import Numbered
 from tiny import generator, make_vqgan, noise, pictures
 
@@ -32,11 +31,6 @@ def make_task(**training) -> VQGANTask:
     )
 
 
-def patches(images: torch.Tensor) -> torch.Tensor:
-    """(B, P, 16, 3): the pixels of each 4 x 4 patch."""
-    return rearrange(images, "B C (h p) (w q) -> B (h w) (p q) C", p=4, q=4)
-
-
 def test_recoloring_is_an_affine_map_of_every_colour():
     images = pictures(2, 3, 8, 8)
     maps = torch.from_numpy(np.stack([draw_map(np.random.default_rng(i)) for i in range(2)]))
@@ -60,8 +54,19 @@ def test_local_contrast_forgets_offset_and_contrast_and_keeps_flat_patches_flat(
     changed = 0.5 * images + torch.tensor([0.3, -0.2, 0.1]).view(3, 1, 1)
     a, b = local_contrast(images, patch=4), local_contrast(changed, patch=4)
     torch.testing.assert_close(a, b, rtol=0, atol=0.05)
-    assert patches(a).mean(2).abs().max() < 1e-5
+    assert a.shape == (2, 3 * 6 * 6, 2, 2)
+    assert a.unflatten(1, (3, 36)).mean(2).abs().max() < 1e-5
     assert (local_contrast(torch.full((1, 3, 8, 8), 0.7), patch=4).abs() < 1e-4).all()
+
+
+def test_an_edge_between_two_patches_is_seen_from_both():
+    image = torch.zeros(1, 3, 8, 12)
+    image[..., 4:8] = 1.0  # the middle patch of three, and no pixel of the others
+    found = local_contrast(image, patch=4).abs().amax(dim=1)
+    assert (found > 0.5).all()
+    image = torch.zeros(1, 3, 8, 12)
+    image[..., 8:] = 1.0
+    assert local_contrast(image, patch=4)[..., 0].abs().max() < 1e-6  # one patch further
 
 
 def test_appearance_depends_on_which_colours_a_patch_has_and_on_nothing_else():
@@ -118,5 +123,7 @@ def test_with_decoder_kernel_1_a_pixel_depends_on_the_5_x_5_codes_about_it():
 def test_two_codebooks_refuse_what_only_one_can_have():
     with pytest.raises(UserError, match="latent_width"):
         make_vqgan(**TWO, latent_width=8)
+    with pytest.raises(UserError, match="one multiplier"):
+        make_vqgan(**{**TWO, "multipliers": (1, 2), "encoder_kernel": 3})
     with pytest.raises(UserError, match="expected 1 or 3"):
         make_vqgan(decoder_kernel=2)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+MARGIN = 1  # pixels
+
 
 def draw_map(rng: np.random.Generator) -> np.ndarray:
     """An affine map of colour space: a random rotation or reflection, a contrast and an offset.
@@ -40,17 +42,21 @@ def recolor(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def local_contrast(images: Tensor, *, patch: int) -> Tensor:
-    """Every patch without its mean, at unit contrast (local contrast normalisation, as in Jarrett
-    et al. 2009): what is left for the structure encoder to learn is which colours are alike.
+    """Every patch and a margin about it, without its mean, at unit contrast (local contrast
+    normalisation, as in Jarrett et al. 2009): what is left for the structure encoder to learn is
+    which colours are alike. Without the margin an edge between two patches would be in neither.
 
     images: (B, 3, H, W)
-    returns: (B, 3, H, W)
+    returns: (B, C, h, w) the pixels of the window about each patch
     """
-    pixels = rearrange(images.float(), "B C (h p) (w q) -> B h w (p q) C", p=patch, q=patch)
+    side = patch + 2 * MARGIN
+    padded = F.pad(images.float(), (MARGIN,) * 4, mode="replicate")
+    windows = padded.unfold(2, side, patch).unfold(3, side, patch)  # (B, 3, h, w, side, side)
+    pixels = rearrange(windows, "B C h w p q -> B h w (p q) C")
     pixels = pixels - pixels.mean(dim=-2, keepdim=True)
     # The floor keeps flat patches flat: without it their noise would become structure.
     energy = pixels.square().mean(dim=(-2, -1), keepdim=True) + 0.0025
-    return rearrange(pixels * energy.rsqrt(), "B h w (p q) C -> B C (h p) (w q)", p=patch)
+    return rearrange(pixels * energy.rsqrt(), "B h w n C -> B (C n) h w")
 
 
 class AppearanceEncoder(nn.Module):
@@ -68,6 +74,6 @@ class AppearanceEncoder(nn.Module):
         """Pictures to latents.
 
         x: (B, 3, H, W) pictures in [-1, 1]
-        returns: (B, C, h, w), h = H / patch, w = W / patch
+        returns: (B, C, h, w)
         """
         return self.joint(F.max_pool2d(self.colour(x), self.patch))
