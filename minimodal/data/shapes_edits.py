@@ -13,8 +13,6 @@ Neither picture of pairs "seen" has a HELD_OUT colour and shape; of pairs "held_
 has at least one. Read `shapes_world.py` before; `oracle_edits.py` judges second pictures.
 """
 
-import hashlib
-import json
 import re
 from dataclasses import fields
 from typing import NamedTuple
@@ -37,6 +35,7 @@ from minimodal.data.shapes_world import (
     render,
     swap,
 )
+from minimodal.data.world_source import WorldSource
 from minimodal.errors import UserError
 
 KINDS = ("color", "size", "background", "shape", "place")
@@ -201,46 +200,20 @@ def read_edit(caption: str, scene: Scenes) -> Edits:
 # --- the source -------------------------------------------------------------------------------
 
 
-class EditsSource:
+class EditsSource(WorldSource):
     """Pairs of pictures with a caption of the change; `length` of them, made when asked for."""
 
-    name = "shapes"
-    class_names = None
-    labels = None
-    has_captions = True
-    group = 1
-
-    def __init__(
-        self,
-        seed: int = 0,
-        *,
-        split: str = "train",
-        image_size: int = 32,
-        pairs: str = "seen",
-        length: int = 1_000_000,
-    ) -> None:
-        """pairs: "seen" (no HELD_OUT pair), "held_out" (one in the second picture) or "all"."""
-        if split not in ("train", "val"):
-            raise UserError(f"shapes:edits: split '{split}' is unknown; expected 'train' or 'val'")
-        if pairs not in ("seen", "held_out", "all"):
-            raise UserError(f"shapes:edits: pairs '{pairs}': expected seen, held_out or all")
-        if image_size < 8:
-            raise UserError(f"shapes:edits: image_size {image_size}: expected 8 or more")
-        self.seed, self.split, self.image_size = seed, split, image_size
-        self.pairs, self.length = pairs, length
-
-    def __len__(self) -> int:
-        return self.length
+    world = "shapes:edits"
+    version = _VERSION
+    items = "pairs"
 
     def scenes(self, indices: np.ndarray) -> Pairs:
         """The scenes before and after, and the edits.
 
         indices: (B,) int64
         """
-        indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        if len(indices) and not (0 <= indices.min() and indices.max() < self.length):
-            raise IndexError(f"shapes:edits has pairs 0 to {self.length - 1}")
-        return draw_pairs(self.seed, indices, stream=int(self.split == "val"), pairs=self.pairs)
+        numbers = self.numbers(indices)
+        return draw_pairs(self.seed, numbers, stream=self.stream, pairs=self.pairs)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """The pairs, the second picture below the first.
@@ -260,9 +233,3 @@ class EditsSource:
     def all_captions(self, index: int) -> list[str]:
         """The one caption of a pair."""
         return self.captions(np.array([index]), np.random.default_rng(0))
-
-    def fingerprint(self) -> str:
-        """sha256 over all that decides the pictures and captions."""
-        named = ("seed", "split", "image_size", "pairs", "length")
-        described = {"shapes:edits": _VERSION} | {name: getattr(self, name) for name in named}
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

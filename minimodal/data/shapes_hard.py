@@ -11,8 +11,6 @@ HELD_OUT pairs are those of `shapes_world.py`, captions are read by the same par
 (indices, rng) -> B strings. `oracle_hard.py` reads the pictures back.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -31,7 +29,7 @@ from minimodal.data.shapes_world import (
     Draws,
     coverage,
 )
-from minimodal.errors import UserError
+from minimodal.data.world_source import WorldSource
 
 MOST = 3  # objects of a scene
 TEXTURES = ("plain", "stripes", "checks", "dots", "shade")
@@ -211,46 +209,19 @@ def hard_caption(scenes: HardScenes, row: int, draws: np.ndarray, *, full: bool)
     return text
 
 
-class HardSource:
+class HardSource(WorldSource):
     """Captioned pictures of the hard world; `length` of them, made when asked for."""
 
-    name = "shapes"
-    class_names = None
-    labels = None
-    has_captions = True
-    group = 1
-
-    def __init__(
-        self,
-        seed: int = 0,
-        *,
-        split: str = "train",
-        image_size: int = 32,
-        pairs: str = "seen",
-        length: int = 1_000_000,
-    ) -> None:
-        """pairs: "seen" (no HELD_OUT pair), "held_out" (at least one in every scene) or "all"."""
-        if split not in ("train", "val"):
-            raise UserError(f"shapes:hard: split '{split}' is unknown; expected 'train' or 'val'")
-        if pairs not in ("seen", "held_out", "all"):
-            raise UserError(f"shapes:hard: pairs '{pairs}': expected seen, held_out or all")
-        if image_size < 8:
-            raise UserError(f"shapes:hard: image_size {image_size}: expected 8 or more")
-        self.seed, self.split, self.image_size = seed, split, image_size
-        self.pairs, self.length = pairs, length
-
-    def __len__(self) -> int:
-        return self.length
+    world = "shapes:hard"
+    version = _VERSION
 
     def scenes(self, indices: np.ndarray) -> HardScenes:
         """The scenes themselves.
 
         indices: (B,) int64
         """
-        indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        if len(indices) and not (0 <= indices.min() and indices.max() < self.length):
-            raise IndexError(f"shapes:hard has pictures 0 to {self.length - 1}")
-        return draw_hard(self.seed, indices, stream=int(self.split == "val"), pairs=self.pairs)
+        numbers = self.numbers(indices)
+        return draw_hard(self.seed, numbers, stream=self.stream, pairs=self.pairs)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """The pictures, made now.
@@ -278,9 +249,3 @@ class HardSource:
         rng = np.random.default_rng((self.seed % 2**64, index))
         five = np.full(5, index)
         return self.full_captions(five[:1], rng) + self.captions(five[1:], rng)
-
-    def fingerprint(self) -> str:
-        """sha256 over all that decides the pictures and captions."""
-        named = ("seed", "split", "image_size", "pairs", "length")
-        described = {"shapes:hard": _VERSION} | {name: getattr(self, name) for name in named}
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
