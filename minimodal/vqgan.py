@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor, nn
 
 from minimodal.blocks.conv import (
@@ -27,7 +28,7 @@ from minimodal.blocks.conv import (
     make_norm,
 )
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factors import MARGIN, AppearanceEncoder, local_contrast
+from minimodal.blocks.factors import MARGIN, AppearanceEncoder, local_contrast, other_colours
 from minimodal.blocks.quantizer import Codes, Quantizer
 from minimodal.blocks.quantizer_variants import (
     FiniteScalarQuantizer,
@@ -278,6 +279,19 @@ class VQGAN(nn.Module):
         # Set by whoever loads the original's weights, which hold one.
         self.discriminator: PatchDiscriminator | None = None
 
+    def structure(self, images: Tensor) -> Tensor:
+        """What the structure encoder of two says, whatever the colours: a mean over six colourings.
+
+        Training shows it one colouring at a time and teaches it to ignore which; the mean makes up
+        for what it did not learn of that (docs/composition.md).
+
+        images: (B, 3, H, W) in [-1, 1]
+        returns: (B, C, h, w)
+        """
+        windows = local_contrast(images, patch=self.config.factor)
+        said = self.encoder(other_colours(windows))
+        return reduce(said, "(colouring B) C h w -> B C h w", "mean", B=len(images))
+
     def latents(self, images: Tensor, *, recolored: Tensor | None = None) -> Tensor:
         """What the encoder says before it is rounded to codes.
 
@@ -293,9 +307,11 @@ class VQGAN(nn.Module):
                 f"side, such as {good[1]} x {good[0]}"
             )
         if self.two:
-            seen = images if recolored is None else recolored
-            structure = self.encoder(local_contrast(seen, patch=f))
-            return torch.cat([structure, self.appearance(images)], dim=1)
+            appearance = self.appearance(images)
+            if recolored is None:
+                return torch.cat([self.structure(images), appearance], dim=1)
+            seen = local_contrast(recolored, patch=f)
+            return torch.cat([self.encoder(seen), appearance], dim=1)
         return self.to_codes(self.encoder(images))
 
     def encode(self, images: Tensor) -> Codes:

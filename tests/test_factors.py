@@ -6,9 +6,16 @@ import torch
 from test_dalle import Numbered
 from tiny import generator, make_vqgan, noise, pictures
 
-from minimodal.blocks.factors import AppearanceEncoder, draw_map, local_contrast, recolor
+from minimodal.blocks.factors import (
+    AppearanceEncoder,
+    draw_map,
+    local_contrast,
+    other_colours,
+    recolor,
+)
 from minimodal.errors import UserError
 from minimodal.training.tasks import VQGANTask, VQGANTraining
+from minimodal.training.tasks.common import seeded
 
 TWO = dict(patch=4, multipliers=(1,), encoder_kernel=1, decoder_kernel=1, codes=(7, 5))
 
@@ -59,6 +66,11 @@ def test_local_contrast_forgets_offset_and_contrast_and_keeps_flat_patches_flat(
     assert (local_contrast(torch.full((1, 3, 8, 8), 0.7), patch=4).abs() < 1e-4).all()
 
 
+def key(windows: torch.Tensor) -> bytes:
+    """Something that sets can compare."""
+    return windows.numpy().tobytes()
+
+
 def test_an_edge_between_two_patches_is_seen_from_both():
     image = torch.zeros(1, 3, 8, 12)
     image[..., 4:8] = 1.0  # the middle patch of three, and no pixel of the others
@@ -70,7 +82,7 @@ def test_an_edge_between_two_patches_is_seen_from_both():
 
 
 def test_appearance_depends_on_which_colours_a_patch_has_and_on_nothing_else():
-    encoder = AppearanceEncoder(8, 5, patch=4)
+    encoder = seeded(lambda: AppearanceEncoder(8, 5, patch=4), 0)
     colours = noise(3, 3, seed=3)  # three colours
     # Every colour at least once; where, and how often, is another matter in each patch.
     picks = [torch.randperm(16, generator=generator(i)) % 3 for i in range(6)]
@@ -88,8 +100,26 @@ def test_structure_sees_other_colours_and_appearance_the_picture():
     plain = vqgan.latents(images)
     latents = vqgan.latents(images, recolored=other)
     assert torch.equal(latents[:, 6:], plain[:, 6:])
-    assert torch.equal(latents[:, :6], vqgan.latents(other)[:, :6])
+    assert torch.equal(latents[:, :6], vqgan.encoder(local_contrast(other, patch=4)))
     assert not torch.equal(latents[:, :6], plain[:, :6])
+
+
+def test_six_colourings_are_a_group_so_each_has_the_same_six():
+    windows = noise(1, 12, 2, 3)
+    six = set(map(key, other_colours(windows)))
+    assert len(six) == 6
+    for one in other_colours(windows).split(1):
+        assert set(map(key, other_colours(one))) == six
+
+
+def test_outside_training_structure_is_the_same_in_every_colouring_and_one_pass_is_not():
+    vqgan = make_vqgan(**TWO)
+    images = pictures(2, 3, 16, 16)
+    for other in (-images, images.roll(1, dims=1), -images.roll(2, dims=1)):
+        found, expected = vqgan.latents(other)[:, :6], vqgan.latents(images)[:, :6]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        once = vqgan.latents(images, recolored=other)[:, :6]
+        assert (once - vqgan.latents(images, recolored=images)[:, :6]).abs().max() > 1e-2
 
 
 def test_each_row_is_recolored_by_a_map_of_its_own():

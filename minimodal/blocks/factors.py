@@ -59,6 +59,20 @@ def local_contrast(images: Tensor, *, patch: int) -> Tensor:
     return rearrange(pixels * energy.rsqrt(), "B h w n C -> B (C n) h w")
 
 
+def other_colours(windows: Tensor) -> Tensor:
+    """Windows of unit contrast in six colourings: the three channels in turn, each also negative.
+
+    These maps form a group, so the mean of whatever an encoder says of the six is the same for all
+    of them (a Reynolds operator; Murphy et al. 2019 for networks).
+
+    windows: (B, C, h, w) all pixels' first channel, then the second, then the third
+    returns: (N, C, h, w) N = 6 B: all windows in the first colouring, then in the second, …
+    """
+    n = windows.shape[1] // 3
+    turned = [windows.roll(channels * n, dims=1) for channels in range(3)]
+    return torch.cat([*turned, *(-windows for windows in turned)])
+
+
 class AppearanceEncoder(nn.Module):
     """A patch as the set of its colours: g(max over pixels of f(colour))."""
 
