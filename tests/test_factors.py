@@ -94,6 +94,17 @@ def test_appearance_depends_on_which_colours_a_patch_has_and_on_nothing_else():
     assert (found[0] - without[0]).abs().max() > 1e-3
 
 
+def test_appearance_sees_as_far_beyond_a_patch_as_structure_does():
+    encoder = seeded(lambda: AppearanceEncoder(8, 5, patch=4), 0)
+    image = pictures(1, 3, 12, 12).requires_grad_()
+    encoder(image)[0, :, 1, 1].sum().backward()
+    rows, columns = image.grad[0].abs().sum(0).nonzero().T
+    assert 3 <= min(rows.min(), columns.min()) and max(rows.max(), columns.max()) <= 8
+    changed = image.detach().clone()
+    changed[:, :, 3, 3] = 9.0  # a pixel of the margin, and a colour that no other has
+    assert not torch.equal(encoder(changed)[..., 1, 1], encoder(image)[..., 1, 1])
+
+
 def test_structure_sees_other_colours_and_appearance_the_picture():
     vqgan = make_vqgan(**TWO)
     images, other = pictures(2, 3, 16, 16), pictures(2, 3, 16, 16, seed=1)

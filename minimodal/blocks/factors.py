@@ -2,10 +2,11 @@
 (between which colours).
 
 Nobody says what the two factors are. The structure encoder sees every patch at unit contrast
-(`local_contrast`) and, in training, the picture in other colours (`recolor`). The appearance
-encoder sees a patch as a *set* of colours (`AppearanceEncoder`): neither their places nor how often
-each occurs can change what it says. The decoder has to paint the picture as it is, so colours can
-only come by the one way and places only by the other, and each codebook learns what is left to it.
+(`local_contrast`) and, in training, the picture in other colours (`recolor`); afterwards what it
+says is a mean over colourings (`other_colours`). The appearance encoder sees a patch and its margin
+as a *set* of colours (`AppearanceEncoder`): neither their places nor how often each occurs can
+change what it says. The decoder has to paint the picture as it is, so colours can only come by the
+one way and places only by the other, and each codebook learns what is left to it.
 
 That content is what views of a picture share is von Kügelgen et al. 2021, maxima over a set are
 PointNet (Qi et al. 2017), both here for each patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing
@@ -74,7 +75,7 @@ def other_colours(windows: Tensor) -> Tensor:
 
 
 class AppearanceEncoder(nn.Module):
-    """A patch as the set of its colours: g(max over pixels of f(colour))."""
+    """A patch and its margin as a set of colours: g(max over pixels of f(colour))."""
 
     def __init__(self, width: int, out_channels: int, *, patch: int) -> None:
         super().__init__()
@@ -90,4 +91,7 @@ class AppearanceEncoder(nn.Module):
         x: (B, 3, H, W) pictures in [-1, 1]
         returns: (B, C, h, w)
         """
-        return self.joint(F.max_pool2d(self.colour(x), self.patch))
+        # The window is the structure encoder's. Of a patch that an object touches with half-covered
+        # pixels only, the margin mostly still has the object's own colour.
+        window = self.patch + 2 * MARGIN
+        return self.joint(F.max_pool2d(self.colour(x), window, self.patch, MARGIN))

@@ -32,11 +32,13 @@ def tokenize_pictures(
     other as they do.
     returns: (N, h, w) int32; with flip the mirror images follow, N = 2 n
     """
+    # What 32 pictures need fits a CPU's cache; 256 at once take it twice the time.
+    some = 32 if device.type == "cpu" else 256
     codes = []
     with full_float32(device):
         for mirrored in (False, True) if flip else (False,):
-            for start in range(0, n, 256):
-                images = source.images(np.arange(start, min(start + 256, n)))
+            for start in range(0, n, some):
+                images = source.images(np.arange(start, min(start + some, n)))
                 images = images[..., ::-1] if mirrored else images
                 x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
                 single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
