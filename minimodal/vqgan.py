@@ -307,11 +307,11 @@ class VQGAN(nn.Module):
                 f"side, such as {good[1]} x {good[0]}"
             )
         if self.two:
-            appearance = self.appearance(images)
             if recolored is None:
-                return torch.cat([self.structure(images), appearance], dim=1)
-            seen = local_contrast(recolored, patch=f)
-            return torch.cat([self.encoder(seen), appearance], dim=1)
+                structure = self.structure(images)
+            else:
+                structure = self.encoder(local_contrast(recolored, patch=f))
+            return torch.cat([structure, self.appearance(images)], dim=1)
         return self.to_codes(self.encoder(images))
 
     def encode(self, images: Tensor) -> Codes:

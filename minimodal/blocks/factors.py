@@ -91,7 +91,7 @@ class AppearanceEncoder(nn.Module):
         x: (B, 3, H, W) pictures in [-1, 1]
         returns: (B, C, h, w)
         """
-        # The window is the structure encoder's. Of a patch that an object touches with half-covered
-        # pixels only, the margin mostly still has the object's own colour.
+        # The structure encoder's window: where an object touches a patch with half-covered pixels
+        # only, the margin may have the object's own colour.
         window = self.patch + 2 * MARGIN
         return self.joint(F.max_pool2d(self.colour(x), window, self.patch, MARGIN))
