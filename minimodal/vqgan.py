@@ -28,7 +28,12 @@ from minimodal.blocks.conv import (
     make_norm,
 )
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factors import MARGIN, AppearanceEncoder, local_contrast, other_colours
+from minimodal.blocks.factors import (
+    AppearanceEncoder,
+    local_contrast,
+    other_colours,
+    window_side,
+)
 from minimodal.blocks.quantizer import Codes, Quantizer
 from minimodal.blocks.quantizer_variants import (
     FiniteScalarQuantizer,
@@ -264,8 +269,8 @@ class VQGAN(nn.Module):
         self.two = config.quantizer == "ema" and len(config.codes) == 2
         joined = config.latent_width > 0
         if self.two:
-            window = config.patch + 2 * MARGIN
-            self.encoder = Encoder(config, config.code_width, window=window)
+            side = window_side(config.factor)
+            self.encoder = Encoder(config, config.code_width, window=side)
         else:
             self.encoder = Encoder(config, ends)
         if self.two:
