@@ -96,6 +96,19 @@ def check_counts(
         raise UserError(f"{len(seeds)} seeds for {n * prompts} pictures")
 
 
+def check_negative(against: list[str], prompts: list[str], sampling: SamplingConfig) -> None:
+    """Refuse captions of what not to draw that would be ignored."""
+    if against and len(against) != len(prompts):
+        raise UserError(f"{len(against)} negative captions for {len(prompts)} prompts")
+    if not all(caption.strip() for caption in against):
+        raise UserError("a negative caption is empty; leave it out")
+    if against and not sampling.guided:
+        raise UserError(
+            f"a negative caption counts with guidance alone, and it is {sampling.guidance:g}: "
+            "expected more than 1, such as 2"
+        )
+
+
 class DALLE(nn.Module):
     """Embeddings, one causal Transformer, and a head for each vocabulary."""
 
@@ -296,6 +309,7 @@ class DALLE(nn.Module):
         generator: Generators,
         sampling: SamplingConfig = SamplingConfig(),
         use_cache: bool = True,
+        negative: Tensor | None = None,
         known: Tensor | None = None,
         keep: Tensor | None = None,
         on_row: Callable[[Tensor, int], None] | None = None,
@@ -303,6 +317,7 @@ class DALLE(nn.Module):
         """Continue captions with picture tokens.
 
         text: (B, T) int64 caption tokens, pad_id after the caption
+        negative: (B, T) int64 tokens of what guidance pushes away from; nothing said by default
         known: (B, h, w) int64 codes of pictures to complete
         keep: (h, w) bool, True where the known codes stay as they are
         on_row: called after each row in which something is drawn, with all codes and the number
@@ -311,7 +326,7 @@ class DALLE(nn.Module):
         """
         c = self.config
         B = len(text)
-        empty = torch.full_like(text, c.pad_id)
+        empty = torch.full_like(text, c.pad_id) if negative is None else negative
         if sampling.ignores_caption:
             stream = empty
         else:
@@ -375,6 +390,7 @@ class DALLE(nn.Module):
         min_p: float = 0.0,
         guidance: float = 1.0,
         schedule: str = "constant",
+        negative: str | list[str] | None = None,
         complete: Tensor | None = None,
         redraw: Box | None = None,
         first: Tensor | None = None,
@@ -389,6 +405,8 @@ class DALLE(nn.Module):
         generator: a torch.Generator on the model's device
         seeds: instead of the generator one seed for each picture, which is then the same in every
             batch and beside any others
+        negative: what not to draw, one caption for all or one for each prompt: guidance pushes away
+            from it instead of from the empty caption, p(z | prompt)^s / p(z | negative)^(s - 1)
         complete: (3, H, W) uint8 a picture of which all stays but a rectangle
         redraw: the rectangle's left, top, right and bottom in pixels; the lower half by default
         first: (…, 3, H, W) uint8 the first picture of the pairs, or one for each prompt
@@ -405,11 +423,13 @@ class DALLE(nn.Module):
         check_counts(len(prompts), n, generator, seeds)
         given = Given(complete, redraw, first)
         given.check(self.config.pictures)
+        against = [negative] * len(prompts) if isinstance(negative, str) else negative or []
+        check_negative(against, prompts, sampling)
         if not allow_unseen:
-            self.words.check(prompts)
+            self.words.check([*prompts, *against])
         device = self.rows.device
-        text = self.tokenize(prompts, truncate=truncate).to(device)
-        text = text.repeat_interleave(n, dim=0)  # (N, T)
+        tokens = self.tokenize([*prompts, *against], truncate=truncate).to(device)
+        text, *avoided = tokens.repeat_interleave(n, dim=0).split(n * len(prompts))  # (N, T) each
         known, keep = what_stays(
             given, self.encode_pictures, grid=self.config.grid, factor=self.factor,
             prompts=len(prompts), device=device,
@@ -433,8 +453,9 @@ class DALLE(nn.Module):
 
             theirs = None if known is None else known.repeat_interleave(n, 0)[done:][: len(chunk)]
             codes = self.generate_codes(
-                chunk, generator=draws, sampling=sampling, on_row=on_row, known=theirs, keep=keep
-            )
+                chunk, generator=draws, sampling=sampling, on_row=on_row, known=theirs, keep=keep,
+                negative=avoided[0][done : done + len(chunk)] if avoided else None,
+            )  # fmt: skip
             pictures.append(self.paint(codes))
             if progress is not None:
                 progress(sum(map(len, pictures)) / len(text))

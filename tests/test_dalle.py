@@ -260,7 +260,7 @@ def test_a_mirrored_pictures_codes_go_with_the_same_caption():
 
 
 def decode(model, text, monkeypatch, *, seed: int = 0, use_cache: bool = True, known=None,
-           keep=None, **settings):  # fmt: skip
+           keep=None, negative=None, **settings):  # fmt: skip
     """Codes, and the logits that each was drawn from: one tensor (B, K) for each factor drawn."""
     logits, original = [], dalle_file.draw
 
@@ -277,6 +277,7 @@ def decode(model, text, monkeypatch, *, seed: int = 0, use_cache: bool = True, k
             use_cache=use_cache,
             known=known,
             keep=keep,
+            negative=negative,
         )
     return codes, logits
 

@@ -9,7 +9,7 @@ from test_scoreboard import Painter, Reader, scenes_of, wrong_background
 from tiny import generator, noise
 
 from minimodal.data.loading import open_data
-from minimodal.data.shapes import ShapesSource, parse, render
+from minimodal.data.shapes import COLORS, ShapesSource, parse, render
 from minimodal.data.words import KnownWords
 from minimodal.drawing import heat_map
 from minimodal.evaluation.dalle_study import (
@@ -18,6 +18,7 @@ from minimodal.evaluation.dalle_study import (
     copies_of_training,
     copying,
     nearest_distance,
+    negation_scores,
     recall_of_captions,
     sweep,
     template_scores,
@@ -63,8 +64,30 @@ def test_templates_ask_in_words_that_the_captions_of_training_have():
 def test_a_painter_who_does_what_is_said_has_full_marks_in_every_template():
     scores = template_scores(Filling(), sampling=SAMPLING, n=8)
     names = ("shape", "color_shape", "all_of_one", "relation", "all_of_two", "counting")
-    assert set(scores) == {f"{pairs}_{name}" for pairs in ("seen", "held_out") for name in names}
-    assert set(scores.values()) == {1.0}
+    templates = {f"{pairs}_{name}" for pairs in ("seen", "held_out") for name in names}
+    assert set(scores) == templates | {"negation", "negation_ignored"}
+    assert {scores[name] for name in templates} == {1.0}
+
+
+class Avoiding(Filling):
+    """Where a negative caption is given: blue, or orange instead of a blue that is not wanted."""
+
+    def generate(self, prompts, n=1, *, negative=None, **settings):
+        if negative is not None:
+            wanted = ["orange" if "blue" in caption else "blue" for caption in negative]
+            prompts = [p.replace("a ", f"a {c} ") for p, c in zip(prompts, wanted, strict=True)]
+        return super().generate(prompts, n, **settings)
+
+
+def test_negation_is_right_where_the_shape_is_drawn_in_any_colour_but_that_of_the_negative():
+    scenes = ShapesSource(0, split="val").scenes(np.arange(60))
+    scenes = scenes[np.flatnonzero(scenes.count == 1)]
+    not_red = (scenes.color[:, 0] != list(COLORS).index("red")).mean()
+    how = {"sampling": SAMPLING, "seed": 0}
+    ignoring, avoiding = (negation_scores(one, scenes, **how) for one in (Filling(), Avoiding()))
+    assert 0 < not_red < 1
+    assert ignoring == {"negation": not_red, "negation_ignored": not_red}  # it paints all in red
+    assert avoiding == {"negation": 1, "negation_ignored": not_red}
 
 
 def test_a_wrong_background_fails_only_the_templates_that_name_one():

@@ -185,9 +185,36 @@ def test_progress_ends_at_the_end_however_little_is_drawn():
     assert shares == sorted(shares) and shares[-1] == 1 and len(shares) == 4
 
 
+def test_guidance_pushes_away_from_the_negative_caption(monkeypatch):
+    model, negative = make("full"), TEXT.flip(0)
+    codes, logits = draw_all(model, monkeypatch, scale=2.5, negative=negative)
+    conditional, unwanted = (model(text, codes).image for text in (TEXT, negative))
+    for number, found in enumerate(logits):
+        parts = (given[number % 2][:, number // 2] for given in (conditional, unwanted))
+        torch.testing.assert_close(found, guide(*parts, 2.5), rtol=0, atol=1e-4)
+
+
+def test_each_prompt_has_its_own_negative_caption_or_all_have_the_same():
+    model, prompts = make_painter(), ["a red circle", "a blue star"]
+
+    def drawn(prompts, negative):
+        seeds = [7] * 2 * len(prompts)
+        return model.generate(prompts, 2, seeds=seeds, guidance=3.0, negative=negative)
+
+    both = drawn(prompts, ["a star", "a circle"])
+    alone = [drawn([p], negative) for p, negative in zip(prompts, ("a star", "a circle"))]
+    assert torch.equal(both, torch.cat(alone))
+    assert torch.equal(drawn(prompts, "a star"), drawn(prompts, ["a star", "a star"]))
+    assert not torch.equal(both, drawn(prompts, "a star"))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"negative": "a star"}, "with guidance alone, and it is 1: expected more than 1"),
+        ({"negative": "a star", "guidance": 0.0}, "with guidance alone, and it is 0"),
+        ({"negative": " ", "guidance": 2.0}, "a negative caption is empty"),
+        ({"negative": ["a star", "a circle"], "guidance": 2.0}, "2 negative captions for 1 prompts"),
         ({"complete": torch.zeros(3, 8, 8, dtype=torch.uint8)}, "8 x 8 pixels: expected 6 x 6"),
         ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (0, 0, 7, 6)}, "inside"),
         ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (4, 0, 4, 6)}, "inside"),

@@ -220,6 +220,8 @@ def test_words_that_training_never_had_are_named_unless_they_are_allowed(run, tm
     KnownWords.of(["a large red circle"]).save(folder / "dalle" / "words.json")
     said = refusal(run("a large zebra", folder=folder))
     assert "no caption of the training had 'zebra'" in said
+    said = refusal(run("a large circle", "--negative", "zebra", "--guidance", "2", folder=folder))
+    assert "no caption of the training had 'zebra'" in said
     assert run("a large zebra", "--allow-unseen", folder=folder)[0] == 0
     for prompt in ("a large red circle", "red  circle ", "Circle."):
         assert run(prompt, "-n", "1", folder=folder)[0] == 0
@@ -230,6 +232,8 @@ def test_guidance_needs_a_run_that_saw_empty_captions(run, tmp_path):
     said = refusal(run("a red circle", "--guidance", "2", folder=folder))
     assert "--guidance 2: the run never saw an empty caption" in said
     assert run("a red circle", "-n", "1", folder=folder)[0] == 0
+    compared = ("--guidance", "2", "--negative", "a star")  # which is no empty caption
+    assert run("a red circle", "-n", "1", *compared, folder=folder)[0] == 0
 
 
 def test_json_gives_each_picture_the_seed_that_draws_it_again(run):
@@ -266,6 +270,8 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a", "--top-p", "1.5"), "top-p 1.5: expected more than 0"),
         (("a", "--temperature", "nan"), "temperature nan: expected 0"),
         (("a", "--guidance", "-2"), "guidance -2.0: expected 0"),
+        (("a red circle", "--negative", "a star", "--guidance", "1"), "with guidance alone"),
+        (("a red circle", "--negative", " "), "a negative caption is empty"),
         (("a", "--seed", "-1"), "--seed -1: expected from 0"),
         (("a", "--method", "magic"), "invalid choice: 'magic'"),
         (("a", "--temprature", "1"), "did you mean --temperature?"),

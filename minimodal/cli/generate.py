@@ -77,6 +77,8 @@ def make_parser() -> Parser:
         help="how much the caption counts; 1 is plain (default: the run's own)")  # fmt: skip
     add("--schedule", choices=["constant", "linear", "cosine"], default="constant",
         help="guidance all along, or growing from 1 as it draws (default: constant)")  # fmt: skip
+    add("--negative", metavar="PROMPT",
+        help="what not to draw: guidance pushes away from it (default: from saying nothing)")  # fmt: skip
     add("--rerank", type=int, default=0, metavar="K",
         help="draw K a prompt (at least N), keep the N that CLIP finds best "
              "(default: 0, off)")  # fmt: skip
@@ -139,7 +141,7 @@ def check(arguments: argparse.Namespace) -> None:
         if arguments.seeds and len(arguments.seeds) != wanted:
             raise UserError(f"{len(arguments.seeds)} --seeds for {wanted} pictures")
     else:
-        refuse(arguments, ("schedule", "first"), "is for --method dalle; vqgan-prior has none")
+        refuse(arguments, ("schedule", "first", "negative"), "is for --method dalle; vqgan-prior has none")
     each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
     if each * prompts > MOST:
         raise UserError(
@@ -213,7 +215,8 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             frames.append(pictures.cpu())
 
     guidance = chosen(arguments.guidance, "guidance")
-    if guidance != 1 and dalle.run["model"].get("training", {}).get("caption_dropout") == 0:
+    compares = guidance != 1 and arguments.negative is None
+    if compares and dalle.run["model"].get("training", {}).get("caption_dropout") == 0:
         raise UserError(
             f"--guidance {guidance:g}: the run never saw an empty caption (caption_dropout 0), "
             "which guidance compares with; give --guidance 1"
@@ -231,6 +234,7 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             top_p=arguments.top_p,
             min_p=arguments.min_p,
             schedule=arguments.schedule,
+            negative=arguments.negative,
             complete=read_picture(arguments.complete) if arguments.complete else None,
             redraw=arguments.redraw,
             first=read_picture(arguments.first) if arguments.first else None,

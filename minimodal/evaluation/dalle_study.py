@@ -35,6 +35,7 @@ from minimodal.evaluation.scoreboard import draw, exact, rounded
 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
+NEGATION = 2.0  # guidance away from what is not to be drawn
 WORDS_OF = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
@@ -77,6 +78,26 @@ def asked(scenes: Scenes, row: int) -> dict[str, str]:
     return found
 
 
+def negation_scores(dalle: DALLE, scenes: Scenes, *, sampling: dict, seed: int) -> dict[str, float]:
+    """A circle, but not a red one: the caption "a circle", and "a red circle" as the negative.
+
+    Captions have no word for "not", so guidance says it. Right is a circle that is not red, which
+    is likely without any negative, too: `negation_ignored` is the share among pictures without.
+    """
+    rows = range(len(scenes))
+    prompts = [article(named(scenes, row, 0, color=False)) for row in rows]
+    negative = [article(named(scenes, row, 0)) for row in rows]
+    scores = {}
+    for name, how in (
+        ("negation", {"guidance": NEGATION, "negative": negative}),
+        ("negation_ignored", {"guidance": 1.0}),
+    ):
+        pictures = draw(dalle, prompts, 1, seed=seed, sampling={**sampling, **how}).numpy()
+        right = exact(score(prompts, pictures)) & ~exact(score(negative, pictures))
+        scores[name] = right.mean()
+    return scores
+
+
 def template_scores(
     dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 100
 ) -> dict[str, float]:
@@ -100,6 +121,9 @@ def template_scores(
         for template, texts in prompts.items():
             pictures = draw(dalle, texts, 1, seed=seed, sampling=sampling)
             scores[f"{pairs}_{template}"] = exact(score(texts, pictures.numpy())).mean()
+        if pairs == "seen":
+            single = scenes[np.flatnonzero(scenes.count == 1)[:n]]
+            scores |= negation_scores(dalle, single, sampling=sampling, seed=seed)
     return rounded(scores)
 
 
@@ -137,8 +161,12 @@ def nearest_distance(pictures: Tensor, others: Iterable[Tensor]) -> Tensor:
     a = pictures.flatten(1).float()  # (N, D)
     nearest = torch.full((len(a),), float("inf"))
     for part in others:
-        nearest = torch.minimum(nearest, torch.cdist(a, part.flatten(1).float()).amin(dim=1))
-    return nearest / a.shape[1] ** 0.5
+        b = part.flatten(1).float()  # (M, D)
+        # cdist subtracts sums of squares, which leaves a rest where a picture is the same: it
+        # says which is the nearest, and the difference of the two how far that is.
+        closest = b[torch.cdist(a, b).argmin(dim=1)]  # (N, D)
+        nearest = torch.minimum(nearest, (a - closest).square().mean(dim=1).sqrt())
+    return nearest
 
 
 def parts_of(source: DataSource, n: int, *, flip: bool) -> Iterator[Tensor]:
