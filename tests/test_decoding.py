@@ -202,7 +202,9 @@ def test_each_prompt_has_its_own_negative_caption_or_all_have_the_same():
         return model.generate(prompts, 2, seeds=seeds, guidance=3.0, negative=negative)
 
     both = drawn(prompts, ["a star", "a circle"])
-    alone = [drawn([p], negative) for p, negative in zip(prompts, ("a star", "a circle"))]
+    alone = [
+        drawn([p], negative) for p, negative in zip(prompts, ("a star", "a circle"), strict=True)
+    ]
     assert torch.equal(both, torch.cat(alone))
     assert torch.equal(drawn(prompts, "a star"), drawn(prompts, ["a star", "a star"]))
     assert not torch.equal(both, drawn(prompts, "a star"))
@@ -214,7 +216,10 @@ def test_each_prompt_has_its_own_negative_caption_or_all_have_the_same():
         ({"negative": "a star"}, "with guidance alone, and it is 1: expected more than 1"),
         ({"negative": "a star", "guidance": 0.0}, "with guidance alone, and it is 0"),
         ({"negative": " ", "guidance": 2.0}, "a negative caption is empty"),
-        ({"negative": ["a star", "a circle"], "guidance": 2.0}, "2 negative captions for 1 prompts"),
+        (
+            {"negative": ["a star", "a circle"], "guidance": 2.0},
+            "2 negative captions for 1 prompts",
+        ),
         ({"complete": torch.zeros(3, 8, 8, dtype=torch.uint8)}, "8 x 8 pixels: expected 6 x 6"),
         ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (0, 0, 7, 6)}, "inside"),
         ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (4, 0, 4, 6)}, "inside"),

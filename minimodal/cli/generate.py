@@ -78,7 +78,7 @@ def make_parser() -> Parser:
     add("--schedule", choices=["constant", "linear", "cosine"], default="constant",
         help="guidance all along, or growing from 1 as it draws (default: constant)")  # fmt: skip
     add("--negative", metavar="PROMPT",
-        help="what not to draw: guidance pushes away from it (default: from saying nothing)")  # fmt: skip
+        help="what not to draw; guidance pushes away from it (default: none)")  # fmt: skip
     add("--rerank", type=int, default=0, metavar="K",
         help="draw K a prompt (at least N), keep the N that CLIP finds best "
              "(default: 0, off)")  # fmt: skip
@@ -141,7 +141,11 @@ def check(arguments: argparse.Namespace) -> None:
         if arguments.seeds and len(arguments.seeds) != wanted:
             raise UserError(f"{len(arguments.seeds)} --seeds for {wanted} pictures")
     else:
-        refuse(arguments, ("schedule", "first", "negative"), "is for --method dalle; vqgan-prior has none")
+        refuse(
+            arguments,
+            ("schedule", "first", "negative"),
+            "is for --method dalle",
+        )
     each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
     if each * prompts > MOST:
         raise UserError(
