@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
 from torch import Tensor, nn
 
 from minimodal.blocks.conv import (
@@ -30,8 +29,7 @@ from minimodal.blocks.conv import (
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.factors import (
     AppearanceEncoder,
-    local_contrast,
-    other_colours,
+    self_similarity,
     window_side,
 )
 from minimodal.blocks.quantizer import Codes, Quantizer
@@ -152,15 +150,15 @@ class Encoder(nn.Module):
     """Residual blocks and downsampling to the latent grid."""
 
     def __init__(
-        self, config: VQGANConfig, out_channels: int, *, window: int | None = None
+        self, config: VQGANConfig, out_channels: int, *, in_channels: int | None = None
     ) -> None:
-        """window: pixels a side of what each place is given, where it is not just its patch."""
+        """in_channels: of what each place is given, where that is not the pixels of its patch."""
         super().__init__()
         k, local = config.encoder_kernel, config.local
         widths = [config.channels * m for m in config.multipliers]
-        self.patch = config.patch if window is None else 1
-        pixels = (window or config.patch) ** 2
-        self.conv_in = nn.Conv2d(3 * pixels, config.channels, k, padding=k // 2)
+        self.patch = config.patch if in_channels is None else 1
+        given = in_channels or 3 * config.patch**2
+        self.conv_in = nn.Conv2d(given, config.channels, k, padding=k // 2)
         layers: list[nn.Module] = []
         size, channels = config.image_size // config.patch, config.channels
         for level, width in enumerate(widths):
@@ -180,7 +178,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pictures to latents.
 
-        x: (B, P, H, W) pictures in [-1, 1], or at each place the pixels of a window
+        x: (B, P, H, W) pictures in [-1, 1], or at each place what is known of a window
         returns: (B, C, h, w)
         """
         x = F.pixel_unshuffle(x, self.patch)  # (B, 3 patch², H/patch, W/patch)
@@ -269,8 +267,8 @@ class VQGAN(nn.Module):
         self.two = config.quantizer == "ema" and len(config.codes) == 2
         joined = config.latent_width > 0
         if self.two:
-            side = window_side(config.factor)
-            self.encoder = Encoder(config, config.code_width, window=side)
+            pixels = window_side(config.factor) ** 2
+            self.encoder = Encoder(config, config.code_width, in_channels=pixels**2)
         else:
             self.encoder = Encoder(config, ends)
         if self.two:
@@ -284,24 +282,10 @@ class VQGAN(nn.Module):
         # Set by whoever loads the original's weights, which hold one.
         self.discriminator: PatchDiscriminator | None = None
 
-    def structure(self, images: Tensor) -> Tensor:
-        """What the structure encoder of two says, whatever the colours: a mean over six colourings.
-
-        Training shows it one colouring at a time and teaches it to ignore which; the mean makes up
-        for what it did not learn of that (docs/composition.md).
-
-        images: (B, 3, H, W) in [-1, 1]
-        returns: (B, C, h, w)
-        """
-        windows = local_contrast(images, patch=self.config.factor)
-        said = self.encoder(other_colours(windows))
-        return reduce(said, "(colouring B) C h w -> B C h w", "mean", B=len(images))
-
-    def latents(self, images: Tensor, *, recolored: Tensor | None = None) -> Tensor:
+    def latents(self, images: Tensor) -> Tensor:
         """What the encoder says before it is rounded to codes.
 
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
-        recolored: (B, 3, H, W) what the structure encoder of two sees instead, in training
         returns: (B, C, h, w)
         """
         f, sides = self.config.factor, images.shape[-2:]
@@ -312,10 +296,7 @@ class VQGAN(nn.Module):
                 f"side, such as {good[1]} x {good[0]}"
             )
         if self.two:
-            if recolored is None:
-                structure = self.structure(images)
-            else:
-                structure = self.encoder(local_contrast(recolored, patch=f))
+            structure = self.encoder(self_similarity(images, patch=f))
             return torch.cat([structure, self.appearance(images)], dim=1)
         return self.to_codes(self.encoder(images))
 
@@ -353,15 +334,14 @@ class VQGAN(nn.Module):
 
     def forward(
         self, images: Tensor, *, quantize: bool = True, noise: Tensor | None = None,
-        temperature: float = 1.0, recolored: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Reconstruction:  # fmt: skip
         """Encode, round, decode. Without `quantize` it is a plain autoencoder (warm start).
 
         images: (B, 3, H, W) in [-1, 1]
         noise: (B, K, h, w) of the Gumbel distribution, for the training of quantizer "gumbel"
-        recolored: (B, 3, H, W) what the structure encoder of two sees instead, in training
         """
-        latents = self.latents(images, recolored=recolored)
+        latents = self.latents(images)
         if quantize:
             codes = self.quantizer(latents, noise=noise, temperature=temperature)
         else:

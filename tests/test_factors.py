@@ -6,13 +6,7 @@ import torch
 from test_dalle import Numbered
 from tiny import generator, make_vqgan, noise, pictures
 
-from minimodal.blocks.factors import (
-    AppearanceEncoder,
-    draw_map,
-    local_contrast,
-    other_colours,
-    recolor,
-)
+from minimodal.blocks.factors import AppearanceEncoder, local_contrast, self_similarity
 from minimodal.errors import UserError
 from minimodal.training.tasks import VQGANTask, VQGANTraining
 from minimodal.training.tasks.common import seeded
@@ -38,22 +32,47 @@ def make_task(**training) -> VQGANTask:
     )
 
 
-def test_recoloring_is_an_affine_map_of_every_colour():
+def turned(images: torch.Tensor, seed: int) -> torch.Tensor:
+    """The pictures in other colours: a rotation or reflection of colour space, and an offset."""
+    turn = torch.linalg.qr(noise(3, 3, seed=seed))[0] * (-1) ** seed
+    return torch.einsum("ij,bjhw->bihw", turn, images) + noise(3, 1, 1, seed=seed + 1)
+
+
+def test_structure_is_the_same_in_all_colours_that_a_rotation_and_an_offset_give():
     images = pictures(2, 3, 8, 8)
-    maps = torch.from_numpy(np.stack([draw_map(np.random.default_rng(i)) for i in range(2)]))
-    found = recolor(images, maps)
-    for row in range(2):
-        colour = maps[row, :, :3] @ images[row, :, 3, 5] + maps[row, :, 3]
-        torch.testing.assert_close(found[row, :, 3, 5], colour)
+    expected = self_similarity(images, patch=4)
+    assert expected.shape == (2, 36 * 36, 2, 2)
+    for seed in range(6):
+        torch.testing.assert_close(
+            self_similarity(turned(images, seed), patch=4), expected, rtol=0, atol=1e-5
+        )
 
 
-def test_the_maps_turn_colour_space_without_bending_it():
-    for seed in range(20):
-        a = draw_map(np.random.default_rng(seed))[:, :3]
-        gram = a @ a.T
-        contrast = gram[0, 0] ** 0.5
-        assert 0.4 <= contrast <= 1.2
-        np.testing.assert_allclose(gram, contrast**2 * np.eye(3), atol=1e-6)
+def test_of_two_colours_structure_knows_only_which_pixel_has_how_much_of_which():
+    share = noise(1, 1, 8, 8).sigmoid()  # of the first colour; edges are blends
+    pairs = [noise(2, 3, 1, 1, seed=seed) * 3 for seed in range(5)]
+    windows = [self_similarity(share * a + (1 - share) * b, patch=4) for a, b in pairs]
+    for other in windows[1:]:
+        torch.testing.assert_close(other, windows[0], rtol=0.05, atol=0.05)  # a floor
+    assert (self_similarity(pictures(1, 3, 8, 8), patch=4) - windows[0]).abs().max() > 1
+
+
+def test_structure_loses_nothing_but_the_colours():
+    """The distances between a window's colours can be had back, so their figure in colour space."""
+    images = pictures(1, 3, 4, 4)
+    inner = self_similarity(images, patch=4).view(36, 36) * 3
+    squares = inner.diagonal()
+    distances = squares[:, None] + squares[None] - 2 * inner
+    colours = local_contrast(images, patch=4).view(36, 3)
+    expected = torch.cdist(colours, colours) ** 2
+    torch.testing.assert_close(distances, expected, rtol=0, atol=1e-4)
+
+
+def test_structure_is_not_rounded_under_autocast():
+    images = pictures(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = self_similarity(images, patch=4)
+    assert torch.equal(found, self_similarity(images, patch=4))
 
 
 def test_local_contrast_forgets_offset_and_contrast_and_keeps_flat_patches_flat():
@@ -61,24 +80,19 @@ def test_local_contrast_forgets_offset_and_contrast_and_keeps_flat_patches_flat(
     changed = 0.5 * images + torch.tensor([0.3, -0.2, 0.1]).view(3, 1, 1)
     a, b = local_contrast(images, patch=4), local_contrast(changed, patch=4)
     torch.testing.assert_close(a, b, rtol=0, atol=0.05)
-    assert a.shape == (2, 3 * 6 * 6, 2, 2)
-    assert a.unflatten(1, (3, 36)).mean(2).abs().max() < 1e-5
+    assert a.shape == (2, 2, 2, 36, 3)
+    assert a.mean(dim=3).abs().max() < 1e-5
     assert (local_contrast(torch.full((1, 3, 8, 8), 0.7), patch=4).abs() < 1e-4).all()
-
-
-def key(windows: torch.Tensor) -> bytes:
-    """Something that sets can compare."""
-    return windows.numpy().tobytes()
 
 
 def test_an_edge_between_two_patches_is_seen_from_both():
     image = torch.zeros(1, 3, 8, 12)
     image[..., 4:8] = 1.0  # the middle patch of three, and no pixel of the others
-    found = local_contrast(image, patch=4).abs().amax(dim=1)
+    found = local_contrast(image, patch=4).abs().amax(dim=(3, 4))
     assert (found > 0.5).all()
     image = torch.zeros(1, 3, 8, 12)
     image[..., 8:] = 1.0
-    assert local_contrast(image, patch=4)[..., 0].abs().max() < 1e-6  # one patch further
+    assert local_contrast(image, patch=4)[:, :, 0].abs().max() < 1e-6  # one patch further
 
 
 def test_appearance_depends_on_which_colours_a_patch_has_and_on_nothing_else():
@@ -105,42 +119,14 @@ def test_appearance_sees_as_far_beyond_a_patch_as_structure_does():
     assert not torch.equal(encoder(changed)[..., 1, 1], encoder(image)[..., 1, 1])
 
 
-def test_structure_sees_other_colours_and_appearance_the_picture():
-    vqgan = make_vqgan(**TWO)
-    images, other = pictures(2, 3, 16, 16), pictures(2, 3, 16, 16, seed=1)
-    plain = vqgan.latents(images)
-    latents = vqgan.latents(images, recolored=other)
-    assert torch.equal(latents[:, 6:], plain[:, 6:])
-    assert torch.equal(latents[:, :6], vqgan.encoder(local_contrast(other, patch=4)))
-    assert not torch.equal(latents[:, :6], plain[:, :6])
+def test_half_of_a_latent_is_structure_and_half_appearance():
+    vqgan, images = make_vqgan(**TWO), pictures(2, 3, 16, 16)
+    structure, appearance = vqgan.latents(images).chunk(2, dim=1)
+    assert torch.equal(structure, vqgan.encoder(self_similarity(images, patch=4)))
+    assert torch.equal(appearance, vqgan.appearance(images))
 
 
-def test_six_colourings_are_a_group_so_each_has_the_same_six():
-    windows = noise(1, 12, 2, 3)
-    six = set(map(key, other_colours(windows)))
-    assert len(six) == 6
-    for one in other_colours(windows).split(1):
-        assert set(map(key, other_colours(one))) == six
-
-
-def test_outside_training_structure_is_the_same_in_every_colouring_and_one_pass_is_not():
-    vqgan = make_vqgan(**TWO)
-    images = pictures(2, 3, 16, 16)
-    for other in (-images, images.roll(1, dims=1), -images.roll(2, dims=1)):
-        found, expected = vqgan.latents(other)[:, :6], vqgan.latents(images)[:, :6]
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        once = vqgan.latents(images, recolored=other)[:, :6]
-        assert (once - vqgan.latents(images, recolored=images)[:, :6]).abs().max() > 1e-2
-
-
-def test_each_row_is_recolored_by_a_map_of_its_own():
-    task = make_task()
-    whole, part = task.batch(3, slice(0, 6))["maps"], task.batch(3, slice(4, 6))["maps"]
-    assert torch.equal(whole[4:], part)
-    assert not torch.equal(whole[0], whole[1])
-
-
-def test_a_loss_in_other_colours_still_asks_for_the_picture_itself():
+def test_both_encoders_learn_from_what_the_picture_lacks():
     task = make_task()
     batch = task.batch(0, slice(0, 6))
     task.before_step(0, [batch])

@@ -6,7 +6,6 @@ one is missing. The sizes are all different, so that a wrong letter shows.
 
 import inspect
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -260,14 +259,11 @@ CALLS = [
         {"N": 3, "E": 10},
     ),
     (JOINT.encoder.forward, dict(x=IMAGES), {"C": 6, "h": 8, "w": 12}),
-    (PAIR.encoder.forward, dict(x=noise(2, 108, 4, 6)), {"C": 6, "h": 4, "w": 6}),
-    (factors.recolor, dict(images=IMAGES, maps=noise(2, 3, 4)), {}),
+    (PAIR.encoder.forward, dict(x=noise(2, 1296, 4, 6)), {"C": 6, "h": 4, "w": 6}),
     (PAIR.appearance.forward, dict(x=IMAGES), {"C": 6, "h": 4, "w": 6}),
-    (factors.draw_map, dict(rng=np.random.default_rng(0)), {}),
-    (factors.other_colours, dict(windows=noise(2, 27, 4, 6)), {"N": 12, "C": 27, "h": 4, "w": 6}),
-    (factors.local_contrast, dict(images=IMAGES, patch=4), {"C": 108, "h": 4, "w": 6}),
+    (factors.local_contrast, dict(images=IMAGES, patch=4), {"n": 36, "C": 3, "h": 4, "w": 6}),
+    (factors.self_similarity, dict(images=IMAGES, patch=4), {"N": 1296, "h": 4, "w": 6}),
     (JOINT.decoder.forward, dict(z=noise(2, 6, 8, 12)), {"H": 16, "W": 24}),
-    (PAIR.structure, dict(images=IMAGES), {"C": 6, "h": 4, "w": 6}),
     (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.decode, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),

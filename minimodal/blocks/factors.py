@@ -1,19 +1,18 @@
 """What keeps the two factors of a code apart: structure (where does it change) and appearance
 (between which colours).
 
-Nobody says what the two factors are. The structure encoder sees every patch at unit contrast
-(`local_contrast`) and, in training, the picture in other colours (`recolor`); afterwards what it
-says is a mean over colourings (`other_colours`). The appearance encoder sees a patch and its margin
-as a *set* of colours (`AppearanceEncoder`): neither their places nor how often each occurs can
-change what it says. The decoder has to paint the picture as it is, so colours can only come by the
-one way and places only by the other, and each codebook learns what is left to it.
+Nobody says what the two factors are; each encoder is given what has a symmetry. The structure
+encoder sees which pixels of a patch are alike and how much (`self_similarity`), which is the same
+in all colours that a rotation, a contrast and an offset of colour space can give the picture. The
+appearance encoder sees a patch and its margin as a *set* of colours (`AppearanceEncoder`): neither
+their places nor how often each occurs can change what it says. The decoder has to paint the
+picture as it is, so colours can only come by the one way and places only by the other, and each
+codebook learns what is left to it.
 
-That content is what views of a picture share is von Kügelgen et al. 2021, maxima over a set are
-PointNet (Qi et al. 2017), both here for each patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing
-before this file.
+Local self-similarities are Shechtman & Irani 2007, maxima over a set are PointNet (Qi et al. 2017),
+both here for each patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing before this file.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -27,33 +26,13 @@ def window_side(patch: int) -> int:
     return patch + 2 * MARGIN
 
 
-def draw_map(rng: np.random.Generator) -> np.ndarray:
-    """An affine map of colour space: a random rotation or reflection, a contrast and an offset.
-
-    returns: (3, 4)
-    """
-    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]  # the Q of a normal matrix is any rotation
-    columns = [turn * rng.uniform(0.4, 1.2), rng.uniform(-0.5, 0.5, (3, 1))]
-    return np.concatenate(columns, axis=1).astype(np.float32)
-
-
-def recolor(images: Tensor, maps: Tensor) -> Tensor:
-    """Every picture in other colours: A c + b for each colour c.
-
-    images: (B, 3, H, W)
-    maps: (B, 3, 4) A and b side by side
-    returns: (B, 3, H, W)
-    """
-    return torch.einsum("bij,bjhw->bihw", maps[:, :, :3], images) + maps[:, :, 3, None, None]
-
-
 def local_contrast(images: Tensor, *, patch: int) -> Tensor:
     """Every patch and a margin about it, without its mean, at unit contrast (local contrast
-    normalisation, as in Jarrett et al. 2009): what is left for the structure encoder to learn is
-    which colours are alike. Without the margin an edge between two patches would be in neither.
+    normalisation, as in Jarrett et al. 2009). Without the margin an edge between two patches would
+    be in neither.
 
     images: (B, 3, H, W)
-    returns: (B, C, h, w) the pixels of the window about each patch
+    returns: (B, h, w, n, C) the n colours of the window about each patch, C = 3
     """
     side = window_side(patch)
     padded = F.pad(images.float(), (MARGIN,) * 4, mode="replicate")
@@ -62,21 +41,24 @@ def local_contrast(images: Tensor, *, patch: int) -> Tensor:
     pixels = pixels - pixels.mean(dim=-2, keepdim=True)
     # The floor keeps flat patches flat: without it their noise would become structure.
     energy = pixels.square().mean(dim=(-2, -1), keepdim=True) + 0.0025
-    return rearrange(pixels * energy.rsqrt(), "B h w n C -> B (C n) h w")
+    return pixels * energy.rsqrt()
 
 
-def other_colours(windows: Tensor) -> Tensor:
-    """Windows of unit contrast in six colourings: the three channels in turn, each also negative.
+def self_similarity(images: Tensor, *, patch: int) -> Tensor:
+    """For each two pixels of a window the inner product of their colours, at local contrast.
 
-    These maps form a group, so the mean of whatever an encoder says of the six is the same for all
-    of them (a Reynolds operator; Murphy et al. 2019 for networks).
+    Whatever of a set of vectors does not change when space is rotated or reflected is a function of
+    their inner products (Weyl 1939, the first fundamental theorem for the orthogonal group): so
+    nothing is lost but the colours. Of a window with two colours nothing is left but which pixel
+    has how much of which.
 
-    windows: (B, C, h, w) all pixels' first channel, then the second, then the third
-    returns: (N, C, h, w) N = 6 B: all windows in the first colouring, then in the second, …
+    images: (B, 3, H, W)
+    returns: (B, N, h, w) N = n², n pixels of a window
     """
-    n = windows.shape[1] // 3
-    turned = [windows.roll(channels * n, dims=1) for channels in range(3)]
-    return torch.cat([*turned, *(-windows for windows in turned)])
+    pixels = local_contrast(images, patch=patch)
+    with torch.autocast(images.device.type, enabled=False):  # rounding would be a trace of colours
+        products = pixels @ pixels.mT / pixels.shape[-1]  # (B, h, w, n, n)
+    return rearrange(products, "B h w n m -> B (n m) h w")
 
 
 class AppearanceEncoder(nn.Module):

@@ -30,7 +30,6 @@ from minimodal.blocks.discriminator import (
     pulls,
     weigh,
 )
-from minimodal.blocks.factors import draw_map, recolor
 from minimodal.blocks.perceptual import PerceptualDistance
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.quantizer import perplexity, usage
@@ -157,14 +156,12 @@ class VQGANTask:
             images = flip_some(images, draws(self.seed, step).random(len(indices))[rows] < 0.5)
         batch = {"images": torch.from_numpy(np.ascontiguousarray(images))}
         config = self.model.config
-        # A generator for each row, so that N processes draw what one does.
-        rngs = [np.random.default_rng((self.seed, step, row)) for row in range(len(indices))[rows]]
         if config.quantizer == "gumbel":
             shape = (config.codes[0], config.grid, config.grid)
+            # A generator for each row, so that N processes draw what one does.
+            rngs = [np.random.default_rng((self.seed, step, r)) for r in range(len(indices))[rows]]
             noise = np.stack([rng.gumbel(size=shape).astype(np.float32) for rng in rngs])
             batch["noise"] = torch.from_numpy(noise)  # (b, K, h, w)
-        if self.model.two:
-            batch["maps"] = torch.from_numpy(np.stack([draw_map(rng) for rng in rngs]))
         return batch
 
     def before_step(self, step: int, batches: list[dict]) -> None:
@@ -192,13 +189,11 @@ class VQGANTask:
 
         images: (B, 3, H, W) in [-1, 1]
         """
-        recolored = recolor(images, batch["maps"]) if "maps" in batch else None
         found = self.model(
             images,
             quantize=step >= self.warm_start,
             noise=batch.get("noise"),
             temperature=self.schedule(step)[0],
-            recolored=recolored,
         )
         return found._replace(pictures=found.pictures.float())
 
