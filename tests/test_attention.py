@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import noise
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimodal.blocks.attention import KINDS, Pattern, attend, rotary_angles, schedule
@@ -110,6 +111,38 @@ def test_a_sparse_pattern_computes_at_most_three_fifths_of_the_causal_scores(kin
     full = flops(lambda q, k, v: torch.softmax(q @ k.transpose(-2, -1), -1) @ v)
     causal = full / 2  # the kernel leaves out the half above the diagonal
     assert flops(Pattern(kind, 16, 16, 5).blocked) < 0.6 * causal
+
+
+def scores_of(model: Transformer, x: torch.Tensor, **settings) -> int:
+    """Operations of attention alone: linear layers are counted as another kind."""
+    # The fused kernel of the CPU is not counted, the plain one is.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x, **settings)
+    return counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+
+
+def layers_of(kind: str) -> Transformer:
+    """Two layers over 16 tokens and 16 x 16 codes."""
+    patterns = [Pattern(kind, 16, 16, 5)] * 2
+    return seeded(lambda: Transformer(32, 2, 2, causal=True, patterns=patterns), 0)
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_a_transformer_with_a_sparse_pattern_computes_fewer_scores(kind):
+    T = 16 + 256 - 1
+    full = 2 * 2 * (2 * T * T * 32)  # layers, q kᵀ and the weighted sum, multiply and add
+    assert scores_of(layers_of("full"), noise(1, T, 32)) == full
+    assert scores_of(layers_of(kind), noise(1, T, 32)) < 0.6 * full / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_cached_step_computes_the_scores_of_the_keys_it_sees_alone(kind):
+    place, model = 16 + 200, layers_of(kind)
+    cache = model.new_cache(1, 16 + 256, device=CPU, dtype=torch.float32)
+    model(noise(1, place, 32), cache=cache)
+    seen = sum(by_definition(kind, 16, 16, 5, place, k) for k in range(place + 1))
+    assert scores_of(model, noise(1, 1, 32), cache=cache) == 2 * 2 * (2 * seen * 32)
 
 
 def test_rotary_angles_are_of_rows_and_of_columns():

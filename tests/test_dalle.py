@@ -20,6 +20,7 @@ from tiny import (
 )
 
 from minimodal import dalle as dalle_file
+from minimodal.blocks.attention import schedule
 from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import SamplingConfig, guide
 from minimodal.dalle import DALLE
@@ -111,6 +112,46 @@ def test_embedding_a_part_of_the_codes_needs_their_first_place():
     parts = model.factors(codes_for(model).flatten(1))
     whole = model.embed_codes(parts)
     assert torch.equal(model.embed_codes([p[:, 4:6] for p in parts], first=4), whole[:, 4:6])
+
+
+# --- what the configuration asks for -------------------------------------------------------------
+
+
+def same_weights(**changes) -> tuple[DALLE, DALLE]:
+    """A model without the changes and one with them, the weights that both have being equal."""
+    plain, changed = make_dalle(), make_dalle(**changes)
+    changed.load_state_dict(plain.state_dict(), strict=False)
+    return plain, changed
+
+
+def test_rotary_positions_change_every_prediction_but_the_first():
+    plain, rotary = same_weights(rotary=True)
+    a, b = (model(TEXT, codes_for(plain)) for model in (plain, rotary))
+    torch.testing.assert_close(a.text[:, 0], b.text[:, 0])  # it attends to itself alone
+    assert ((a.text - b.text)[:, 1:].abs().amax(-1) > 1e-3).all()
+    assert ((a.image[0] - b.image[0]).abs().amax(-1) > 1e-3).all()
+
+
+def test_with_qk_norm_alone_larger_queries_change_no_prediction():
+    """Without the norm larger queries are sharper attention."""
+    codes, moved = codes_for(make_dalle()), []
+    for model in same_weights(qk_norm=True):
+        with torch.no_grad():
+            for block in model.transformer.blocks:
+                block.attention.qkv.bias.zero_()
+            before = model(TEXT, codes).image[0]
+            for block in model.transformer.blocks:
+                block.attention.qkv.weight[:16] *= 30
+            moved.append(float((model(TEXT, codes).image[0] - before).abs().max()))
+    assert moved[0] > 0.1 and moved[1] < 1e-3
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kind", ["conv", "paper"])
+def test_the_layers_have_the_patterns_that_the_configuration_names(kind, kernel):
+    model = make_dalle(attention=kind, kernel=kernel, depth=4)
+    expected = schedule(kind, 4, ahead=1 + 5, grid=3, kernel=kernel)  # the start and the caption
+    assert model.transformer.patterns == expected
 
 
 # --- the loss ------------------------------------------------------------------------------------

@@ -139,6 +139,24 @@ def test_qk_norm_is_a_layer_norm_of_each_head():
         torch.testing.assert_close(seen[name], F.layer_norm(value, (8,)) * norm.weight)
 
 
+def test_queries_and_keys_turn_by_the_angles_of_their_places_and_values_do_not():
+    """By hand: channels i and i + d/2 are a complex number, which is multiplied by e^(i angle)."""
+    x, angles = noise(2, 8, 16), noise(8, 4, seed=1)
+    layer, seen = shake(seeded(lambda: Attention(16, 2), 0)), {}
+    found = layer(x, angles=angles, attention=lambda *qkv: seen.update(qkv=qkv) or attend(*qkv))
+    q, k, v = layer.qkv(x).view(2, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)  # (2, 2, 8, 8) each
+
+    def turned(value):
+        numbers = torch.complex(value[..., :4], value[..., 4:])
+        numbers = numbers * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([numbers.real, numbers.imag], dim=-1)
+
+    for got, expected in zip(seen["qkv"], (turned(q), turned(k), v), strict=True):
+        torch.testing.assert_close(got, expected)
+    gathered = attend(turned(q), turned(k), v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, layer.proj(gathered))
+
+
 def test_what_writes_to_the_stream_starts_smaller_than_what_reads_it():
     model = make_transformer(causal=True)
     block = model.blocks[0]
