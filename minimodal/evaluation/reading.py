@@ -20,7 +20,7 @@ class Likelihood(NamedTuple):
     """Log probabilities of pairs, in nats.
 
     text: (B,) log p(text)
-    image: (B,) log p(picture | text)
+    image: (B,) log p(picture | text), of pairs log p(second picture | text, first picture)
     """
 
     text: Tensor
@@ -42,13 +42,14 @@ def log_likelihood(
     codes: (B, h, w) int64
     """
     of_text, of_image = [], []
+    N = dalle.config.grid**2  # a first picture is given: training teaches nothing about it
     for t, c in zip(text.split(batch_size), codes.split(batch_size), strict=True):
         logits = dalle(t, c)
         said = logits.text.float().log_softmax(-1)  # (b, T, V)
         of_text.append(said.gather(-1, dalle.with_padding(t)[..., None])[..., 0].sum(1))
         total = 0.0
-        for part, factor in zip(logits.image, dalle.factors(c.flatten(1)), strict=True):
-            log_p = part.float().log_softmax(-1)  # (b, N, K)
+        for part, factor in zip(logits.image, dalle.factors(c.flatten(1)[:, -N:]), strict=True):
+            log_p = part[:, -N:].float().log_softmax(-1)  # (b, N, K)
             total = total + log_p.gather(-1, factor[..., None])[..., 0].sum(1)
         of_image.append(total)
     return Likelihood(torch.cat(of_text), torch.cat(of_image))
