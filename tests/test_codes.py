@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def cached(path: Path, *, vqgan=None, flip: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_file_holds_the_codes_and_is_read_instead_of_the_pictures(tmp_path, flip):
     fresh = cached(tmp_path / "codes" / "a.npy", flip=flip)
-    again = cached(tmp_path / "codes" / "a.npy", vqgan="none", flip=flip)
+    blind = SimpleNamespace(config=make_vqgan().config)  # cannot encode
+    again = cached(tmp_path / "codes" / "a.npy", vqgan=blind, flip=flip)
     assert torch.equal(fresh, again) and len(again) == (40 if flip else 20)
     assert [p.name for p in (tmp_path / "codes").iterdir()] == ["a.npy"]
 
@@ -52,6 +54,23 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(UserError, match="a.npy is damaged .*delete it"):
         cached(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((20, 8, 4), np.int32),
+        np.zeros((19, 8, 8), np.int32),
+        np.zeros(20, np.int32),
+        np.zeros((20, 8, 8), np.int64),
+    ],
+)
+def test_a_file_of_another_shape_or_type_is_made_anew(tmp_path, wrong, capsys):
+    right = cached(tmp_path / "right.npy")
+    np.save(tmp_path / "a.npy", wrong)
+    assert torch.equal(cached(tmp_path / "a.npy"), right)
+    assert f"a.npy holds {wrong.dtype} {wrong.shape}, where int32" in capsys.readouterr().err
+    assert np.array_equal(np.load(tmp_path / "a.npy"), right)
 
 
 def test_where_the_file_cannot_be_kept_the_codes_are_and_it_is_said(tmp_path, capsys):

@@ -57,11 +57,17 @@ def cached_codes(
     """
     if path.exists():
         try:
-            return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+            kept = np.lib.format.open_memmap(path, mode="c")
         except (ValueError, OSError, EOFError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); delete it, and the pictures are encoded again"
             ) from None
+        w, (height, width) = vqgan.config.grid, source.images(np.arange(1)).shape[2:]
+        shape = (n * (2 if flip else 1), w * height // width, w)  # of pairs h = 2 w
+        if kept.shape == shape and kept.dtype == np.int32:
+            return torch.from_numpy(kept)
+        print(f"{path} holds {kept.dtype} {kept.shape}, where int32 {shape} is expected: it is "
+              "made anew", file=sys.stderr)  # fmt: skip
     print(f"turning {n} pictures into codes, once (kept in {path})", file=sys.stderr)
     device = vqgan.last_layer.device
     codes = tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
