@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,6 +194,20 @@ def test_a_dalle_on_pictures_with_captions_is_scored_by_a_clip(run, demo, tmp_pa
     status, out, _ = run(*words, "--json")
     scores = json.loads(out)["scores"]
     assert status == 0 and 0 <= scores["clip_recall_at_1"] <= 1 and "nearer" in scores
+
+
+def test_the_manifest_counts_the_pictures_drawn_for_each_score(run, tmp_path, monkeypatch):
+    data, seen = f"cifar10:{cifar(tmp_path / 'cifar')}", []
+    judge = SimpleNamespace(classify=lambda x: (seen.append(len(x)), torch.zeros(len(x)).long())[1])
+    judge.to = lambda device: judge
+    monkeypatch.setattr("minimodal.cli.evaluate.load_judge", lambda path: judge)
+    monkeypatch.setattr("minimodal.cli.evaluate.class_captions", lambda name: [name[:3]])
+    training = {"pictures": 20, "flip": False, "data": "gone"}
+    demo = write_demo(tmp_path / "demo", data=data, training=training, temperature=1.0)
+    words = (demo / "dalle", "--data", data, "--judge", "j", "--clip", demo / "clip", "-n", "25")
+    status, out, _ = run(*words, "--json")
+    assert status == 0 and seen == [20]  # two of each of ten classes
+    assert json.loads(out)["manifest"]["pictures"] == {"judge": 20, "clip": 10}
 
 
 def test_a_study_writes_its_heat_maps(run, tmp_path, monkeypatch):

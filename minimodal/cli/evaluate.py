@@ -151,23 +151,29 @@ def dalle_on_data(
     sampling = dalle.run["model"]["sampling"]
     val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
+    pictures: dict[str, int] = {}
     if found.judge is not None:
         if val.class_names is None:
             raise UserError(f"--judge knows the classes of CIFAR-10, and {spec} has none")
         captions = [f"a photo of {class_captions(name)[0]}" for name in val.class_names]
+        pictures["judge"] = max(1, arguments.n // len(captions)) * len(captions)
         scores |= class_scores(
-            dalle, val.class_names, captions, found.judge, seed=arguments.seed, n=arguments.n,
-            sampling=sampling,
+            dalle, val.class_names, captions, found.judge, seed=arguments.seed,
+            n=pictures["judge"], sampling=sampling,
         )  # fmt: skip
     else:
         captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
     if found.clip is not None:
+        distinct = list(dict.fromkeys(captions))
+        pictures["clip"] = len(distinct)
         scores |= recall_of_captions(
-            dalle, found.clip, list(dict.fromkeys(captions)), seed=arguments.seed, sampling=sampling
+            dalle, found.clip, distinct, seed=arguments.seed, sampling=sampling
         )
     drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=sampling)
-    scores |= copies_of_training(dalle, drawn)
-    manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": arguments.n}
+    if copies := copies_of_training(dalle, drawn):
+        pictures["copies"] = len(captions[:100])
+        scores |= copies
+    manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
     return Evaluation(scores, manifest)
 
 
