@@ -12,7 +12,9 @@ from test_generate import write_demo
 from tiny import generator, integers, make_dalle, make_painter
 
 from minimodal.__main__ import main
+from minimodal.blocks.sampling import draw
 from minimodal.data.words import KnownWords
+from minimodal.evaluation import reading
 from minimodal.evaluation.reading import caption_scores, describe, log_likelihood, write_captions
 
 TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0], [12, 0, 0, 0, 0]])
@@ -60,9 +62,41 @@ def test_captions_are_written_by_their_probability():
     assert (found - expected).abs().max() < 4 * (0.25 / n) ** 0.5
 
 
+@pytest.mark.parametrize("begin", [None, torch.tensor([7, 3])], ids=["plain", "begun"])
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"rotary": True}, {"qk_norm": True}, {"attention": "paper"}, {"codes": (5, 4)}],
+    ids=str,
+)
+def test_writing_sees_the_logits_that_training_sees(kind, begin, monkeypatch):
+    model, seen = make_dalle(**kind), []
+    monkeypatch.setattr(
+        reading, "draw", lambda logits, *given: seen.append(logits) or draw(logits, *given)
+    )
+    text = write_captions(model, 8, generator=generator(), begin=begin)
+    expected = model(text, torch.zeros(8, 3, 3, dtype=torch.int64)).text
+    first = 0 if begin is None else len(begin)
+    assert len(seen) == 5 - first
+    for t, logits in enumerate(seen, start=first):
+        possible = [*range(1, 20), 20 + t]  # a word, or the padding token of position t
+        assert torch.isfinite(logits).sum() == 8 * len(possible)
+        torch.testing.assert_close(logits[:, possible], expected[:, t, possible], rtol=0, atol=1e-4)
+
+
 def test_a_beginning_that_is_given_stays():
     text = write_captions(make_dalle(), 6, generator=generator(), begin=torch.tensor([7, 3]))
     assert (text[:, :2] == torch.tensor([7, 3])).all()
+
+
+def test_one_round_finds_the_candidate_that_explains_the_picture_best():
+    model, picture = make_painter(), integers(11, 3, 3, seed=2)
+    found = describe(model, picture, generator=generator(), n=16, rounds=1)
+    tried = write_captions(model, 16, generator=generator())
+    scores = log_likelihood(model, tried, picture.expand(16, -1, -1)).image
+    best = int(scores.argmax())
+    assert torch.equal(found.text, tried[best]) and scores.min() < scores.max() - 1
+    assert found.score == pytest.approx(scores[best].item(), rel=1e-5)
+    assert found.caption == model.tokenizer.decode(t for t in tried[best].tolist() if t)
 
 
 def test_a_description_is_the_best_of_what_was_tried():

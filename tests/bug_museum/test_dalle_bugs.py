@@ -9,7 +9,7 @@ from test_vqgan_bugs import exposes
 from tiny import generator, make_dalle
 from torch import Tensor
 
-from minimodal.blocks.sampling import SamplingConfig
+from minimodal.blocks.sampling import SamplingConfig, draw, guide
 from minimodal.dalle import DALLE
 
 TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0]])
@@ -21,17 +21,31 @@ GUIDED, PLAIN = SamplingConfig(guidance=2.0), SamplingConfig()
 
 
 class ZeroesThePrompt(DALLE):
-    def generate_codes(self, text: Tensor, **settings) -> Tensor:
-        drawn = super().generate_codes(text, **settings)
-        if settings["sampling"].guided:
-            text *= 0
-        return drawn
+    def generate_codes(self, text: Tensor, *, generator, sampling: SamplingConfig) -> Tensor:
+        grid = self.config.grid
+        codes = torch.zeros(len(text), grid**2, dtype=torch.int64)
+        for n in range(grid**2):
+            said = []
+            for empty in (False, True):
+                if empty:
+                    text *= 0
+                said.append(self(text, codes.view(-1, grid, grid)).image[0][:, n])
+            codes[:, n] = draw(guide(*said, sampling.guidance), sampling, generator)
+        return codes.view(-1, grid, grid)
 
 
 def prompts_survive(model: DALLE) -> bool:
     text = TEXT.clone()
     model.generate_codes(text, generator=generator(), sampling=GUIDED)
     return torch.equal(text, TEXT)
+
+
+def the_caption_guides_every_code(model: DALLE) -> bool:
+    """Each code is the likeliest by the logits of the caption and of none."""
+    sampling = SamplingConfig(temperature=0.0, guidance=2.0)
+    drawn = model.generate_codes(TEXT.clone(), generator=generator(), sampling=sampling)
+    said = [model(text, drawn).image[0] for text in (TEXT, torch.zeros_like(TEXT))]
+    return torch.equal(guide(*said, 2.0).argmax(-1), drawn.flatten(1))
 
 
 def mutant_of(kind: type[DALLE]) -> DALLE:
@@ -42,6 +56,11 @@ def mutant_of(kind: type[DALLE]) -> DALLE:
 
 def test_guidance_leaves_the_prompt_as_it_was():
     exposes(prompts_survive, ours=make_dalle(), mutant=mutant_of(ZeroesThePrompt))
+
+
+def test_guidance_compares_with_the_caption_from_the_first_code_to_the_last():
+    mutant = mutant_of(ZeroesThePrompt)
+    exposes(the_caption_guides_every_code, ours=make_dalle(), mutant=mutant)
 
 
 # --- a cache that is dropped without a word -------------------------------------------------------
