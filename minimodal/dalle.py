@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from minimodal.blocks.attention import rotary_angles, schedule
 from minimodal.blocks.factor_head import FactorHead
-from minimodal.blocks.given import Box, Given, what_stays
+from minimodal.blocks.given import Box, Given, check_counts, negatives, paste, what_stays
 from minimodal.blocks.pixels import grey_unless, to_uint8
 from minimodal.blocks.precision import full_float32
-from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide
+from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide, one_each
 from minimodal.blocks.transformer import KVCache, Packed, Transformer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
@@ -80,33 +80,6 @@ class DALLELogits(NamedTuple):
 
     text: Tensor
     image: tuple[Tensor, ...]
-
-
-def check_counts(
-    prompts: int, n: int, generator: torch.Generator | None, seeds: list[int] | None
-) -> None:
-    """Refuse a drawing of nothing, or with other random numbers than one source gives."""
-    if n < 1:
-        raise UserError(f"{n} pictures a prompt: expected 1 or more")
-    if not prompts:
-        raise UserError("no prompts: expected at least one")
-    if (generator is None) == (seeds is None):
-        raise UserError("expected either a generator or seeds")
-    if seeds is not None and len(seeds) != n * prompts:
-        raise UserError(f"{len(seeds)} seeds for {n * prompts} pictures")
-
-
-def check_negative(against: list[str], prompts: list[str], sampling: SamplingConfig) -> None:
-    """Refuse captions of what not to draw that would be ignored."""
-    if against and len(against) != len(prompts):
-        raise UserError(f"{len(against)} negative captions for {len(prompts)} prompts")
-    if not all(caption.strip() for caption in against):
-        raise UserError("a negative caption is empty; leave it out")
-    if against and not sampling.guided:
-        raise UserError(
-            f"a negative caption counts with guidance alone, and it is {sampling.guidance:g}: "
-            "expected more than 1, such as 2"
-        )
 
 
 class DALLE(nn.Module):
@@ -407,7 +380,7 @@ class DALLE(nn.Module):
             batch and beside any others
         negative: what not to draw, one caption for all or one for each prompt: guidance pushes away
             from it instead of from the empty caption, p(z | prompt)^s / p(z | negative)^(s - 1)
-        complete: (3, H, W) uint8 a picture of which all stays but a rectangle
+        complete: (3, H, W) uint8 a picture of which all stays but a rectangle, to whole codes
         redraw: the rectangle's left, top, right and bottom in pixels; the lower half by default
         first: (…, 3, H, W) uint8 the first picture of the pairs, or one for each prompt
         allow_unseen: draw also for words that training never had
@@ -420,11 +393,10 @@ class DALLE(nn.Module):
             raise UserError("this DALL·E has no VQGAN to paint with: load it with minimodal.load")
         sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p, schedule)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_counts(len(prompts), n, generator, seeds)
+        check_counts(len(prompts), n, batch_size, generator=generator, seeds=seeds)
         given = Given(complete, redraw, first)
         given.check(self.config.pictures)
-        against = [negative] * len(prompts) if isinstance(negative, str) else negative or []
-        check_negative(against, prompts, sampling)
+        against = negatives(negative, prompts, sampling)
         if not allow_unseen:
             self.words.check([*prompts, *against])
         device = self.rows.device
@@ -437,10 +409,7 @@ class DALLE(nn.Module):
         pictures = []
         for chunk in text.split(batch_size):
             done = sum(map(len, pictures))
-            draws: Generators = generator
-            if seeds is not None:
-                own = seeds[done : done + len(chunk)]
-                draws = [torch.Generator(device).manual_seed(seed) for seed in own]
+            own = None if seeds is None else one_each(seeds[done : done + len(chunk)], device)
 
             def on_row(codes: Tensor, rows: int, done: int = done) -> None:
                 if progress is not None:
@@ -449,14 +418,14 @@ class DALLE(nn.Module):
                     shown = torch.zeros_like(codes[0], dtype=torch.bool) if keep is None else keep
                     shown = shown.index_fill(0, torch.arange(rows, device=device), True)
                     shown = shown[-self.config.grid :]
-                    partial(grey_unless(shown, self.paint(codes)), done)
+                    partial(grey_unless(shown, paste(self.paint(codes), complete, keep)), done)
 
             theirs = None if known is None else known.repeat_interleave(n, 0)[done:][: len(chunk)]
             codes = self.generate_codes(
-                chunk, generator=draws, sampling=sampling, on_row=on_row, known=theirs, keep=keep,
+                chunk, generator=own or generator, sampling=sampling, on_row=on_row, known=theirs, keep=keep,
                 negative=avoided[0][done : done + len(chunk)] if avoided else None,
             )  # fmt: skip
-            pictures.append(self.paint(codes))
+            pictures.append(paste(self.paint(codes), complete, keep))
             if progress is not None:
                 progress(sum(map(len, pictures)) / len(text))
         return torch.cat(pictures)

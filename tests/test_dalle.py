@@ -470,7 +470,7 @@ def test_pictures_become_bytes_by_rounding():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n": 0}, "0 pictures a prompt: expected 1 or more"),
+        ({"n": 0}, "0 pictures a prompt, 64 at a time: expected 1 or more"),
         ({"n": -1}, "-1 pictures a prompt"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"top_k": -2}, "top-k -2"),

@@ -271,6 +271,20 @@ def test_each_prompt_has_its_own_negative_caption_or_all_have_the_same():
     assert not torch.equal(both, drawn(prompts, "a star"))
 
 
+def test_what_is_not_drawn_anew_keeps_the_pixels_that_were_given():
+    model, picture = make_painter(), integers(256, 3, 6, 6, seed=5).to(torch.uint8)
+    seen = []
+    pictures = model.generate(
+        "a red circle", 3, generator=generator(), complete=picture, redraw=(2, 2, 4, 4),
+        partial=lambda shown, done: seen.append(shown),
+    )  # fmt: skip
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    inside[2:4, 2:4] = True  # one code
+    for shown in (pictures, *seen):
+        assert torch.equal(shown[:, :, ~inside], picture[:, ~inside].expand(3, -1, -1))
+    assert not torch.equal(pictures[:, :, inside], picture[:, inside].expand(3, -1, -1))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -288,6 +302,8 @@ def test_each_prompt_has_its_own_negative_caption_or_all_have_the_same():
         ({"seeds": [1]}, "either a generator or seeds"),
         ({"generator": None}, "either a generator or seeds"),
         ({"generator": None, "seeds": [1, 2]}, "2 seeds for 1 pictures"),
+        ({"generator": None, "seeds": [2**63]}, "below 2"),
+        ({"batch_size": 0}, "0 at a time: expected 1 or more"),
         ({"min_p": 1.0}, "min-p 1.0"),
         ({"schedule": "square"}, "schedule square"),
         ({"guidance": -1.0}, "guidance -1.0"),

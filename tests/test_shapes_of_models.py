@@ -101,7 +101,8 @@ PRIOR_SIZES = {"N": 9, "K": 12}
 PATTERN = attention.Pattern("row", 4, 3)
 TURNED = dict(x=noise(2, 3, 16), attention=lambda q, k, v: v, angles=noise(3, 4))
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
-GIVEN = given.Given(first=integers(256, 3, 3, 6, 6).to(torch.uint8))
+SIX = integers(256, 3, 3, 6, 6).to(torch.uint8)
+GIVEN = given.Given(first=SIX)
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
@@ -305,6 +306,12 @@ CALLS = [
         {"h": 6, "w": 3},
     ),
     (given.check_size, dict(picture=BYTES[0, :, :1, :1].expand(3, 6, 6), side=6, what=""), {}),
+    (given.check_picture, dict(picture=BYTES[0], what=""), {}),
+    (
+        given.paste,
+        dict(painted=SIX, complete=SIX[0], keep=torch.ones(3, 3, dtype=torch.bool)),
+        {"h": 3, "w": 3},
+    ),
     (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
     (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (

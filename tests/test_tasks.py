@@ -11,8 +11,9 @@ from torch import nn
 
 from minimodal.blocks.pixels import to_float
 from minimodal.data.loading import batch_indices
+from minimodal.data.shapes import ShapesSource
 from minimodal.errors import UserError
-from minimodal.training.build import build_clip
+from minimodal.training.build import build_clip, learn_words
 from minimodal.training.checkpoint import read_metrics
 from minimodal.training.recipes import clip_small
 from minimodal.training.tasks.common import flip_some, seeded, shift_all
@@ -83,3 +84,13 @@ def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
     last = read_metrics(tmp_path / kind)[-1]
     assert last["done"] and len(last) > 3
     assert list((tmp_path / kind / "samples").glob("*.png"))
+
+
+def test_a_dalle_with_bpe_dropout_has_room_for_captions_that_it_tears():
+    source = ShapesSource(0, length=2000)
+    plain, torn = (learn_words(source, 512, 256, dropout=dropout) for dropout in (0.0, 0.1))
+    rng = np.random.default_rng(5)
+    captions = source.captions(np.arange(1000), rng)
+    lengths = np.array([len(torn.tokenizer.encode(c, dropout=0.1, rng=rng)) for c in captions])
+    assert (lengths > torn.longest).mean() < 0.01  # these would be encoded whole
+    assert (lengths > plain.longest).mean() > 0.1

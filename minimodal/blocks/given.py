@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
+from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
@@ -46,6 +47,37 @@ class Given(NamedTuple):
             )
 
 
+def check_counts(
+    prompts: int, n: int, batch_size: int, *, generator: torch.Generator | None,
+    seeds: list[int] | None,
+) -> None:  # fmt: skip
+    """Refuse a drawing of nothing, or with other random numbers than one source gives."""
+    if n < 1 or batch_size < 1:
+        raise UserError(f"{n} pictures a prompt, {batch_size} at a time: expected 1 or more")
+    if not prompts:
+        raise UserError("no prompts: expected at least one")
+    if (generator is None) == (seeds is None):
+        raise UserError("expected either a generator or seeds")
+    if seeds is not None and len(seeds) != n * prompts:
+        raise UserError(f"{len(seeds)} seeds for {n * prompts} pictures")
+    if not all(0 <= seed < 2**63 for seed in seeds or []):
+        raise UserError("a seed is a whole number from 0 to below 2^63")
+
+
+def check_picture(picture: Tensor, what: str, *, dims: tuple[int, ...] = (3,)) -> None:
+    """Refuse what is no picture in bytes, such as floats or shades of grey.
+
+    picture: (…, 3, H, W) uint8
+    dims: how many dimensions it may have
+    """
+    found = type(picture).__name__
+    if isinstance(picture, Tensor):
+        if picture.dtype == torch.uint8 and picture.ndim in dims and picture.shape[-3] == 3:
+            return
+        found = f"{picture.dtype} {tuple(picture.shape)}"
+    raise UserError(f"{what} is {found}: expected a torch.uint8 tensor (3, height, width)")
+
+
 def check_size(picture: Tensor, side: int, what: str) -> None:
     """Refuse a picture that has not the size that is drawn.
 
@@ -58,6 +90,40 @@ def check_size(picture: Tensor, side: int, what: str) -> None:
         )
 
 
+def negatives(
+    negative: str | list[str] | None, prompts: list[str], sampling: SamplingConfig
+) -> list[str]:
+    """What each prompt's pictures should not show; [] where nothing is said of that."""
+    if negative is None:
+        return []
+    against = [negative] * len(prompts) if isinstance(negative, str) else negative
+    if len(against) != len(prompts):
+        raise UserError(f"{len(against)} negative captions for {len(prompts)} prompts")
+    if not all(caption.strip() for caption in against):
+        raise UserError("a negative caption is empty; leave it out")
+    if not sampling.guided:
+        raise UserError(
+            f"a negative caption counts with guidance alone, and it is {sampling.guidance:g}: "
+            "expected more than 1, such as 2"
+        )
+    return against
+
+
+def paste(painted: Tensor, complete: Tensor | None, keep: Tensor | None) -> Tensor:
+    """A picture to complete as it was given, not as its codes say, where they stay.
+
+    painted: (B, 3, H, W) uint8
+    complete: (3, H, W) uint8
+    keep: (h, w) bool
+    returns: (B, 3, H, W) uint8
+    """
+    if complete is None:
+        return painted
+    f = painted.shape[-1] // keep.shape[-1]
+    pixels = keep.repeat_interleave(f, 0).repeat_interleave(f, 1)  # (H, W)
+    return torch.where(pixels, complete.to(painted.device), painted)
+
+
 def outside(box: Box | None, *, grid: int, factor: int) -> Tensor:
     """Which codes stay where a rectangle is drawn anew; the lower half by default.
 
@@ -66,7 +132,10 @@ def outside(box: Box | None, *, grid: int, factor: int) -> Tensor:
     returns: (h, w) bool, h = grid, w = grid
     """
     f, side = factor, grid * factor
-    left, top, right, bottom = box or (0, grid // 2 * f, side, side)
+    box = (0, grid // 2 * f, side, side) if box is None else box
+    if not (isinstance(box, tuple | list) and [type(edge) for edge in box] == [int] * 4):
+        raise UserError(f"the rectangle {box}: expected four ints, left, top, right and bottom")
+    left, top, right, bottom = box
     if not (0 <= left < right <= side and 0 <= top < bottom <= side):
         raise UserError(
             f"the rectangle {left},{top},{right},{bottom} (left, top, right, bottom) is not "
@@ -94,10 +163,11 @@ def what_stays(
         return None, None
     whole = given.first is not None
     pictures = given.first if whole else given.complete
+    what = "the first picture" if whole else "the picture to complete"
+    check_picture(pictures, what, dims=(3, 4) if whole else (3,))
     pictures = pictures if pictures.ndim == 4 else pictures[None]
     if len(pictures) not in (1, prompts):
         raise UserError(f"{len(pictures)} first pictures for {prompts} prompts")
-    what = "the first picture" if whole else "the picture to complete"
     check_size(pictures[0], grid * factor, what)
     if not whole:
         keep = outside(given.redraw, grid=grid, factor=factor).to(device)

@@ -114,6 +114,11 @@ def filter_logits(
 Generators = torch.Generator | Sequence[torch.Generator]
 
 
+def one_each(seeds: Sequence[int], device: torch.device) -> Generators:
+    """A generator for each row of a batch."""
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
 def exponential(like: Tensor, generator: Generators) -> Tensor:
     """Numbers of the exponential distribution, by one generator or by one for each row.
 

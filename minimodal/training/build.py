@@ -67,9 +67,12 @@ class Words(NamedTuple):
     longest: int
 
 
-def learn_words(source: DataSource, vocab: int, longest: int) -> Words:
+def learn_words(source: DataSource, vocab: int, longest: int, *, dropout: float = 0.0) -> Words:
     """Learn a tokenizer of captions; those of more than `longest` tokens will be cut, and are
-    counted here."""
+    counted here.
+
+    dropout: chance that a merge is left out in training, which makes captions longer
+    """
     numbers = range(min(TOKENIZER_PICTURES, len(source)))
     captions = [caption for i in numbers for caption in source.all_captions(i)]
     tokenizer = Tokenizer.train(captions, vocab, lower=True)
@@ -77,6 +80,9 @@ def learn_words(source: DataSource, vocab: int, longest: int) -> Words:
     cut = sum(length > longest for length in lengths)
     if cut:
         print(f"{cut} of {len(captions)} captions are cut to {longest} tokens", file=sys.stderr)
+    if dropout > 0:
+        rng = np.random.default_rng(0)
+        lengths += [len(tokenizer.encode(text, dropout=dropout, rng=rng)) for text in captions]
     return Words(tokenizer, min(max(lengths), longest))
 
 
@@ -228,7 +234,10 @@ def build_dalle(
         limit=limit, captions=True,
     )  # fmt: skip
     vqgan, train = encoded.vqgan, encoded.train
-    words = learn_words(train, recipe.training.vocab, recipe.training.max_text_length)
+    words = learn_words(
+        train, recipe.training.vocab, recipe.training.max_text_length,
+        dropout=recipe.training.bpe_dropout,
+    )  # fmt: skip
     model = replace(
         recipe.model,
         vocab_size=words.tokenizer.vocab_size,
