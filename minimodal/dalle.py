@@ -422,7 +422,8 @@ class DALLE(nn.Module):
 
             theirs = None if known is None else known.repeat_interleave(n, 0)[done:][: len(chunk)]
             codes = self.generate_codes(
-                chunk, generator=own or generator, sampling=sampling, on_row=on_row, known=theirs, keep=keep,
+                chunk, generator=own or generator, sampling=sampling, on_row=on_row,
+                known=theirs, keep=keep,
                 negative=avoided[0][done : done + len(chunk)] if avoided else None,
             )  # fmt: skip
             pictures.append(paste(self.paint(codes), complete, keep))
