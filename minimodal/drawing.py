@@ -4,7 +4,8 @@ uint8 pictures (N, 3, H, W) in, a Pillow picture out; models never see what is d
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from minimodal.data.oracle_edits import EditVerdict
 from minimodal.errors import UserError
 
 INK, RIGHT, WRONG, PAPER = (30, 30, 30), (20, 120, 50), (190, 40, 30), (250, 250, 248)
+PALE = (120, 120, 120)  # of notes
 MARGIN, LINE = 8, 15  # pixels between tiles, and a line of text
 MOST_LINES = 6  # of a caption; the rest of a longer one is left out
 
@@ -63,33 +65,42 @@ def grid(
     captions: Sequence[str] | None = None,
     verdicts: Sequence[Verdict | EditVerdict | None] | None = None,
     *,
+    notes: Sequence[str] | None = None,
     columns: int = 4,
+    each: int | None = None,
     tile: int = 128,
 ) -> Image.Image:
-    """Pictures as tiles, each with its caption and verdict below.
+    """Pictures as tiles, each with its caption, its note and its verdict below.
 
     pictures: (N, 3, H, W) uint8
     columns: tiles a row
+    each: pictures that belong together and begin a new row; all of them by default
     tile: least width of a tile in pixels; pictures are enlarged by whole factors
     """
     font = ImageFont.load_default(size=12)
     scale = max(1, -(-tile // pictures.shape[-1]))
     width, height = pictures.shape[-1] * scale, pictures.shape[-2] * scale
     columns = max(1, min(columns, len(pictures)))
-    rows = -(-len(pictures) // columns)
+    each = each or len(pictures)
+    rows_each = -(-each // columns)
+    places = [(i // each * rows_each + i % each // columns, i % each % columns)
+              for i in range(len(pictures))]  # fmt: skip
     below: list[list[tuple[str, tuple[int, int, int]]]] = [[] for _ in pictures]
     for lines, caption in zip(below, captions or [], strict=False):
         lines += [(line, INK) for line in wrap(caption, font, width)]
+    for lines, note in zip(below, notes or [], strict=False):
+        lines += [(line, PALE) for line in wrap(note, font, width)]
     for lines, verdict in zip(below, verdicts or [], strict=False):
         words, colour = verdict_line(verdict) if verdict is not None else ("", INK)
         lines += [(line, colour) for line in wrap(words, font, width)]
     most = max(map(len, below), default=0)
     text_height = most * LINE + (MARGIN // 2 if most else 0)
     step_x, step_y = width + MARGIN, height + text_height + MARGIN
+    rows = places[-1][0] + 1
     canvas = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), PAPER)
     pen = ImageDraw.Draw(canvas)
     for i, picture in enumerate(pictures.cpu().numpy()):
-        x, y = MARGIN + i % columns * step_x, MARGIN + i // columns * step_y
+        x, y = MARGIN + places[i][1] * step_x, MARGIN + places[i][0] * step_y
         enlarged = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
         canvas.paste(enlarged.resize((width, height), Image.Resampling.NEAREST), (x, y))
         y += height + MARGIN // 2
@@ -142,6 +153,21 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write into {folder}: permission denied")
+
+
+@contextmanager
+def folders(*wanted: Path) -> Iterator[None]:
+    """Make folders for what a block of code writes; those that it leaves empty go again."""
+    places = {place for folder in wanted for place in (folder, *folder.parents)}
+    missing = [place for place in places if not os.path.exists(place)]
+    try:
+        for folder in wanted:
+            make_folder(folder)
+        yield
+    finally:
+        for place in sorted(missing, key=lambda place: -len(place.parts)):  # the inner ones first
+            with suppress(OSError):  # never made, or not empty
+                place.rmdir()
 
 
 def save_whole(path: Path, save: Callable[[Path], None]) -> None:

@@ -10,11 +10,14 @@ from minimodal.data.oracle import Verdict
 from minimodal.drawing import (
     MARGIN,
     MOST_LINES,
+    PALE,
     PAPER,
     RIGHT,
     WRONG,
+    folders,
     grid,
     make_folder,
+    save_gif,
     save_png,
     verdict_line,
     wrap,
@@ -50,6 +53,20 @@ def test_rows_are_filled_from_the_left():
     picture = grid(tiles(5), columns=2, tile=8)
     assert picture.size == (2 * (8 + MARGIN) + MARGIN, 3 * (8 + MARGIN) + MARGIN)
     assert (pixels(picture)[-8 - MARGIN :, -8 - MARGIN :] == PAPER).all()  # the sixth place
+
+
+def test_pictures_that_belong_together_begin_a_new_row():
+    picture, step = pixels(grid(tiles(6), columns=2, each=3, tile=8)), 8 + MARGIN
+    assert picture.shape == (4 * step + MARGIN, 2 * step + MARGIN, 3)
+    places = picture[MARGIN:, MARGIN:].reshape(4, step, 2, step, 3)
+    empty = (places == PAPER).all(axis=(1, 3, 4))
+    assert empty.tolist() == [[False, False], [False, True]] * 2
+
+
+def test_a_note_is_a_line_below_its_picture():
+    noted = pixels(grid(tiles(2), ["a", "b"], notes=["", "0.3"], columns=2))
+    left, right = np.split(noted, 2, axis=1)
+    assert not (left == PALE).all(-1).any() and (right == PALE).all(-1).any()
 
 
 def test_the_verdict_says_what_is_wrong():
@@ -107,6 +124,26 @@ def test_a_failed_write_leaves_the_old_picture_and_no_rest(tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"cannot write .*grid\.png: No space left"):
         save_png(grid(tiles(1)), path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_moving_picture_takes_its_time_though_frames_are_alike(tmp_path):
+    frames = [Image.new("RGB", (9, 9), (red, 0, 0)) for red in (0, 0, 90, 90, 90)]
+    save_gif(frames, tmp_path / "a.gif", seconds=0.1)
+    with Image.open(tmp_path / "a.gif") as gif:
+        times = [gif.seek(i) or gif.info["duration"] for i in range(gif.n_frames)]
+    assert times == [200, 2200]
+
+
+def test_folders_that_stay_empty_go_again_and_others_stay(tmp_path):
+    (tmp_path / "old").mkdir()
+    with (
+        pytest.raises(UserError, match="no good"),
+        folders(tmp_path / "old", tmp_path / "new" / "er", tmp_path / "full"),
+    ):
+        assert (tmp_path / "new" / "er").is_dir()
+        (tmp_path / "full" / "a.txt").touch()
+        raise UserError("no good")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "old"]
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):

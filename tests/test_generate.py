@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 from tiny import make_clip, make_dalle, make_vqgan
 
+from minimodal.cli import generate
 from minimodal.cli.common import Parser, run_command
-from minimodal.cli.generate import main, make_parser
+from minimodal.cli.generate import in_rows, main, make_parser
 from minimodal.dalle import DALLE
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
+from minimodal.drawing import MARGIN, grid
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
 from minimodal.runs import load
@@ -149,6 +151,22 @@ def test_the_first_picture_is_the_one_that_clip_finds_best(run, demo):
         assert (pixels(f"best/000-{place}.png") == pixels(f"plain/000-{number}.png")).all()
 
 
+def test_rerank_writes_clips_scores_below_the_pictures_best_first(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(generate, "grid", lambda *x, **how: (seen.append(how), grid(*x, **how))[1])
+    run("a red circle", "-n", "2", "--out", "plain.png")
+    told = json.loads(run("a red circle", "-n", "2", "--rerank", "9", "--json")[1])["pictures"]
+    assert [how["notes"] for how in seen] == [[], [f"CLIP {one['clip']:.4f}" for one in told]]
+    assert pixels("pictures.png").shape[0] > pixels("plain.png").shape[0]
+
+
+def test_the_pictures_of_a_prompt_begin_a_new_row():
+    drawn = torch.arange(18, dtype=torch.uint8)[:, None, None, None].expand(18, 3, SIDE, SIDE)
+    both = np.asarray(in_rows(drawn, ["a", "b"], 9))
+    second = np.asarray(grid(drawn[9:], ["b"] * 9, columns=8))
+    assert (both[-len(second) :] == second).all()
+
+
 def test_rerank_below_n_still_shows_n(run):
     status, out, _ = run("a red circle", "-n", "3", "--rerank", "2", "--json")
     assert status == 0 and len(json.loads(out)["pictures"]) == 3
@@ -167,6 +185,29 @@ def test_the_runs_own_sampling_is_the_default_and_flags_win(run, demo, tmp_path,
     run("a red circle", "-n", "1", "--temperature", "0", "--guidance", "1")
     run("a red circle", "-n", "1", folder=write_demo(tmp_path / "plain"))
     assert seen == [(0.8, 2.0), (0.0, 1.0), (1.0, 1.0)]
+
+
+def test_every_flag_of_drawing_reaches_the_model(run, monkeypatch):
+    Image.fromarray(np.full((SIDE, SIDE, 3), 90, np.uint8)).save("half.png")
+    words = """a red circle|a blue square|-n|2|--temperature|0.7|--top-k|3|--top-p|0.9|--min-p|0.05
+        |--guidance|3|--schedule|linear|--negative|a red square|--complete|half.png|--redraw|2,2,6,4
+        |--seeds|4,5,6,7|--truncate|--allow-unseen|--gif|d.gif""".split("|")
+    seen, original = {}, DALLE.generate
+
+    def spy(self, *args, **named):
+        seen.update(named, given=args)
+        return original(self, *args, **named)
+
+    monkeypatch.setattr(DALLE, "generate", spy)
+    assert run(*map(str.strip, words))[0] == 0
+    assert (seen.pop("complete") == 90).all()
+    assert callable(seen.pop("progress")) and callable(seen.pop("partial"))
+    assert seen == {
+        "given": (["a red circle", "a blue square"], 2), "temperature": 0.7, "top_k": 3,
+        "top_p": 0.9, "min_p": 0.05, "guidance": 3.0, "schedule": "linear",
+        "negative": "a red square", "redraw": (2, 2, 6, 4), "seeds": [4, 5, 6, 7],
+        "truncate": True, "allow_unseen": True, "first": None,
+    }  # fmt: skip
 
 
 def test_a_dalle_run_by_itself_will_do_and_finds_the_clip_beside_it(run, demo):
@@ -200,6 +241,25 @@ def test_a_drawing_becomes_a_moving_picture(run):
     status, _, _ = run("a red circle", "-n", "2", "--gif", "new/drawing.gif")
     with Image.open("new/drawing.gif") as gif:
         assert status == 0 and gif.n_frames == 3  # one for each row of codes
+
+
+@pytest.mark.parametrize("asked", [("-n", "6"), ("a blue square", "-n", "3")], ids=["one", "two"])
+def test_the_moving_picture_begins_grey_below_the_first_row_and_ends_as_the_grid(
+    run, tmp_path, asked
+):
+    plain = write_demo(tmp_path / "plain", data="coco:somewhere")  # no verdicts below the pictures
+    run("a red circle", *asked, "--gif", "drawing.gif", folder=plain)
+    with Image.open("drawing.gif") as gif:
+        first, *_, last = (
+            np.asarray(frame.convert("RGB"), int) for frame in ImageSequence.Iterator(gif)
+        )
+    drawn = pixels("pictures.png").astype(int)
+    assert last.shape == drawn.shape
+    assert np.abs(last - drawn).mean() < 2  # a GIF has 256 colours
+    side, row = 132, 44  # a picture of 6 pixels enlarged to 128 or more; the first row of codes
+    for left in range(MARGIN, drawn.shape[1], side + MARGIN):
+        tile = np.abs(first[MARGIN : MARGIN + side, left : left + side] - 128)
+        assert tile[row:].max() < 8 < tile[:row].mean()
 
 
 def test_a_picture_with_its_seed_is_the_same_beside_any_others(run):
@@ -280,10 +340,13 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a red circle", "--min-p", "1"), "min-p 1.0"),
         (("a red circle", "--seeds", "1,2"), "2 --seeds for 4 pictures"),
         (("a red circle", "--seeds", "x"), "expected numbers"),
+        (("a red circle", "--seeds", "9" * 5000), "expected numbers"),
         (("a red circle", "--redraw", "0,0,2,2"), "needs the picture"),
         (("a red circle", "--complete", "no.png", "--redraw", "0,0,2"), "four numbers"),
         (("a red circle", "--complete", "no.png"), "no.png"),
+        (("a red circle", "--redraw=--5,0,3,6"), "'--5,0,3,6': expected four numbers"),
         (("a red circle", "--schedule", "square"), "square"),
+        (("a red circle", "--guidance", "1", "--schedule", "linear"), "--schedule lets guidance"),
         (("a red circle", "--gif", "drawing.png"), "ends in .gif"),
         (("a red circle", "--keep", "0.2"), "--keep is for --method vqgan-prior"),
         (("a red circle", "--stride", "3"), "--stride is for --method vqgan-prior"),
@@ -330,6 +393,51 @@ def test_a_place_that_cannot_be_written_is_refused_before_drawing(run, monkeypat
         ("folder.png", "is a folder"),
     ):
         assert message in refusal(run("a red circle", "--out", out))
+
+
+def test_a_gif_that_is_a_folder_is_refused_before_drawing(run, monkeypatch):
+    monkeypatch.setattr(DALLE, "generate", lambda *_, **__: pytest.fail("it drew"))
+    Path("old.gif").mkdir()
+    assert "--gif old.gif is a folder" in refusal(run("a red circle", "--gif", "old.gif"))
+    clash = ("--out", "new.gif.png", "--gif", "new.gif")  # where the single pictures go
+    assert "--gif new.gif is a folder" in refusal(run("a red circle", *clash))
+
+
+def test_what_is_refused_leaves_no_folder(run, tmp_path, monkeypatch):
+    folder = write_demo(tmp_path / "strict")
+    KnownWords.of(["a red circle"]).save(folder / "dalle" / "words.json")
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save("whole.png")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save("large.png")
+    for words in (
+        ("a zebra",),
+        ("a red circle", "--complete", "large.png"),
+        ("a red circle", "--complete", "whole.png", "--redraw", "0,0,99,99"),
+    ):
+        refusal(run(*words, "--out", "a/b.png", "--gif", "c/d.gif", folder=folder))
+        assert sorted(place.name for place in Path().iterdir()) == ["large.png", "whole.png"]
+
+
+def test_a_rectangle_that_begins_left_of_the_picture_is_said_to_be_outside(run):
+    Image.fromarray(np.zeros((SIDE, SIDE, 3), np.uint8)).save("whole.png")
+    asked = ("a red circle", "--complete", "whole.png")
+    for words in (("--redraw", "-5,0,3,6"), ("--redraw=-5,0,3,6",)):
+        said = refusal(run(*asked, *words))
+        assert "the rectangle -5,0,3,6 (left, top, right, bottom) is not inside" in said
+
+
+def test_a_schedule_needs_a_guidance_that_it_can_let_grow(run, tmp_path):
+    asked, folder = ("a red circle", "-n", "1", "--schedule", "linear"), write_demo(tmp_path / "x")
+    assert "--schedule lets guidance grow, and it is 1" in refusal(run(*asked, folder=folder))
+    assert run(*asked, "--guidance", "2", folder=folder)[0] == 0
+    assert run(*asked)[0] == 0  # the run's own guidance is 2
+
+
+def test_no_bar_is_drawn_before_a_refusal(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "tqdm", lambda **_: pytest.fail("a bar"))
+    folder = write_demo(tmp_path / "always", training={"caption_dropout": 0.0})
+    refusal(run("a red circle", "--guidance", "2", folder=folder))
 
 
 def test_ctrl_c_leaves_with_130_and_no_picture(run, monkeypatch):

@@ -6,6 +6,7 @@ Status 0: done; 2: bad input, said in one line on stderr; 130: stopped by Ctrl-C
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -23,6 +24,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # values, too: -5,0,3,6 and -1e-3
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave with status 2."""

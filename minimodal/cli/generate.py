@@ -9,11 +9,13 @@ lets CLIP choose among more than are shown. Read `dalle.DALLE.generate` and `dra
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,11 +29,12 @@ from minimodal.data.oracle import Verdict, score
 from minimodal.data.oracle_edits import EditVerdict, expected, score_edits
 from minimodal.data.oracle_hard import score_hard
 from minimodal.data.shapes import concatenate, parse
-from minimodal.drawing import grid, make_folder, save_gif, save_png, to_picture
+from minimodal.drawing import folders, grid, save_gif, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
 from minimodal.runs import dalle_folder, load
 from minimodal.training.distributed import pick_device
+from minimodal.vqgan_prior import VQGANPrior
 
 OF_PRIORS = ("size", "keep", "stride")  # flags of generate_prior.py alone
 MOST = 4096  # pictures of one command: more than anyone looks at, less than memory holds
@@ -40,16 +43,16 @@ MOST = 4096  # pictures of one command: more than anyone looks at, less than mem
 def read_seeds(text: str) -> list[int]:
     """`3,7` as a list of seeds."""
     parts = text.split(",")
-    if not all(part.isdecimal() and int(part) < 2**63 for part in parts):
-        raise argparse.ArgumentTypeError(f"'{text}': expected numbers such as 3,7")
+    if not all(re.fullmatch(r"\d{1,19}", part) and int(part) < 2**63 for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected numbers such as 3,7")
     return [int(part) for part in parts]
 
 
 def read_box(text: str) -> tuple[int, ...]:
     """`0,16,32,32` as left, top, right and bottom."""
     parts = text.split(",")
-    if len(parts) != 4 or not all(part.strip().lstrip("-").isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"'{text}': expected four numbers such as 0,16,32,32")
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected four numbers such as 0,16,32,32")
     return tuple(int(part) for part in parts)
 
 
@@ -201,6 +204,24 @@ def judged(
     return verdicts
 
 
+def in_rows(
+    pictures: Tensor,
+    prompts: list[str],
+    n: int,
+    *,
+    verdicts: list[Verdict | EditVerdict | None] | None = None,
+    scores: list[float] | None = None,
+) -> Image.Image:
+    """The grid of n pictures a prompt, each prompt's in rows of their own.
+
+    pictures: (N, 3, H, W) uint8, N = n times the prompts; of an unfinished drawing the first ones
+    """
+    shown = [prompt for prompt in prompts for _ in range(n)]
+    notes = [f"CLIP {score:.4f}" for score in scores or []]
+    columns = min(n, 8) if len(prompts) > 1 else 4
+    return grid(pictures, shown, verdicts, notes=notes, columns=columns, each=n)
+
+
 def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
     """All pictures, on the CPU; the first ones row by row as a GIF where that is asked for.
 
@@ -208,7 +229,6 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
     """
     own = dalle.run["model"].get("sampling", {})
     each = max(arguments.n, arguments.rerank)
-    bar = tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False)
     frames: list[Tensor] = []
 
     def chosen(value: float | None, name: str) -> float:
@@ -225,10 +245,12 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             f"--guidance {guidance:g}: the run never saw an empty caption (caption_dropout 0), "
             "which guidance compares with; give --guidance 1"
         )
+    if guidance == 1:
+        refuse(arguments, ("schedule",), "lets guidance grow, and it is 1: give --guidance S")
     seeded = {"seeds": arguments.seeds} if arguments.seeds else {
         "generator": torch.Generator(device).manual_seed(arguments.seed)
     }  # fmt: skip
-    with bar:
+    with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False) as bar:
         pictures = dalle.generate(
             arguments.prompts,
             each,
@@ -249,53 +271,8 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             **seeded,
         ).cpu()
     if arguments.gif:
-        columns = min(8, each if len(arguments.prompts) > 1 else 4)
-        shown = [prompt for prompt in arguments.prompts for _ in range(each)]
-        save_gif([grid(frame, shown, columns=columns) for frame in frames], arguments.gif)
+        save_gif([in_rows(frame, arguments.prompts, each) for frame in frames], arguments.gif)
     return pictures
-
-
-def generate(arguments: argparse.Namespace) -> None:
-    """Draw, choose, judge and write."""
-    check(arguments)
-    device = pick_device(arguments.device)
-    clip = None
-    if arguments.method == "dalle":
-        folder = dalle_folder(arguments.run)
-        model = load(folder, kind="dalle").to(device)
-        clip = clip_for(arguments, folder, device) if arguments.rerank else None
-    else:
-        model = load_prior(arguments, device)
-    singles = arguments.out.with_suffix("")
-    if arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
-    make_folder(arguments.out.parent)  # before the drawing, which takes longest
-    make_folder(singles)
-    if arguments.gif:
-        make_folder(arguments.gif.parent)
-    paint = draw if arguments.method == "dalle" else draw_prior
-    pictures = paint(arguments, model, device)
-    prompts, n = arguments.prompts or [""], arguments.n
-    scores, seeds = None, arguments.seeds
-    if clip is not None:
-        sets = pictures.unflatten(0, (len(prompts), -1))  # (P, K, 3, H, W)
-        order, similarity = rerank(clip, prompts, sets)
-        best = [each[rank[:n]] for each, rank in zip(sets, order, strict=True)]
-        pictures, scores = torch.cat(best), similarity[:, :n].flatten().tolist()
-        if seeds:
-            seeds = torch.tensor(seeds).view(order.shape).gather(1, order)[:, :n].flatten().tolist()
-    shown = [prompt for prompt in prompts for _ in range(n)]
-    data = str(model.run.get("data")).split(":")
-    verdicts = None
-    if data[0] == "shapes" and arguments.method == "dalle":
-        first = read_picture(arguments.first) if arguments.first else None
-        verdicts = judged(shown, pictures, world=data[1] if len(data) > 1 else "", first=first)
-    columns = n if len(prompts) > 1 or n < 4 else 4
-    save_png(grid(pictures, shown, verdicts, columns=min(columns, 8)), arguments.out)
-    files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]
-    for picture, file in zip(pictures, files, strict=True):
-        save_png(to_picture(picture), file)
-    told(arguments, shown, files, verdicts, scores, seeds)
 
 
 def told(
@@ -329,6 +306,57 @@ def told(
         pictures.append(one)
     common = {} if seeds else {"seed": arguments.seed}
     print(json.dumps({"grid": str(arguments.out), **common, "pictures": pictures}))
+
+
+def show(
+    arguments: argparse.Namespace, model: DALLE | VQGANPrior, clip: CLIP | None, pictures: Tensor
+) -> None:
+    """Choose, judge and write.
+
+    pictures: (N, 3, H, W) uint8 all that were drawn
+    """
+    prompts, n = arguments.prompts or [""], arguments.n
+    scores, seeds = None, arguments.seeds
+    if clip is not None:
+        sets = pictures.unflatten(0, (len(prompts), -1))  # (P, K, 3, H, W)
+        order, similarity = rerank(clip, prompts, sets)
+        best = [each[rank[:n]] for each, rank in zip(sets, order, strict=True)]
+        pictures, scores = torch.cat(best), similarity[:, :n].flatten().tolist()
+        if seeds:
+            seeds = torch.tensor(seeds).view(order.shape).gather(1, order)[:, :n].flatten().tolist()
+    shown = [prompt for prompt in prompts for _ in range(n)]
+    data = str(model.run.get("data")).split(":")
+    verdicts = None
+    if data[0] == "shapes" and arguments.method == "dalle":
+        first = read_picture(arguments.first) if arguments.first else None
+        verdicts = judged(shown, pictures, world=data[1] if len(data) > 1 else "", first=first)
+    save_png(in_rows(pictures, prompts, n, verdicts=verdicts, scores=scores), arguments.out)
+    singles = arguments.out.with_suffix("")
+    files = [singles / f"{i // n:03d}-{i % n}.png" for i in range(len(shown))]
+    for picture, file in zip(pictures, files, strict=True):
+        save_png(to_picture(picture), file)
+    told(arguments, shown, files, verdicts, scores, seeds)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Load, draw and show."""
+    check(arguments)
+    device = pick_device(arguments.device)
+    clip = None
+    if arguments.method == "dalle":
+        folder = dalle_folder(arguments.run)
+        model = load(folder, kind="dalle").to(device)
+        clip = clip_for(arguments, folder, device) if arguments.rerank else None
+    else:
+        model = load_prior(arguments, device)
+    places = {"--out": arguments.out} | ({"--gif": arguments.gif} if arguments.gif else {})
+    parents = [place.parent for place in places.values()]
+    with folders(arguments.out.with_suffix(""), *parents):  # before the drawing: it takes longest
+        for flag, place in places.items():
+            if place.is_dir():
+                raise UserError(f"{flag} {place} is a folder; give the name of a picture in it")
+        paint = draw if arguments.method == "dalle" else draw_prior
+        show(arguments, model, clip, paint(arguments, model, device))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
