@@ -32,6 +32,14 @@ def test_the_likelihood_is_the_sum_of_the_losses_terms(codes):
     torch.testing.assert_close(found.joint, found.text + found.image)
 
 
+def test_the_likelihood_of_a_pair_is_that_of_its_second_picture():
+    model, pairs = make_dalle(pictures=2), integers(11, 3, 6, 3)
+    found = log_likelihood(model, TEXT, pairs).image
+    for row in range(3):
+        _, parts = model.loss(TEXT[row : row + 1], pairs[row : row + 1])
+        assert found[row].item() == pytest.approx(-9 * parts["image_loss"].item(), rel=1e-5)
+
+
 def test_every_picture_is_scored_with_every_caption():
     model = make_painter()
     pictures, captions = integers(11, 2, 3, 3), ["a red circle", "a green star", "a blue square"]
@@ -161,6 +169,7 @@ def test_labels_have_words_that_training_had_unless_others_are_allowed(call):
     [
         (["absent.png"], "absent.png"),
         (["grey.png", "--labels", "a,,b"], "--labels 'a,,b'"),
+        (["grey.png", "--candidates", "100000000"], "expected 1024 or fewer"),
         (["grey.png", "--rounds", "0"], "--rounds 0: expected 1 or more"),
         (["grey.png", "--labels", "a red circle " * 30], "is too long"),
         (["grey.png", "--seeed", "1"], "did you mean --seed?"),

@@ -23,6 +23,7 @@ from minimodal.runs import dalle_folder, load
 from minimodal.training.distributed import pick_device
 
 ABOUT = "what a DALL·E says that pictures show"
+MOST = 1024  # candidates that are written at once: more than help, less than memory holds
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,10 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("candidates", "rounds"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected 1 or more")
+    if arguments.candidates > MOST:
+        raise UserError(
+            f"--candidates {arguments.candidates}: expected {MOST} or fewer; more --rounds try more"
+        )
     device = pick_device(arguments.device)
     dalle = load(dalle_folder(arguments.run), kind="dalle").to(device)
     if not arguments.allow_unseen:
