@@ -215,6 +215,7 @@ def test_a_study_writes_its_heat_maps(run, tmp_path, monkeypatch):
     for name, value in (
         ("template_scores", {"seen_shape": 0.5}),
         ("copies_of_training", {"nearer": 0.5}),
+        ("reading_scores", {"seen_color": 0.75}),
     ):
         monkeypatch.setattr(f"minimodal.cli.evaluate.{name}", lambda *_, value=value, **__: value)
     monkeypatch.setattr("minimodal.cli.evaluate.draw", lambda *_, **__: None)
@@ -223,6 +224,7 @@ def test_a_study_writes_its_heat_maps(run, tmp_path, monkeypatch):
     monkeypatch.setattr("minimodal.cli.evaluate.dalle_scores", lambda *_, **__: {"seen": 0.1})
     status, out, _ = run(folder / "dalle", "--study", "--json")
     scores = json.loads(out)["scores"]
+    assert scores["reads_seen_color"] == 0.75 and scores["baseline_chance"] == 0
     assert status == 0 and scores["template_seen_shape"] == 0.5
     assert scores["sweep_seen_g1.5_t0.5"] == 0.25
     assert (folder / "dalle" / "sweep-seen.png").exists()

@@ -29,6 +29,7 @@ from minimodal.evaluation.dalle_study import (
     TEMPERATURES,
     class_scores,
     copies_of_training,
+    reading_scores,
     recall_of_captions,
     sweep,
     template_scores,
@@ -41,6 +42,7 @@ from minimodal.evaluation.scoreboard import (
     HARD,
     PLAIN,
     World,
+    baseline_scores,
     clip_scores,
     dalle_scores,
     draw,
@@ -78,7 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
              "(default: none)")  # fmt: skip
     add("--study", action="store_true",
         help="of a DALL·E on the Shapes world: templates of growing difficulty, guidance against "
-             "temperature (a heat map), copies of training pictures")  # fmt: skip
+             "temperature (a heat map), reading pictures, copies of training pictures")  # fmt: skip
     add("-n", type=int, default=500, metavar="N",
         help="pictures that a DALL·E draws for a score (default: 500)")  # fmt: skip
     add_merges_flag(parser)
@@ -115,18 +117,21 @@ def on_shapes(
     scores = dalle_scores(
         model, clip, seed=arguments.seed, n=arguments.n, sampling=sampling, world=world
     )
+    baselines = baseline_scores(seed=arguments.seed, n=arguments.n, world=world)
+    scores |= {f"baseline_{name}": value for name, value in baselines.items()}
     if arguments.study:
         scores |= study(model, arguments, sampling)
     return Evaluation(scores, how | {"sampling": sampling})
 
 
 def study(dalle: DALLE, arguments: argparse.Namespace, sampling: dict) -> dict[str, float]:
-    """Templates, copies, and guidance against temperature, which also becomes a picture."""
+    """Templates, reading, copies, and guidance against temperature, also as a picture."""
     seed = arguments.seed
     scores = {
         f"template_{name}": value
         for name, value in template_scores(dalle, sampling=sampling, seed=seed).items()
     }
+    scores |= {f"reads_{name}": value for name, value in reading_scores(dalle, seed=seed).items()}
     val = ShapesSource(seed, split="val")
     prompts = val.full_captions(np.arange(200), np.random.default_rng(seed))
     drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling)

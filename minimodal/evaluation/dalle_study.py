@@ -1,9 +1,9 @@
 """Studies of a DALL·E: how hard a caption may be, how to sample, whether it copies.
 
-`template_scores` asks for scenes of the Shapes world in words of growing difficulty, `sweep` tries
-guidance against temperature, `copies_of_training` looks for the training picture nearest to each
-drawn one, and `class_scores` and `recall_of_captions` have a judge or a CLIP say what was drawn
-where there is no oracle.
+`template_scores` asks for scenes of the Shapes world in words of growing difficulty,
+`reading_scores` has the model say what pictures show, `sweep` tries guidance against temperature,
+`copies_of_training` looks for the training picture nearest to each drawn one, and `class_scores`
+and `recall_of_captions` have a judge or a CLIP say what was drawn where there is no oracle.
 
 Models in, dicts of numbers between 0 and 1 out. Read `scoreboard.py` before.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimodal.blocks.pixels import to_float
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
 from minimodal.data.loading import DataSource, open_data
@@ -27,11 +28,13 @@ from minimodal.data.shapes import (
     SIZES,
     Scenes,
     ShapesSource,
+    parse,
 )
 from minimodal.data.shapes_language import article, plural
 from minimodal.errors import UserError
 from minimodal.evaluation.judge import Judge
-from minimodal.evaluation.scoreboard import draw, exact, rounded
+from minimodal.evaluation.reading import caption_scores, describe
+from minimodal.evaluation.scoreboard import by_attribute, draw, exact, rounded, shares
 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
@@ -101,7 +104,8 @@ def negation_scores(dalle: DALLE, scenes: Scenes, *, sampling: dict, seed: int) 
 def template_scores(
     dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 100
 ) -> dict[str, float]:
-    """Share of pictures that hold what a caption says, for each template and kind of pairs.
+    """Share of pictures that hold what a caption says, for each template and kind of pairs: all of
+    it, and each attribute that it names.
 
     Counting ("two red circles") asks for two equal objects of a scene's first pair.
     sampling: settings of `DALLE.generate`
@@ -118,13 +122,74 @@ def template_scores(
             for template, prompt in wanted.items():
                 if len(prompts.setdefault(template, [])) < n:
                     prompts[template].append(prompt)
+        if pairs == "held_out":
+            prompts.pop("shape", None)  # names no colour, so nothing that was held out
         for template, texts in prompts.items():
             pictures = draw(dalle, texts, 1, seed=seed, sampling=sampling)
-            scores[f"{pairs}_{template}"] = exact(score(texts, pictures.numpy())).mean()
+            verdicts = score(texts, pictures.numpy())
+            scores[f"{pairs}_{template}"] = exact(verdicts).mean()
+            scores |= shares(by_attribute(f"{pairs}_{template}", verdicts))
         if pairs == "seen":
             single = scenes[np.flatnonzero(scenes.count == 1)[:n]]
             scores |= negation_scores(dalle, single, sampling=sampling, seed=seed)
     return rounded(scores)
+
+
+@torch.no_grad()
+def reading_scores(
+    dalle: DALLE, *, seed: int = 0, n: int = 100, written: int = 20
+) -> dict[str, float]:
+    """DALL·E read the other way: does it know what true pictures of one object show?
+
+    As a classifier it chooses the one of all eight colours, and of all eight shapes, that makes a
+    picture likeliest. As a captioner it writes: `true` is the share of its captions that hold of
+    the picture, `whole` of those that also say all there is to say.
+
+    n: pictures that are classified
+    written: pictures that are described, which takes a second each
+    """
+    device, scores = dalle.rows.device, {}
+    generator = torch.Generator(device).manual_seed(seed)
+    for pairs in ("seen", "held_out"):
+        source = ShapesSource(seed, split="val", pairs=pairs)
+        scenes, numbers = source.scenes(np.arange(8 * n)), np.arange(8 * n)
+        numbers = numbers[scenes.count == 1][:n]
+        scenes, pictures = source.scenes(numbers), source.images(numbers)
+        codes = dalle.encode_pictures(to_float(torch.from_numpy(pictures).to(device)))
+        for what, names in (("color", tuple(COLORS)), ("shape", SHAPES)):
+            true = getattr(scenes, what)[:, 0]
+            found = [
+                caption_scores(dalle, codes[row : row + 1], variants(scenes, row, what, names))
+                for row in range(len(scenes))
+            ]
+            chosen = torch.cat(found).argmax(dim=1).cpu().numpy()
+            scores[f"{pairs}_{what}"] = (chosen == true).mean()
+        said = [describe(dalle, one, generator=generator).caption for one in codes[:written]]
+        held = [holds(text, picture) for text, picture in zip(said, pictures, strict=False)]
+        scores[f"{pairs}_true"] = np.mean([true for true, _ in held])
+        scores[f"{pairs}_whole"] = np.mean([true and whole for true, whole in held])
+    return rounded(scores)
+
+
+def holds(caption: str, picture: np.ndarray) -> tuple[bool, bool]:
+    """Whether a caption is true of a picture, and whether it names every attribute.
+
+    picture: (3, H, W) uint8
+    """
+    try:
+        said = parse(caption)
+    except UserError:  # no sentence of this world: true of nothing
+        return False, False
+    whole = said.background is not None and all(None not in thing for thing in said.objects)
+    return bool(exact(score([caption], picture[None]))[0]), whole
+
+
+def variants(scenes: Scenes, row: int, what: str, names: Sequence[str]) -> list[str]:
+    """A scene of one object in words, once with each of the names as its colour or shape."""
+    ground = f"on {tuple(BACKGROUNDS)[scenes.background[row]]}"
+    size, color, shape = named(scenes, row, 0, size=True).split()
+    words = [(size, name, shape) if what == "color" else (size, color, name) for name in names]
+    return [f"{article(' '.join(three))} {ground}" for three in words]
 
 
 def sweep(

@@ -66,6 +66,15 @@ def exact(verdicts: Sequence[Verdict]) -> np.ndarray:
     return np.array([verdict.exact for verdict in verdicts])
 
 
+def by_attribute(name: str, verdicts: Sequence[Verdict]) -> dict[str, list[bool]]:
+    """Whether each attribute is right, where captions name it."""
+    return {
+        f"{name}_{attribute}": [holds for holds in found if holds is not None]
+        for attribute in ATTRIBUTES
+        for found in [[getattr(verdict, attribute) for verdict in verdicts]]
+    }
+
+
 def shares(cases: dict[str, np.ndarray | list[bool]]) -> dict[str, float]:
     """How much of each list holds; of nothing there is no share."""
     return {name: float(np.mean(holds)) for name, holds in cases.items() if len(holds)}
@@ -250,9 +259,7 @@ def dalle_scores(
         verdicts = world.score(prompts, pictures.numpy())
         right, one = exact(verdicts), source.scenes(numbers).count == 1
         cases = {name: right, f"{name}_one_object": right[one]}
-        for attribute in ATTRIBUTES:
-            holds = [getattr(verdict, attribute) for verdict in verdicts]
-            cases[f"{name}_{attribute}"] = [value for value in holds if value is not None]
+        cases |= by_attribute(name, verdicts)
         began = time.perf_counter()
         unguided = draw(dalle, prompts[:few], 1, seed=seed, sampling=plain)
         if name == "seen":
@@ -289,25 +296,27 @@ def words(texts: Sequence[str]) -> np.ndarray:
     return found
 
 
-def baseline_scores(*, seed: int = 0, n: int = 500, pool: int = 20_000) -> dict[str, float]:
+def baseline_scores(
+    *, seed: int = 0, n: int = 500, pool: int = 20_000, world: World = PLAIN
+) -> dict[str, float]:
     """Two answers without a generator: any training picture, and that of the nearest caption.
 
     Nearest is the caption that shares most words (the highest Jaccard index |A ∩ B| / |A ∪ B|).
     """
-    train = ShapesSource(seed)
+    train = world.source(seed)
     numbers = np.arange(pool)
     have = words(train.full_captions(numbers, np.random.default_rng(seed + 1)))  # (pool, V)
     scores = {}
     for name, pairs in (("", "seen"), ("_held_out", "held_out")):
-        source = ShapesSource(seed, split="val", pairs=pairs)
+        source = world.source(seed, split="val", pairs=pairs)
         prompts = source.full_captions(np.arange(n), np.random.default_rng(seed))
         want = words(prompts)  # (n, V)
         both = want @ have.T  # (n, pool)
         either = want.sum(1)[:, None] + have.sum(1)[None] - both
         nearest = train.images((both / either).argmax(axis=1))
         anything = train.images(numbers[np.arange(n) % pool])
-        scores[f"chance{name}"] = exact(score(prompts, anything)).mean()
-        scores[f"nearest_caption{name}"] = exact(score(prompts, nearest)).mean()
+        scores[f"chance{name}"] = exact(world.score(prompts, anything)).mean()
+        scores[f"nearest_caption{name}"] = exact(world.score(prompts, nearest)).mean()
     return rounded(scores)
 
 
