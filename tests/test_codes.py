@@ -1,5 +1,6 @@
 """Pictures as codes, once: the file that keeps them, and whose VQGAN they may come from."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +9,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from systems import ENGINE
-from tiny import generator, make_painter, make_vqgan
+from test_generate import write_run
+from tiny import generator, integers, make_painter, make_vqgan, noise, pictures
 
+from minimodal.blocks.pixels import to_uint8
 from minimodal.data.shapes import ShapesSource
 from minimodal.errors import UserError
 from minimodal.runs import load
-from minimodal.training.build import build_dalle
+from minimodal.training.build import build_dalle, encode_data
 from minimodal.training.engine import run
 from minimodal.training.recipes import dalle_shapes
 from minimodal.training.tasks.codes import cached_codes, tokenize_pictures
+from minimodal.training.tasks.common import seeded
+from minimodal.vqgan import QUANTIZERS, VQGAN, VQGANConfig
 
 ORIGINAL = Path(__file__).parent / "data" / "vqgan_taming"
 SOURCE = ShapesSource(image_size=16)
@@ -81,6 +87,40 @@ def test_where_the_file_cannot_be_kept_the_codes_are_and_it_is_said(tmp_path, ca
     assert "cannot keep" in capsys.readouterr().err
 
 
+def write_vqgan(out: Path, *, seed: int = 0, **config) -> Path:
+    """A run with random weights whose codes count as placed."""
+    vqgan = seeded(lambda: VQGAN(VQGANConfig(image_size=16, channels=8, **config)), seed)
+    with torch.no_grad():
+        for number, book in enumerate(getattr(vqgan.quantizer, "codebooks", [vqgan.quantizer])):
+            if hasattr(book, "codes"):
+                book.codes.copy_(noise(*book.codes.shape, seed=seed + number))
+            book.counts.fill_(1.0)
+    write_run(out, "vqgan", vqgan)
+    return out
+
+
+@pytest.mark.parametrize("changed", ["weights", "flip", "data", "pool"])
+def test_kept_codes_are_of_these_weights_and_these_pictures(tmp_path, changed):
+    """All lie at the same places before and after the change."""
+    (tmp_path / "data").mkdir()
+
+    def encode(other: bool) -> torch.Tensor:
+        has = {name: other and name == changed for name in ("weights", "flip", "data", "pool")}
+        write_vqgan(tmp_path / "vqgan", codes=(12,), seed=int(has["weights"]))
+        for number, pixels in enumerate(integers(256, 6, 16, 16, 3, seed=int(has["data"]))):
+            picture = Image.fromarray(pixels.numpy().astype(np.uint8))
+            picture.save(tmp_path / "data" / f"{number}.png")
+        return encode_data(
+            f"folder:{tmp_path / 'data'}", tmp_path / "vqgan", pool=3 if has["pool"] else 4,
+            flip=has["flip"], device="cpu", limit=None,
+        ).codes  # fmt: skip
+
+    first, again, other = encode(False), encode(False), encode(True)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len(list((tmp_path / "vqgan" / "codes").iterdir())) == 2
+    assert torch.equal(encode(False), first)  # the first file is still the right one
+
+
 def test_codes_are_computed_in_full_float32_and_the_callers_settings_come_back():
     seen, device = [], torch.device("cpu")
 
@@ -117,3 +157,30 @@ def test_dalle_trains_and_draws_on_the_codes_of_an_original_checkpoint(tmp_path)
     dalle = load(tmp_path / "run", kind="dalle")
     picture = dalle.generate("a red circle", generator=generator())
     assert picture.shape[2] == dalle.config.grid * dalle.factor
+
+
+BOOKS = {name: (12,) for name in QUANTIZERS} | {"fsq": (4, 3, 5), "two codebooks": (5, 4)}
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_dalle_trains_and_draws_on_the_codes_of_every_quantizer(tmp_path, name):
+    quantizer = name if name in QUANTIZERS else "ema"
+    shape = {"quantizer": quantizer, "codes": BOOKS[name], "code_width": 6, "patch": 4,
+             "multipliers": (1,)}  # fmt: skip
+    theirs = load(write_vqgan(tmp_path / "vqgan", **shape))
+    recipe, engine = dalle_shapes(), replace(ENGINE, steps=1)
+    recipe = recipe._replace(model=replace(recipe.model, width=16, depth=1, heads=2), engine=engine)
+    task = build_dalle(recipe, "shapes:20", vqgan_run=tmp_path / "vqgan")
+    run(task, engine, tmp_path / "run", data_spec="shapes:20", device="cpu")
+    assert len(task.codes.unique()) > 1 and task.codes.max() < math.prod(BOOKS[name])
+
+    dalle = load(tmp_path / "run", kind="dalle")
+    x = pictures(3, 3, 16, 16)
+    codes = dalle.encode_pictures(x)
+    assert dalle.config.codes == theirs.quantizer.sizes
+    torch.testing.assert_close(dalle.decode_indices(codes), theirs(x).pictures.clamp(-1, 1))
+    drawn = []
+    dalle.decode_indices = lambda codes: (drawn.append(codes), theirs.decode_indices(codes))[1]
+    painted = dalle.generate("a red circle", 3, generator=generator())
+    assert torch.equal(painted, to_uint8(theirs.decode_indices(drawn[0])))
+    assert painted.shape == (3, 3, 16, 16) and len(painted.flatten(1).unique(dim=0)) > 1
