@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimodal.blocks.given import check_counts, paste
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.sampling import SamplingConfig, draw, guide
+from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide, one_each
 from minimodal.blocks.transformer import KVCache, Packed, Transformer, project
 from minimodal.errors import UserError
 
@@ -198,7 +199,7 @@ class VQGANPrior(nn.Module):
         self,
         labels: Tensor,
         *,
-        generator: torch.Generator,
+        generator: Generators,
         sampling: SamplingConfig = SamplingConfig(),
         size: tuple[int, int] | None = None,
         start: Tensor | None = None,
@@ -233,7 +234,7 @@ class VQGANPrior(nn.Module):
                 "said, so it cannot be guided; expected 1"
             )
         nothing = torch.full_like(labels, -1)
-        said = nothing if sampling.guidance == 0 else labels
+        said = nothing if sampling.ignores_caption else labels
         ahead = self.condition(torch.cat([said, nothing]) if guided else said)  # (B', 1)
         packed = Packed([self.transformer, self.head], len(ahead))
         caches: dict[int, KVCache] = {}
@@ -257,7 +258,8 @@ class VQGANPrior(nn.Module):
             seen = cache.length if cache is not None else 0
             logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
             if guided:
-                logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
+                scale = sampling.scale(number / len(places))
+                logits = guide(*logits.chunk(2), scale)  # (B, K)
             canvas[:, i, j] = draw(logits, sampling, generator)
             if progress is not None:
                 progress((number + 1) / len(places))
@@ -317,11 +319,14 @@ class VQGANPrior(nn.Module):
         classes: list[str] | None = None,
         n: int = 1,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
+        seeds: list[int] | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         guidance: float = 1.0,
+        schedule: str = "constant",
         size: tuple[int, int] | None = None,
         complete: Tensor | None = None,
         keep: float = 0.5,
@@ -332,6 +337,8 @@ class VQGANPrior(nn.Module):
         """Draw n pictures of each class, or n of anything without classes.
 
         generator: a torch.Generator on the model's device
+        seeds: instead of the generator one seed for each picture, which is then the same beside
+            any others
         size: width and height in pixels; by default those of training
         complete: (3, H, W) uint8 a picture whose upper share `keep` is kept
         progress: called with the share done, 0 to 1
@@ -339,10 +346,9 @@ class VQGANPrior(nn.Module):
         """
         if self.decode_indices is None:
             raise UserError("this prior has no VQGAN to paint with: load it with minimodal.load")
-        if n < 1:
-            raise UserError(f"{n} pictures: expected 1 or more")
-        sampling = SamplingConfig(temperature, top_k, top_p, guidance)
+        sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p, schedule)
         numbers = [self.label_of(name) for name in classes or []] or [-1]
+        check_counts(len(numbers), n, batch_size, generator=generator, seeds=seeds)
         if numbers == [-1] and guidance not in (0.0, 1.0):
             raise UserError(f"guidance {guidance}: there is no class to be guided by")
         g = self.config.grid
@@ -352,17 +358,22 @@ class VQGANPrior(nn.Module):
         labels = torch.tensor(numbers, device=device).repeat_interleave(n)  # (N,)
         codes = []
         for chunk in labels.split(batch_size):
-            done = sum(map(len, codes)) / len(labels)
+            first = sum(map(len, codes))
+            own = None if seeds is None else one_each(seeds[first : first + len(chunk)], device)
 
-            def told(drawn: float, done: float = done, part: int = len(chunk)) -> None:
+            def told(drawn: float, first: int = first, part: int = len(chunk)) -> None:
                 if progress is not None:
-                    progress(done + drawn * part / len(labels))
+                    progress((first + drawn * part) / len(labels))
 
             codes.append(
                 self.generate_codes(
-                    chunk, generator=generator, sampling=sampling, size=grid, stride=stride,
+                    chunk, generator=own or generator, sampling=sampling, size=grid, stride=stride,
                     start=None if start is None else start.expand(len(chunk), -1), progress=told,
                 )
             )  # fmt: skip
         images = torch.cat([self.decode_indices(part) for part in codes])  # (N, 3, H, W)
-        return to_uint8(images)
+        pictures, stays = to_uint8(images), None
+        if start is not None:
+            stays = torch.arange(grid[0] * grid[1], device=device) < start.shape[1]
+            stays = stays.view(grid)  # (h, w)
+        return paste(pictures, complete, stays)

@@ -346,13 +346,17 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a red circle", "--complete", "no.png"), "no.png"),
         (("a red circle", "--redraw=--5,0,3,6"), "'--5,0,3,6': expected four numbers"),
         (("a red circle", "--schedule", "square"), "square"),
-        (("a red circle", "--guidance", "1", "--schedule", "linear"), "--schedule lets guidance"),
+        (
+            ("a red circle", "--guidance", "1", "--schedule", "linear"),
+            "schedule linear lets guidance grow",
+        ),
         (("a red circle", "--gif", "drawing.png"), "ends in .gif"),
         (("a red circle", "--keep", "0.2"), "--keep is for --method vqgan-prior"),
         (("a red circle", "--stride", "3"), "--stride is for --method vqgan-prior"),
         (("a red circle", "--clip", "nope"), "--clip is for --rerank"),
         (("a red circle", "--merges", "nope"), "--merges is for --rerank"),
-        (("--method", "vqgan-prior", "--schedule", "linear"), "--schedule is for --method dalle"),
+        (("--method", "vqgan-prior", "--negative", "a"), "--negative is for --method dalle"),
+        (("--method", "vqgan-prior", "--seeds", "1"), "1 --seeds for 4 pictures"),
         (("a red circle", "--temperature", "1e-40"), "temperature 1e-40: expected 0 (the"),
         (("a red circle", "--guidance", "1e38"), "guidance 1e+38: expected 0 to 1000"),
     ],
@@ -429,7 +433,9 @@ def test_a_rectangle_that_begins_left_of_the_picture_is_said_to_be_outside(run):
 
 def test_a_schedule_needs_a_guidance_that_it_can_let_grow(run, tmp_path):
     asked, folder = ("a red circle", "-n", "1", "--schedule", "linear"), write_demo(tmp_path / "x")
-    assert "--schedule lets guidance grow, and it is 1" in refusal(run(*asked, folder=folder))
+    assert "schedule linear lets guidance grow from 1, and it is 1" in refusal(
+        run(*asked, folder=folder)
+    )
     assert run(*asked, "--guidance", "2", folder=folder)[0] == 0
     assert run(*asked)[0] == 0  # the run's own guidance is 2
 

@@ -302,9 +302,36 @@ def test_completing_keeps_the_codes_of_the_upper_half():
     decode = prior.decode_indices
     prior.decode_indices = lambda codes: (seen.append(codes), decode(codes))[1]
     picture = ((pictures(3, 8, 8) + 1) * 127.5).byte()
-    prior.generate(["cat"], 2, generator=generator(), complete=picture)
+    drawn = prior.generate(["cat"], 2, generator=generator(), complete=picture)
     expected = prior.encode_pictures(picture[None].float() / 127.5 - 1)
     assert torch.equal(seen[0][:, :2], expected[:, :2].expand(2, -1, -1))
+    assert torch.equal(drawn[:, :, :4], picture[:, :4].expand(2, -1, -1, -1))  # its own pixels
+
+
+def test_a_picture_with_its_seed_is_the_same_beside_any_others():
+    prior = make_prior()
+    three = prior.generate(["cat"], 3, seeds=[4, 5, 6], batch_size=2)
+    assert torch.equal(prior.generate(["cat"], 1, seeds=[6]), three[2:])
+    assert not torch.equal(three[1], three[2])
+
+
+def test_guidance_grows_with_its_schedule(monkeypatch):
+    scales, original = [], vqgan_prior.guide
+    monkeypatch.setattr(
+        vqgan_prior, "guide", lambda a, b, scale: (scales.append(scale), original(a, b, scale))[1]
+    )
+    how = dict(generator=generator(), guidance=4.0)
+    make_prior().generate(["cat"], schedule="linear", **how)
+    assert scales == pytest.approx(np.linspace(1, 4, 10)[:9])  # nine codes, the last before the end
+    scales.clear()
+    make_prior().generate(["cat"], **how)
+    assert scales == [4.0] * 9
+
+
+def test_min_p_leaves_only_the_likeliest_codes():
+    prior = make_prior()
+    sure = prior.generate(["cat"], 2, generator=generator(), min_p=0.9999)
+    assert torch.equal(sure, prior.generate(["cat"], 2, generator=generator(), temperature=0.0))
 
 
 WRONG = [
@@ -314,7 +341,9 @@ WRONG = [
     (dict(complete=torch.zeros(3, 4, 6, dtype=torch.uint8)), "6 x 4 pixels: expected 6 x 6"),
     (dict(complete=torch.zeros(3, 6, 6, dtype=torch.uint8), keep=1.5), "keep 1.5"),
     (dict(stride=0), "stride 0: expected 1 to 2"),
-    (dict(n=0), "0 pictures: expected 1 or more"),
+    (dict(n=0), "0 pictures a prompt, 64 at a time: expected 1 or more"),
+    (dict(min_p=1.0), "min-p 1.0"),
+    (dict(seeds=[1]), "either a generator or seeds"),
 ]
 
 
@@ -357,7 +386,7 @@ BAD = [
     (["--rerank", "4"], "--rerank is for --method dalle"),
     (["--size", "²"], "--size ²: expected pixels"),
     (["--keep", "0.5"], "--keep is how much of a picture stays"),
-    (["--schedule", "cosine"], "--schedule is for --method dalle"),
+    (["--schedule", "cosine"], "lets guidance grow from 1, and it is 1"),
     (["--complete", "absent.png"], "absent.png"),
 ]
 

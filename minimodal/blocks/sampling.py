@@ -50,6 +50,11 @@ class SamplingConfig:
             raise UserError(f"min-p {self.min_p}: expected 0 (keep all) or more, below 1")
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule {self.schedule}: expected {', '.join(SCHEDULES)}")
+        if self.schedule != "constant" and self.guidance == 1:
+            raise UserError(
+                f"schedule {self.schedule} lets guidance grow from 1, and it is 1: expected more, "
+                "such as guidance 3"
+            )
 
     @property
     def ignores_caption(self) -> bool:

@@ -140,16 +140,11 @@ def check(arguments: argparse.Namespace) -> None:
         if arguments.first and (arguments.complete or arguments.rerank):
             other = "--complete" if arguments.complete else "--rerank"
             raise UserError(f"--first and {other} do not go together: leave one of them out")
-        wanted = max(arguments.n, arguments.rerank) * len(arguments.prompts)
-        if arguments.seeds and len(arguments.seeds) != wanted:
-            raise UserError(f"{len(arguments.seeds)} --seeds for {wanted} pictures")
     else:
-        refuse(
-            arguments,
-            ("schedule", "first", "negative"),
-            "is for --method dalle",
-        )
+        refuse(arguments, ("first", "negative"), "is for --method dalle")
     each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
+    if arguments.seeds and len(arguments.seeds) != each * prompts:
+        raise UserError(f"{len(arguments.seeds)} --seeds for {each * prompts} pictures")
     if each * prompts > MOST:
         raise UserError(
             f"{each} pictures for each of {prompts} prompts: expected {MOST} in all or fewer"
@@ -162,7 +157,10 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError("a prompt is empty; say what to draw, such as 'a red circle'")
     values = (arguments.temperature, arguments.guidance)
     temperature, guidance = (1.0 if value is None else value for value in values)
-    SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance, arguments.min_p)
+    schedule = "constant" if arguments.guidance is None else arguments.schedule
+    SamplingConfig(
+        temperature, arguments.top_k, arguments.top_p, guidance, arguments.min_p, schedule
+    )
     if arguments.gif and arguments.gif.suffix.lower() != ".gif":
         raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
 
@@ -245,8 +243,6 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             f"--guidance {guidance:g}: the run never saw an empty caption (caption_dropout 0), "
             "which guidance compares with; give --guidance 1"
         )
-    if guidance == 1:
-        refuse(arguments, ("schedule",), "lets guidance grow, and it is 1: give --guidance S")
     seeded = {"seeds": arguments.seeds} if arguments.seeds else {
         "generator": torch.Generator(device).manual_seed(arguments.seed)
     }  # fmt: skip

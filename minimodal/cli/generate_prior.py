@@ -20,7 +20,7 @@ from minimodal.vqgan_prior import VQGANPrior
 
 # Flags of generate.py that say nothing to a model without captions.
 OF_CAPTIONS = (
-    "rerank", "clip", "merges", "truncate", "allow_unseen", "seeds", "redraw", "gif", "min_p"
+    "rerank", "clip", "merges", "truncate", "allow_unseen", "redraw", "gif"
 )  # fmt: skip
 
 
@@ -91,18 +91,23 @@ def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) ->
         else arguments.temperature,
         "guidance": guidance if arguments.guidance is None else arguments.guidance,
     }
+    seeded = {"seeds": arguments.seeds} if arguments.seeds else {
+        "generator": torch.Generator(device).manual_seed(arguments.seed)
+    }  # fmt: skip
     bar = tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False)
     with bar:
         return prior.generate(
             arguments.prompts,
             arguments.n,
-            generator=torch.Generator(device).manual_seed(arguments.seed),
             top_k=arguments.top_k,
             top_p=arguments.top_p,
+            min_p=arguments.min_p,
+            schedule=arguments.schedule,
             size=size,
             complete=complete,
             keep=0.5 if arguments.keep is None else arguments.keep,
             stride=arguments.stride,
             progress=lambda done: bar.update(int(100 * done) - bar.n),
             **chosen,
+            **seeded,
         ).cpu()
