@@ -16,7 +16,7 @@ from tiny import WORDS, generator, integers, make_dalle, make_painter, make_vqga
 from minimodal.blocks.given import Given, what_stays
 from minimodal.cli import train
 from minimodal.cli.main import main as minimodal
-from minimodal.dalle import DALLEConfig
+from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.shapes_edits import EditsSource
 from minimodal.errors import UserError
 from minimodal.evaluation.edits import edit_scores
@@ -205,6 +205,19 @@ def test_a_picture_and_a_caption_give_second_pictures(run):  # noqa: F811
     assert status == 0 and "2 pictures" in out and "no clear scene" in err
     with Image.open("pictures/000-1.png") as picture:
         assert picture.size == (SIDE, SIDE)
+
+
+def test_the_first_picture_reaches_the_model_as_it_is(run, monkeypatch):  # noqa: F811
+    first, seen, original = integers(256, SIDE, SIDE, 3).byte(), [], DALLE.generate
+
+    def spy(self, *args, **named):
+        seen.append(named["first"])
+        return original(self, *args, **named)
+
+    monkeypatch.setattr(DALLE, "generate", spy)
+    Image.fromarray(first.numpy()).save("first.png")
+    assert run("the same in red", "--first", "first.png", "-n", "1")[0] == 0
+    assert torch.equal(seen[0], first.permute(2, 0, 1))
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,17 @@ def test_writing_sees_the_logits_that_training_sees(kind, begin, monkeypatch):
         torch.testing.assert_close(logits[:, possible], expected[:, t, possible], rtol=0, atol=1e-4)
 
 
+def test_at_temperature_0_the_likeliest_caption_is_written():
+    model = make_dalle()
+    text = write_captions(model, 1, generator=generator(), temperature=0.0)
+    said = model(text, torch.zeros(1, 3, 3, dtype=torch.int64)).text[0]
+    length = int((text != 0).sum())
+    assert 0 < length < 5
+    for t, token in enumerate(text[0, : length + 1].tolist()):
+        possible = [*range(1, 20), 20 + t]  # a word, or the padding token of position t
+        assert possible[said[t, possible].argmax()] == (token or 20 + t)
+
+
 def test_a_beginning_that_is_given_stays():
     text = write_captions(make_dalle(), 6, generator=generator(), begin=torch.tensor([7, 3]))
     assert (text[:, :2] == torch.tensor([7, 3])).all()
@@ -105,6 +116,25 @@ def test_one_round_finds_the_candidate_that_explains_the_picture_best():
     assert torch.equal(found.text, tried[best]) and scores.min() < scores.max() - 1
     assert found.score == pytest.approx(scores[best].item(), rel=1e-5)
     assert found.caption == model.tokenizer.decode(t for t in tried[best].tolist() if t)
+
+
+def test_later_rounds_keep_beginnings_of_the_best_so_far(monkeypatch):
+    model, picture, rounds = make_painter(), integers(11, 3, 3, seed=2), []
+
+    def watched(*given, begin, **named):
+        rounds.append((begin, write_captions(*given, begin=begin, **named)))
+        return rounds[-1][1]
+
+    monkeypatch.setattr(reading, "write_captions", watched)
+    describe(model, picture, generator=generator(), n=4, rounds=12)
+    (nothing, tried), *later = rounds
+    assert nothing is None and len(later) == 11
+    for begin, text in later:
+        scores = log_likelihood(model, tried, picture.expand(len(tried), -1, -1)).image
+        best = tried[scores.argmax()]
+        assert torch.equal(begin, best[: len(begin)]) and len(begin) < (best != 0).sum()
+        tried = torch.cat([tried, text])
+    assert len({len(begin) for begin, _ in later}) > 3
 
 
 def test_a_description_is_the_best_of_what_was_tried():

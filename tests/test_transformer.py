@@ -139,12 +139,14 @@ def test_qk_norm_is_a_layer_norm_of_each_head():
         torch.testing.assert_close(seen[name], F.layer_norm(value, (8,)) * norm.weight)
 
 
-def test_queries_and_keys_turn_by_the_angles_of_their_places_and_values_do_not():
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_queries_and_keys_turn_by_the_angles_of_their_places_and_values_do_not(qk_norm):
     """By hand: channels i and i + d/2 are a complex number, which is multiplied by e^(i angle)."""
     x, angles = noise(2, 8, 16), noise(8, 4, seed=1)
-    layer, seen = shake(seeded(lambda: Attention(16, 2), 0)), {}
+    layer, seen = shake(seeded(lambda: Attention(16, 2, qk_norm=qk_norm), 0)), {}
     found = layer(x, angles=angles, attention=lambda *qkv: seen.update(qkv=qkv) or attend(*qkv))
     q, k, v = layer.qkv(x).view(2, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)  # (2, 2, 8, 8) each
+    q, k = layer.norm_q(q), layer.norm_k(k)  # before they turn
 
     def turned(value):
         numbers = torch.complex(value[..., :4], value[..., 4:])
