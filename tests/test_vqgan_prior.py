@@ -19,7 +19,7 @@ from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.training.tasks import VQGANPriorTask, VQGANPriorTraining
-from minimodal.vqgan_prior import VQGANPriorConfig
+from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
 CODES, LABELS = integers(12, 2, 3, 3), torch.tensor([1, -1])
 GREEDY = SamplingConfig(temperature=0)
@@ -377,6 +377,30 @@ def test_the_command_completes_a_picture(run, tmp_path):
     arguments += ["--complete", str(tmp_path / "half.png"), "--out", str(tmp_path / "out.png")]
     assert generate(arguments) == 0
     assert (tmp_path / "out.png").exists()
+
+
+def test_every_flag_of_the_command_reaches_the_prior(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save("half.png")
+    calls = []
+
+    def spy(self, *given, **named):
+        calls.append(named | {"given": given})
+        return torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+
+    monkeypatch.setattr(VQGANPrior, "generate", spy)
+    command = ["--method", "vqgan-prior", "--run", str(run), "--device", "cpu", "-n", "2"]
+    words = """--temperature 0.7 --top-k 3 --top-p 0.9 --min-p 0.05 --guidance 3 --schedule linear
+        --size 64x48 --complete half.png --keep 0.25 --stride 2 --seeds 4,5""".split()
+    assert generate([*command, *words]) == 0 and generate([*command, "--seed", "7"]) == 0
+    seen, plain = calls
+    assert (seen.pop("complete") == 90).all() and callable(seen.pop("progress"))
+    assert seen == {
+        "given": ([], 2), "temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.05,
+        "guidance": 3.0, "schedule": "linear", "size": (64, 48), "keep": 0.25, "stride": 2,
+        "seeds": [4, 5],
+    }  # fmt: skip
+    assert plain["generator"].initial_seed() == 7
 
 
 BAD = [
