@@ -75,24 +75,25 @@ def vqgan_shapes() -> VQGANRecipe:
             codebook_decay=0.98,
         ),
         VQGANTraining(
-            warm_start=600,
-            discriminator_start=3000,
-            gan_start=3250,
-            gan_ramp=150,
+            warm_start=400,
+            discriminator_start=2000,
+            gan_start=2170,
+            gan_ramp=100,
         ),
-        TrainConfig(steps=3600, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
+        TrainConfig(steps=2400, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
     )
 
 
 def vqgan_hard() -> VQGANRecipe:
-    """The hard Shapes world: more structures (centres on any pixel) and more pairs of colours."""
+    """The hard Shapes world: more structures (centres on any pixel) and more pairs of colours; nine
+    minutes of one core."""
     recipe = vqgan_shapes()
     return recipe._replace(
-        model=replace(recipe.model, codes=(512, 128)),
-        engine=replace(recipe.engine, steps=7200),
+        model=replace(recipe.model, codes=(1024, 256)),
+        engine=replace(recipe.engine, steps=9600),
         training=replace(
-            recipe.training, warm_start=1200, discriminator_start=6000, gan_start=6500,
-            gan_ramp=300,
+            recipe.training, warm_start=1600, discriminator_start=8000, gan_start=8700,
+            gan_ramp=400,
         ),
     )  # fmt: skip
 
@@ -205,7 +206,7 @@ def dalle_shapes() -> DALLERecipe:
         DALLEConfig(width=128, depth=4, heads=4),
         DALLETraining(vocab=512, pool=24_576, temperature=0.5, guidance=1.5),
         TrainConfig(
-            steps=2400, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
+            steps=3000, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
         ),
     )
 
