@@ -216,7 +216,8 @@ def dalle_hard() -> DALLERecipe:
     recipe = dalle_shapes()
     return recipe._replace(
         model=replace(recipe.model, width=192, heads=6),
-        training=replace(recipe.training, pool=65_536),
+        # Textured grounds want warmer draws than flat ones.
+        training=replace(recipe.training, pool=65_536, temperature=0.8, guidance=1.5),
         engine=replace(recipe.engine, lr=1e-3, steps=4800),
     )
 
