@@ -3,7 +3,8 @@
 `ShapesSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S) and
 captions(indices, rng) -> list of B strings. Picture number i depends on (seed, split, i) alone.
 With contrast=True indices come in groups of four whose captions differ in one thing (colours,
-shapes or places exchanged): hard negatives that a batch of CLIP should hold together.
+shapes or places exchanged, or another background): hard negatives that a batch of CLIP should hold
+together.
 
 The world itself (scenes, rendering, swaps) is in `shapes_world.py`, its captions and their parser
 in `shapes_language.py`; both are importable from here. `oracle.py` reads pictures back.
@@ -62,6 +63,7 @@ __all__ = [
 ]
 
 _VERSION = 1  # of the world: a change of what (seed, i) means must change the fingerprint
+_GROUPS = 2  # the same of contrast groups
 
 
 class ShapesSource:
@@ -129,11 +131,15 @@ class ShapesSource:
         return rng.random((len(groups), DRAWS))[inverse]
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture. In a contrast group all state the same, by the same template."""
+        """One caption a picture. In a contrast group all state the same, by the same template; the
+        background always where it is not the same for all."""
         scenes, draws = self.scenes(indices), self._draws(indices, rng)
-        if self.contrast:
-            return captions(scenes, draws, full=True, omit_background=0.5)
-        return captions(scenes, draws)
+        if not self.contrast:
+            return captions(scenes, draws)
+        members = np.atleast_1d(indices)[:, None] // self.group * self.group + np.arange(self.group)
+        grounds = self.scenes(members.ravel()).background.reshape(members.shape)  # (B, 4)
+        differ = (grounds != grounds[:, :1]).any(axis=1)
+        return captions(scenes, draws, full=True, omit_background=np.where(differ, 0.0, 0.5))
 
     def full_captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
         """Captions that state every size, colour, background and relation."""
@@ -151,4 +157,6 @@ class ShapesSource:
         """sha256 over all that decides the pictures and captions."""
         fields = ("seed", "split", "image_size", "pairs", "contrast", "length")
         described = {"shapes": _VERSION} | {f: getattr(self, f) for f in fields}
+        if self.contrast:
+            described["groups"] = _GROUPS
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

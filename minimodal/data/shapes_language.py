@@ -114,22 +114,26 @@ def captions(
     draws: np.ndarray,
     *,
     full: bool = False,
-    omit_background: float | None = None,
+    omit_background: float | np.ndarray | None = None,
 ) -> list[str]:
     """One caption a scene.
 
     draws: (N, DRAWS) uniform in [0, 1); equal rows choose the same template and synonyms
     full: state every size and colour and the relation, and the background but for omit_background
-    omit_background: how often the background is left out; None is 0.15, or 0 where full
+    omit_background: how often the background is left out, of all or of each; None is 0.15, or 0
+        where full
     """
     if omit_background is None:
         omit_background = 0.0 if full else OMIT_BACKGROUND
     columns = (scenes.count, scenes.shape, scenes.color, scenes.size, scenes.relation)
     rows = zip(*(c.tolist() for c in columns), strict=True)
+    omitted = (draws[:, 14] < omit_background).tolist()
     result = []
-    for row, ground, d in zip(rows, scenes.background.tolist(), draws.tolist(), strict=True):
+    for row, ground, d, silent in zip(
+        rows, scenes.background.tolist(), draws.tolist(), omitted, strict=True
+    ):
         body = _body(row, d, full=full)
-        if d[14] >= omit_background:
+        if not silent:
             word = _pick(BACKGROUND_WORDS[ground], d[15])
             # One draw for two choices: its quarter, and where it lies in the quarter.
             on = "on" if (d[16] / BACKGROUND_FIRST) % 1 < 0.5 else "against"

@@ -204,7 +204,7 @@ def dalle_shapes() -> DALLERecipe:
     """The Shapes world: 14 caption and 64 picture tokens; six minutes of one core."""
     return DALLERecipe(
         DALLEConfig(width=128, depth=4, heads=4),
-        DALLETraining(vocab=512, pool=24_576, temperature=0.3, guidance=1.25),
+        DALLETraining(vocab=512, pool=24_576, temperature=0.5, guidance=1.25),
         TrainConfig(
             steps=3000, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
         ),
