@@ -3,8 +3,7 @@
 `ShapesSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S) and
 captions(indices, rng) -> list of B strings. Picture number i depends on (seed, split, i) alone.
 With contrast=True indices come in groups of four whose captions differ in one thing (colours,
-shapes or places exchanged, or another background): hard negatives that a batch of CLIP should hold
-together.
+shapes or places exchanged): hard negatives that a batch of CLIP should hold together.
 
 The world itself (scenes, rendering, swaps) is in `shapes_world.py`, its captions and their parser
 in `shapes_language.py`; both are importable from here. `oracle.py` reads pictures back.

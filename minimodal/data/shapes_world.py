@@ -231,8 +231,7 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
 
     Half of the groups are four unrelated scenes. The others are one scene of two objects in four
     variants: as it is; with the relation reversed; with the axis, the colours or the shapes
-    exchanged or one shape or the background replaced; with both. Only who is where tells the first
-    two apart.
+    exchanged or one shape replaced; with both. Only who is where tells the first two apart.
     pairs: "seen" or "all"
     """
     if pairs not in ("seen", "all"):  # a held-out pair loses itself when colours are exchanged
@@ -241,7 +240,7 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     member = indices % 4
     draws = Draws(seed, indices // 4, stream=stream)
     two = _exchangeable(pairs)
-    related, kind = draws.below(2) == 1, draws.below(5)
+    related, kind = draws.below(2) == 1, draws.below(4)
     pair = two[draws.below(len(two))]  # (N, 2, 2)
     other = _other_shapes(pairs)[pair[:, 0, 0], pair[:, 0, 1], draws.below(60)]
     base = _assemble(draws, np.full(len(indices), 2), pair)
@@ -258,9 +257,6 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     late = member >= 2
     replaced = related & late & (kind == 3)
     values["shape"][:, 0] = np.where(replaced, other, values["shape"][:, 0])
-    moved = (values["background"] + 1 + draws.below(len(BACKGROUNDS) - 1)) % len(BACKGROUNDS)
-    repainted = related & late & (kind == 4)
-    values["background"] = np.where(repainted, moved, values["background"])
     swaps = {"color": late & (kind == 0), "shape": late & (kind == 1), "axis": late & (kind == 2)}
     for what, wanted in (swaps | {"relation": member % 2 == 1}).items():
         rows = np.flatnonzero(related & wanted)
