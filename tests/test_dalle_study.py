@@ -22,10 +22,12 @@ from minimodal.evaluation.dalle_study import (
     copying,
     nearest_distance,
     negation_scores,
+    places,
     reading_scores,
     recall_of_captions,
     sweep,
     template_scores,
+    variety,
 )
 from minimodal.training.build import captions_of
 
@@ -286,3 +288,13 @@ def test_recall_is_not_understated_by_rounding(monkeypatch):
         monkeypatch.setattr(f"minimodal.evaluation.dalle_study.{name}", lambda *_, **__: vectors)
     found = recall_of_captions(None, None, [""] * 200, seed=0, sampling={})
     assert found["clip_recall_at_1"] == found["clip_recall_at_5"] == 1
+
+
+def test_objects_in_one_place_have_one_place_and_a_painter_of_the_world_has_all_of_its():
+    scenes = ShapesSource(0, split="val").scenes(np.arange(300))
+    single = scenes[np.flatnonzero(scenes.count == 1)]
+    assert places(render(single[np.zeros(20, int)])) == pytest.approx(1)
+    two = single[np.array([0, np.flatnonzero(single.y[:, 0] != single.y[0, 0])[0]])]
+    assert places(render(two)) == pytest.approx(2)
+    found = variety(Filling(), sampling=SAMPLING, n=60)
+    assert found["places_of_world"] > 15 > found["places"] >= 1  # it places them as it pleases

@@ -216,6 +216,7 @@ def test_a_study_writes_its_heat_maps(run, tmp_path, monkeypatch):
         ("template_scores", {"seen_shape": 0.5}),
         ("copies_of_training", {"nearer": 0.5}),
         ("reading_scores", {"seen_color": 0.75}),
+        ("variety", {"places": 12.0}),
     ):
         monkeypatch.setattr(f"minimodal.cli.evaluate.{name}", lambda *_, value=value, **__: value)
     monkeypatch.setattr("minimodal.cli.evaluate.draw", lambda *_, **__: None)

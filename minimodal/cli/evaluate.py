@@ -33,6 +33,7 @@ from minimodal.evaluation.dalle_study import (
     recall_of_captions,
     sweep,
     template_scores,
+    variety,
 )
 from minimodal.evaluation.edits import edit_scores
 from minimodal.evaluation.inception import load_inception
@@ -135,7 +136,7 @@ def study(dalle: DALLE, arguments: argparse.Namespace, sampling: dict) -> dict[s
     val = ShapesSource(seed, split="val")
     prompts = val.full_captions(np.arange(200), np.random.default_rng(seed))
     drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
-    scores |= copies_of_training(dalle, drawn)
+    scores |= copies_of_training(dalle, drawn) | variety(dalle, sampling=sampling, seed=seed)
     for pairs, table in sweep(dalle, seed=seed).items():
         place = arguments.target / f"sweep-{pairs}.png"
         save_png(heat_map(table, [f"guidance {g:g}" for g in GUIDANCES],

@@ -2,8 +2,9 @@
 
 `template_scores` asks for scenes of the Shapes world in words of growing difficulty,
 `reading_scores` has the model say what pictures show, `sweep` tries guidance against temperature,
-`copies_of_training` looks for the training picture nearest to each drawn one, and `class_scores`
-and `recall_of_captions` have a judge or a CLIP say what was drawn where there is no oracle.
+`variety` counts where objects are drawn, `copies_of_training` looks for the training picture
+nearest to each drawn one, and `class_scores` and `recall_of_captions` have a judge or a CLIP say
+what was drawn where there is no oracle.
 
 Models in, dicts of numbers between 0 and 1 out. Read `scoreboard.py` before.
 """
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
+from minimodal.blocks.quantizer import usage
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
 from minimodal.data.loading import DataSource, open_data
-from minimodal.data.oracle import score
+from minimodal.data.oracle import read, score
 from minimodal.data.shapes import (
     BACKGROUNDS,
     COLORS,
@@ -214,6 +216,29 @@ def sweep(
                 table[i, j] = exact(score(prompts, pictures.numpy())).mean()
         tables[pairs] = table
     return tables
+
+
+def places(pictures: np.ndarray) -> float:
+    """In how many places single objects are, as the exponential of the entropy over cells of 4 x 4
+    pixels: a cold drawing is right more often, and always in the same place.
+
+    pictures: (N, 3, H, W) uint8
+    """
+    found = [reading.objects[0] for reading in read(pictures) if len(reading.objects) == 1]
+    cells = torch.tensor([thing.y // 4 * 8 + thing.x // 4 for thing in found], dtype=torch.int64)
+    return usage(cells, 64).perplexity
+
+
+def variety(dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 300) -> dict[str, float]:
+    """Whether single objects are in as many places as in the world (`places`); n scenes at most.
+
+    sampling: settings of `DALLE.generate`
+    """
+    source, numbers = ShapesSource(seed, split="val"), np.arange(3 * n)
+    one = numbers[source.scenes(numbers).count == 1][:n]
+    prompts = source.full_captions(one, np.random.default_rng(seed))
+    drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling).numpy()
+    return {"places": places(drawn), "places_of_world": places(source.images(one))}
 
 
 def nearest_distance(pictures: Tensor, others: Iterable[Tensor]) -> Tensor:

@@ -232,7 +232,7 @@ def dalle_edits() -> DALLERecipe:
     return recipe._replace(
         model=replace(recipe.model, rotary=True),
         training=replace(recipe.training, guidance=1.0),
-        engine=replace(recipe.engine, steps=1600),
+        engine=replace(recipe.engine, steps=2400),
     )
 
 
