@@ -201,7 +201,7 @@ def clip_photos() -> CLIPRecipe:
 
 
 def dalle_shapes() -> DALLERecipe:
-    """The Shapes world: 14 caption and 64 picture tokens; six minutes of one core."""
+    """The Shapes world: 14 caption and 64 picture tokens; seven minutes of one core."""
     return DALLERecipe(
         DALLEConfig(width=128, depth=4, heads=4),
         DALLETraining(vocab=512, pool=24_576, temperature=0.5, guidance=1.25),
@@ -212,18 +212,19 @@ def dalle_shapes() -> DALLERecipe:
 
 
 def dalle_hard() -> DALLERecipe:
-    """The hard Shapes world."""
+    """The hard Shapes world: 16 caption tokens, a larger model; half an hour of one core."""
     recipe = dalle_shapes()
     return recipe._replace(
         model=replace(recipe.model, width=192, heads=6),
         # Textured grounds want warmer draws than flat ones.
         training=replace(recipe.training, pool=65_536, temperature=0.8, guidance=1.5),
-        engine=replace(recipe.engine, lr=1e-3, steps=4800),
+        engine=replace(recipe.engine, lr=1e-3, steps=9600),
     )
 
 
 def dalle_edits() -> DALLERecipe:
-    """Edits in the Shapes world: a caption and 128 codes of two pictures; ten minutes of one core.
+    """Edits in the Shapes world: a caption and 128 codes of two pictures; a quarter of an
+    hour of one core.
 
     Rotary positions, since most codes of the second picture are those of the first, a fixed number
     of rows above.
