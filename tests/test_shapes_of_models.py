@@ -355,6 +355,7 @@ CALLS = [
     ),
     (pixels.to_uint8, dict(images=IMAGES), {}),
     (pixels.to_float, dict(images=BYTES), {}),
+    (pixels.pixels_of, dict(cells=torch.ones(2, 3).bool(), side=6), {"H": 4, "W": 6}),
     (pixels.grey_unless, dict(shown=torch.ones(2, 3).bool(), pictures=IMAGES), {}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
     (common.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),

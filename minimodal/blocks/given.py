@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minimodal.blocks.pixels import to_float
+from minimodal.blocks.pixels import pixels_of, to_float
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
 
@@ -119,9 +119,8 @@ def paste(painted: Tensor, complete: Tensor | None, keep: Tensor | None) -> Tens
     """
     if complete is None:
         return painted
-    f = painted.shape[-1] // keep.shape[-1]
-    pixels = keep.repeat_interleave(f, 0).repeat_interleave(f, 1)  # (H, W)
-    return torch.where(pixels, complete.to(painted.device), painted)
+    stays = pixels_of(keep, painted.shape[-1])  # (H, W)
+    return torch.where(stays, complete.to(painted.device), painted)
 
 
 def outside(box: Box | None, *, grid: int, factor: int) -> Tensor:

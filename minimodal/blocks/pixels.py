@@ -22,6 +22,17 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def pixels_of(cells: Tensor, side: int) -> Tensor:
+    """A grid's cells as the pixels that each of them covers.
+
+    cells: (h, w)
+    side: pixels of a picture's width
+    returns: (H, W) W = side
+    """
+    f = side // cells.shape[1]
+    return cells.repeat_interleave(f, 0).repeat_interleave(f, 1)
+
+
 def grey_unless(shown: Tensor, pictures: Tensor) -> Tensor:
     """Pictures with those cells of a grid grey that are not shown.
 
@@ -29,5 +40,4 @@ def grey_unless(shown: Tensor, pictures: Tensor) -> Tensor:
     pictures: (B, 3, H, W) uint8
     returns: (B, 3, H, W) uint8
     """
-    f = pictures.shape[2] // shown.shape[0]
-    return pictures.masked_fill(~shown.repeat_interleave(f, 0).repeat_interleave(f, 1), 128)
+    return pictures.masked_fill(~pixels_of(shown, pictures.shape[-1]), 128)

@@ -77,6 +77,13 @@ def check_seed(seed: int) -> None:
         raise UserError(f"--seed {seed}: expected from 0 to 2^63 - 1")
 
 
+def randomness(arguments: argparse.Namespace, device: str) -> dict:
+    """What --seeds or --seed say, as the settings of a `generate`."""
+    if arguments.seeds:
+        return {"seeds": arguments.seeds}
+    return {"generator": torch.Generator(device).manual_seed(arguments.seed)}
+
+
 def read_picture(path: str | os.PathLike) -> Tensor:
     """A picture file in its own size.
 

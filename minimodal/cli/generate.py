@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.cli.common import Parser, check_seed, read_picture, run_command
+from minimodal.cli.common import Parser, check_seed, randomness, read_picture, run_command
 from minimodal.cli.generate_prior import add_prior_flags, draw_prior, load_prior
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
@@ -37,6 +37,9 @@ from minimodal.training.distributed import pick_device
 from minimodal.vqgan_prior import VQGANPrior
 
 OF_PRIORS = ("size", "keep", "stride")  # flags of generate_prior.py alone
+OF_CAPTIONS = (  # those that it has no use for
+    "rerank", "clip", "merges", "truncate", "allow_unseen", "redraw", "gif", "first", "negative"
+)  # fmt: skip
 MOST = 4096  # pictures of one command: more than anyone looks at, less than memory holds
 
 
@@ -141,7 +144,7 @@ def check(arguments: argparse.Namespace) -> None:
             other = "--complete" if arguments.complete else "--rerank"
             raise UserError(f"--first and {other} do not go together: leave one of them out")
     else:
-        refuse(arguments, ("first", "negative"), "is for --method dalle")
+        refuse(arguments, OF_CAPTIONS, "is for --method dalle; vqgan-prior has none")
     each, prompts = max(arguments.n, arguments.rerank), max(len(arguments.prompts), 1)
     if arguments.seeds and len(arguments.seeds) != each * prompts:
         raise UserError(f"{len(arguments.seeds)} --seeds for {each * prompts} pictures")
@@ -243,9 +246,6 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             f"--guidance {guidance:g}: the run never saw an empty caption (caption_dropout 0), "
             "which guidance compares with; give --guidance 1"
         )
-    seeded = {"seeds": arguments.seeds} if arguments.seeds else {
-        "generator": torch.Generator(device).manual_seed(arguments.seed)
-    }  # fmt: skip
     with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False) as bar:
         pictures = dalle.generate(
             arguments.prompts,
@@ -264,7 +264,7 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             allow_unseen=arguments.allow_unseen,
             progress=lambda done: bar.update(int(100 * done) - bar.n),
             partial=row if arguments.gif else None,
-            **seeded,
+            **randomness(arguments, device),
         ).cpu()
     if arguments.gif:
         save_gif([in_rows(frame, arguments.prompts, each) for frame in frames], arguments.gif)

@@ -9,19 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minimodal.cli.common import read_picture
+from minimodal.cli.common import randomness, read_picture
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.vqgan_prior import VQGANPrior
-
-# Flags of generate.py that say nothing to a model without captions.
-OF_CAPTIONS = (
-    "rerank", "clip", "merges", "truncate", "allow_unseen", "redraw", "gif"
-)  # fmt: skip
 
 
 def add_prior_flags(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +56,6 @@ def prior_folder(run: Path) -> Path:
 
 def load_prior(arguments: argparse.Namespace, device: str) -> VQGANPrior:
     """The model of a command line, with what it is asked for checked."""
-    for name in OF_CAPTIONS:
-        if getattr(arguments, name):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is for --method dalle; vqgan-prior has none")
     if arguments.keep is not None and arguments.complete is None:
         raise UserError("--keep is how much of a picture stays: give one with --complete IMG")
     prior = load(prior_folder(arguments.run), kind="vqgan-prior").to(device)
@@ -91,9 +81,6 @@ def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) ->
         else arguments.temperature,
         "guidance": guidance if arguments.guidance is None else arguments.guidance,
     }
-    seeded = {"seeds": arguments.seeds} if arguments.seeds else {
-        "generator": torch.Generator(device).manual_seed(arguments.seed)
-    }  # fmt: skip
     bar = tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False)
     with bar:
         return prior.generate(
@@ -109,5 +96,5 @@ def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) ->
             stride=arguments.stride,
             progress=lambda done: bar.update(int(100 * done) - bar.n),
             **chosen,
-            **seeded,
+            **randomness(arguments, device),
         ).cpu()

@@ -83,6 +83,11 @@ def asked(scenes: Scenes, row: int) -> dict[str, str]:
     return found
 
 
+def of_one_object(source: ShapesSource, n: int) -> np.ndarray:
+    """The numbers of a source's first n scenes of one object: two in five are. returns: (n,)"""
+    return np.flatnonzero(source.scenes(np.arange(8 * n)).count == 1)[:n]
+
+
 def negation_scores(dalle: DALLE, scenes: Scenes, *, sampling: dict, seed: int) -> dict[str, float]:
     """A circle, but not a red one: the caption "a circle", and "a red circle" as the negative.
 
@@ -154,8 +159,7 @@ def reading_scores(
     generator = torch.Generator(device).manual_seed(seed)
     for pairs in ("seen", "held_out"):
         source = ShapesSource(seed, split="val", pairs=pairs)
-        scenes, numbers = source.scenes(np.arange(8 * n)), np.arange(8 * n)
-        numbers = numbers[scenes.count == 1][:n]
+        numbers = of_one_object(source, n)
         scenes, pictures = source.scenes(numbers), source.images(numbers)
         codes = dalle.encode_pictures(to_float(torch.from_numpy(pictures).to(device)))
         for what, names in (("color", tuple(COLORS)), ("shape", SHAPES)):
@@ -234,8 +238,8 @@ def variety(dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 300) -> dic
 
     sampling: settings of `DALLE.generate`
     """
-    source, numbers = ShapesSource(seed, split="val"), np.arange(3 * n)
-    one = numbers[source.scenes(numbers).count == 1][:n]
+    source = ShapesSource(seed, split="val")
+    one = of_one_object(source, n)
     prompts = source.full_captions(one, np.random.default_rng(seed))
     drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling).numpy()
     return {"places": places(drawn), "places_of_world": places(source.images(one))}

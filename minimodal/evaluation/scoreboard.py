@@ -68,10 +68,9 @@ def exact(verdicts: Sequence[Verdict]) -> np.ndarray:
 
 def by_attribute(name: str, verdicts: Sequence[Verdict]) -> dict[str, list[bool]]:
     """Whether each attribute is right, where captions name it."""
+    found = {a: [getattr(verdict, a) for verdict in verdicts] for a in ATTRIBUTES}
     return {
-        f"{name}_{attribute}": [holds for holds in found if holds is not None]
-        for attribute in ATTRIBUTES
-        for found in [[getattr(verdict, attribute) for verdict in verdicts]]
+        f"{name}_{a}": [h for h in all_of_it if h is not None] for a, all_of_it in found.items()
     }
 
 
