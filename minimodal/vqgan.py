@@ -181,7 +181,9 @@ class Encoder(nn.Module):
         x: (B, P, H, W) pictures in [-1, 1], or at each place what is known of a window
         returns: (B, C, h, w)
         """
-        x = F.pixel_unshuffle(x, self.patch)  # (B, 3 patch², H/patch, W/patch)
+        if self.patch > 1:  # torch's kernel is slow, also where there is nothing to do
+            x = F.pixel_unshuffle(x, self.patch)  # (B, 3 patch², H/patch, W/patch)
+        x = x.contiguous(memory_format=torch.channels_last)
         h = self.layers(self.conv_in(x))  # (B, widths[-1], h, w)
         return self.conv_out(F.silu(self.norm_out(h)))
 
@@ -216,6 +218,7 @@ class Decoder(nn.Module):
         z: (B, C, h, w) vectors of the codes
         returns: (B, 3, H, W)
         """
+        z = z.contiguous(memory_format=torch.channels_last)
         h = self.layers(self.conv_in(z))  # (B, widths[0], H/patch, W/patch)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
 
@@ -273,7 +276,7 @@ class VQGAN(nn.Module):
             self.encoder = Encoder(config, ends)
         if self.two:
             self.appearance = AppearanceEncoder(
-                config.channels, config.code_width, patch=config.factor
+                config.channels // 3, config.code_width, patch=config.factor
             )
         self.to_codes = nn.Conv2d(ends, config.latent, 1) if joined else nn.Identity()
         self.from_codes = nn.Conv2d(config.latent, ends, 1) if joined else nn.Identity()

@@ -19,6 +19,7 @@ from minimodal.data.shapes import (
     captions,
     coverage,
     draw_scenes,
+    parse,
     render,
     swap,
 )
@@ -218,6 +219,20 @@ def test_the_worlds_own_captions_match_their_pictures():
     source, indices = ShapesSource(4, pairs="all"), np.arange(1500)
     texts = source.captions(indices, np.random.default_rng(0))
     assert all(v.exact for v in score(texts, source.images(indices)))
+
+
+def test_loose_captions_match_their_pictures_and_none_where_other_colors_are():
+    source, indices = ShapesSource(4, pairs="all"), np.arange(1500)
+    scenes = source.scenes(indices)
+    texts = source.loose_captions(indices, np.random.default_rng(0))
+    assert all(v.exact for v in score(texts, render(scenes)))
+    # A step that leads neither object to a color of the scene's.
+    apart = (scenes.color[:, 1] - scenes.color[:, 0]) % len(COLORS)
+    step = np.select([~np.isin(apart, [s, 8 - s]) for s in (1, 2, 3)], [1, 2, 3])
+    color = np.where(scenes.color < 0, -1, (scenes.color + step[:, None]) % len(COLORS))
+    named = [row for row in indices if any(o.color for o in parse(texts[row]).objects)]
+    verdicts = score([texts[row] for row in named], render(replace(scenes, color=color)[named]))
+    assert len(named) > 1200 and not any(v.exact or v.color for v in verdicts)
 
 
 @pytest.mark.parametrize("what", ["color", "shape", "relation"])

@@ -6,7 +6,7 @@ import pytest
 from tiny import make_painter
 
 from minimodal.data.images import ImageSource
-from minimodal.data.shapes import ShapesSource
+from minimodal.data.shapes import ShapesSource, parse
 from minimodal.data.tokenizer import Tokenizer, split
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
@@ -69,6 +69,40 @@ def test_a_world_without_end_has_all_its_words():
     known = KnownWords.of(captions_of(source, 5000))
     assert KnownWords.of(source.all_captions(i)[0] for i in range(300)).words <= known.words
     known.check(["two crosses against grey", "violet donut", "a plus beneath a turquoise disc"])
+
+
+PROMPTS = [
+    "a purple star above a green ring", "purple star above green ring", "blue circle, red square",
+    "a blue star and a red square", "a red circle on a white background", "two small stars",
+    "red circle, white background", "there is a red circle and a blue square",
+    "a picture of two stars", "Picture of a blue star.", "red star next to blue ring",
+    "a star beside a box on gray", "a red circle left of a square", "There are two red stars",
+    "circle above square, black background", "Blue circle,red square , on WHITE", "star, ring",
+]  # fmt: skip
+
+
+def test_prompts_that_people_type_are_known_and_read():
+    known = KnownWords.of(captions_of(ShapesSource(0), 10_000))
+    for prompt in PROMPTS:
+        known.check([prompt])
+        assert parse(prompt).count in (1, 2)
+        # Each token is one that captions had, not a word without its space.
+        assert set(split(known.readable(prompt).lower())) <= known.pieces, prompt
+
+
+def test_marks_are_read_with_the_spaces_that_captions_had():
+    assert KNOWN.readable("5 cats,dogs") == KNOWN.readable("5 cats , dogs") == "5 cats, dogs"
+    assert KNOWN.readable("12 dogs") == " 12 dogs"  # not " 1 2"
+    assert KNOWN.readable("don 't stop") == "don't stop"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("cirlce", "circle"), ("dgos", "dogs")])
+def test_a_typo_is_told_the_word_that_was_meant(typed, meant):
+    with pytest.raises(UserError, match=f"had '{typed}', .*; did you mean '{meant}'"):
+        KNOWN.check([f"a red {typed}"])
+    with pytest.raises(UserError) as caught:
+        KNOWN.check(["a zebra"])
+    assert "did you mean" not in str(caught.value)
 
 
 def test_the_file_holds_them(tmp_path):

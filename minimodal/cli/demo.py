@@ -1,8 +1,10 @@
 """`python train.py demo`: VQGAN, CLIP and DALL·E on the Shapes world, then pictures and scores.
 
-Each stage is the ordinary task with its ordinary recipe; `--minutes` scales their steps (10 is
-what the recipes are tuned for, on two cores). A stage that is finished is not run again, so an
-interrupted demo goes on where it stopped. Read `recipes.py` and `evaluation/scoreboard.py`.
+Each stage is the ordinary task with its ordinary recipe, for as long as the plan (`plan.py`) says,
+which makes all end after `--minutes`. CLIP needs nothing of the others, and these small models keep
+one core busy but not two: on the CPU it trains beside them, in a process of its own with half of
+the threads. What is finished is not done again, so an interrupted demo goes on where it stopped.
+Read `plan.py` and `evaluation/scoreboard.py`.
 """
 
 import argparse
@@ -14,17 +16,29 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from multiprocessing.sharedctypes import Synchronized
+from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from minimodal.cli.common import run_command
+from minimodal.cli.plan import (
+    MOST,
+    PICTURES,
+    Plan,
+    clip_speed,
+    machine_text,
+    make_plan,
+    other_costs,
+    planned,
+    read_plan,
+)
 from minimodal.data.oracle import score
 from minimodal.data.shapes import ShapesSource
-from minimodal.drawing import grid, save_png
+from minimodal.drawing import grid, make_folder, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import (
     baseline_scores,
@@ -36,22 +50,22 @@ from minimodal.evaluation.scoreboard import (
 from minimodal.runs import load
 from minimodal.training import distributed
 from minimodal.training.build import build_clip, build_dalle, build_vqgan
-from minimodal.training.checkpoint import write_atomically
-from minimodal.training.contract import TrainConfig
+from minimodal.training.checkpoint import digest, load_run_config, read_metrics, write_atomically
 from minimodal.training.engine import run
-from minimodal.training.recipes import clip_shapes, dalle_shapes, scale_events, vqgan_shapes
+from minimodal.training.recipes import recipe_for
 from minimodal.training.report import write_report
 
-FULL = 10.0  # minutes that the recipes' steps take on two idle cores, scores included
-MOST = 2.0  # recipes: then nearly all scores are near 100 %
+MINUTES = 10.0
+STAGES = ("vqgan", "clip", "dalle")
 
 
 def add_demo_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the demo."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER",
                         help="folder of the runs and the scores (default: runs/demo)")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=FULL, metavar="M",
-                        help="scales the stages' steps, at most to twice the recipes' "
+    parser.add_argument("--minutes", type=float, metavar="M",
+                        help="how long all of it takes; a fast machine needs less, for twice the "
+                             "recipes' steps; 0: the recipes' own steps, however long "
                              "(default: 10)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     parser.add_argument("--resume", action="store_true",
@@ -59,71 +73,154 @@ def add_demo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
-def scaled(config: TrainConfig, share: float, seed: int) -> TrainConfig:
-    """A recipe's engine settings with a share of its steps."""
-    return replace(config, steps=max(1, round(config.steps * share)), seed=seed)
+# --- the stages ----------------------------------------------------------------------------------
 
 
-def train_stage(name: str, out: Path, *, share: float, seed: int, device: str) -> float:
-    """Train one of vqgan, clip and dalle, or finish it; the seconds it took."""
-    began, folder = time.perf_counter(), out / name
+def trained(out: Path, name: str) -> dict[str, Any] | None:
+    """The last numbers of a stage that is finished."""
+    if not (out / name / "model.safetensors").exists():
+        return None
+    return next((line for line in reversed(read_metrics(out / name)) if line.get("done")), None)
+
+
+def seconds_of(out: Path, name: str) -> float:
+    """For how long a stage has trained, in all sittings."""
+    return max((line.get("seconds", 0.0) for line in read_metrics(out / name)), default=0.0)
+
+
+def train_stage(
+    name: str, out: Path, plan: Plan, *, device: str, began: float, limited: bool
+) -> None:
+    """Train one of vqgan, clip and dalle as planned, or finish it.
+
+    began: when the demo did, as time.time(); earlier, if it has trained in another sitting
+    limited: it ends when the plan says, whatever its steps; a run that goes on keeps its minutes
+    """
+    if trained(out, name):
+        return
+    recipe, folder = planned(name, plan), out / name
     if name == "vqgan":
-        engine = scaled(vqgan_shapes().engine, share, seed)
-        recipe = scale_events(vqgan_shapes()._replace(engine=engine), vqgan_shapes())
         task = build_vqgan(recipe, "shapes")
     elif name == "clip":
-        engine = scaled(clip_shapes().engine, share, seed)
-        task = build_clip(clip_shapes()._replace(engine=engine), "shapes")
+        task = build_clip(recipe, "shapes")
     else:
-        engine, training = scaled(dalle_shapes().engine, share, seed), dalle_shapes().training
-        training = replace(training, pool=round(training.pool * max(share, 1)))
-        recipe = dalle_shapes()._replace(engine=engine, training=training)
         task = build_dalle(recipe, "shapes", vqgan_run=out / "vqgan", device=device)
-    run(task, engine, folder, data_spec="shapes", resume=folder.exists(), device=device)
-    return time.perf_counter() - began
+    engine, most = recipe.engine, None
+    if limited and plan.minutes:
+        most = round(MOST * recipe_for(name, "shapes").engine.steps)
+        minutes = max(0.01, (began + plan.training_seconds - time.time()) / 60)
+        if (folder / "config.json").exists():
+            minutes = load_run_config(folder)["train"]["minutes"]
+        engine = replace(engine, minutes=distributed.from_main(minutes))
+    run(
+        task, engine, folder, data_spec="shapes", resume=folder.exists(), device=device,
+        most=most, whole=began + plan.seconds,
+    )  # fmt: skip
 
 
-def train_beside(out: Path, settings: dict, threads: int, spent: Synchronized) -> None:
-    """CLIP's stage as a process of its own."""
+class Beside:
+    """CLIP's stage, and the scores that need no DALL·E, as a process of its own."""
+
+    def __init__(self, out: Path, device: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.out = out
+        self.pipe, far_end = context.Pipe()
+        self.process = context.Process(target=work_beside, args=(far_end, out, device, threads))
+        self.process.start()
+        far_end.close()
+
+    def send(self, what: Any) -> None:
+        """Tell the process something."""
+        try:
+            self.pipe.send(what)
+        except OSError:
+            self.receive()  # which says that it has ended
+
+    def receive(self) -> Any:
+        """What the process says next."""
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            if self.process.exitcode == 130:
+                raise KeyboardInterrupt from None
+            raise UserError(
+                f"{self.out / 'clip'}: the training of CLIP failed, see above"
+            ) from None
+
+    def stop(self) -> None:
+        """End the process, which saves its state."""
+        self.process.terminate()
+        self.process.join()
+
+
+def work_beside(pipe: Connection, out: Path, device: str, threads: int) -> None:
+    """The process beside: is asked for CLIP's speed, is told the plan and when the demo began,
+    trains CLIP and says so, and scores when it is told that VQGAN is trained."""
     torch.set_num_threads(threads)
 
-    def stage(_: Sequence[str]) -> None:
-        spent.value = train_stage("clip", out, **settings)
+    def work(_: Sequence[str]) -> None:
+        try:
+            while (asked := pipe.recv()) == "speed":
+                pipe.send(clip_speed(distributed.start(device)))
+            plan, began = asked
+            train_stage("clip", out, plan, device=device, began=began, limited=True)
+            pipe.send("trained")
+            pipe.recv()  # VQGAN is trained by then
+            kind = distributed.pick_device(device)
+            pipe.send(side_scores(out, plan.seed, kind, n=plan.pictures))
+        except EOFError:
+            sys.exit(1)  # the demo has ended, and said why
 
-    sys.exit(run_command(stage, []))
+    sys.exit(run_command(work, []))
 
 
-def train_stages(out: Path, share: float, seed: int, device: str) -> dict[str, float]:
-    """VQGAN, CLIP and DALL·E; the seconds of each.
+def plan_of(arguments: argparse.Namespace, beside: Beside | None, began: float) -> Plan:
+    """The kept plan, or a new one from a few seconds of measuring; the same on all processes."""
+    out = arguments.out
+    here = distributed.start(arguments.device)
+    plan = distributed.from_main(
+        read_plan(out, minutes=arguments.minutes, seed=arguments.seed) if here.main else None
+    )
+    if plan is None:
+        if any((out / name / "config.json").exists() for name in STAGES):
+            raise UserError(
+                f"{out} holds runs of a demo without a plan (an older minimodal's): give another "
+                "--out"
+            )
+        if beside:
+            beside.send("speed")  # at the same time, since they will train at the same time
+        costs = other_costs(here)
+        clip = beside.receive() if beside else clip_speed(here)
+        plan = make_plan(
+            MINUTES if arguments.minutes is None else arguments.minutes, arguments.seed, costs,
+            clip, spent=time.time() - began, beside=beside is not None,
+            machine=machine_text(costs.dalle, here, torch.get_num_threads()),
+        )  # fmt: skip
+        plan = distributed.from_main(plan)
+        if here.main:
+            make_folder(out)
+            plan.save(out)
+    if here.main:
+        print(plan.text(), file=sys.stderr)
+    return plan
 
-    CLIP needs nothing of the others. These small models keep one core busy but not two, so on
-    the CPU it trains beside them, in a process of its own with half of the threads.
-    """
-    settings = {"share": min(share, MOST), "seed": seed, "device": device}
-    threads = torch.get_num_threads()
-    alone = "WORLD_SIZE" not in os.environ and distributed.pick_device(device) == "cpu"
-    if not alone or threads < 2:
-        return {name: train_stage(name, out, **settings) for name in ("vqgan", "clip", "dalle")}
-    context = multiprocessing.get_context("spawn")
-    spent = context.Value("d")
-    beside = context.Process(target=train_beside, args=(out, settings, threads // 2, spent))
-    beside.start()
-    torch.set_num_threads(threads - threads // 2)
-    seconds = {}
-    try:
-        for name in ("vqgan", "dalle"):
-            seconds[name] = train_stage(name, out, **settings)
-            if name == "dalle":
-                beside.join()
-            if beside.exitcode:
-                raise UserError(f"{out / 'clip'}: the training of CLIP failed, see above")
-    except BaseException:
-        beside.terminate()  # which saves its state
-        beside.join()
-        raise
-    finally:
-        torch.set_num_threads(threads)
-    return {"vqgan": seconds["vqgan"], "clip": spent.value, "dalle": seconds["dalle"]}
+
+def train_stages(
+    plan: Plan, out: Path, beside: Beside | None, *, device: str, began: float
+) -> None:
+    """All three stages."""
+    if beside:
+        beside.send((plan, began))
+    for name in ("vqgan", "dalle") if beside else STAGES:
+        # VQGAN keeps its steps: what it takes longer, DALL·E makes up for.
+        limited = name == "dalle"
+        train_stage(name, out, plan, device=device, began=began, limited=limited)
+    if beside:
+        beside.receive()  # "trained"
+
+
+# --- what they reach -----------------------------------------------------------------------------
 
 
 def machine() -> dict[str, str | int]:
@@ -143,21 +240,38 @@ def machine() -> dict[str, str | int]:
     return found
 
 
+def side_scores(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
+    """The scores that need no DALL·E, of the stages that are there."""
+    board: dict = {}
+    if (out / "vqgan" / "config.json").exists():
+        vqgan = load(out / "vqgan", kind="vqgan").to(device)
+        board["vqgan"] = vqgan_scores(vqgan, seed=seed, n=4 * n)
+    if (out / "clip" / "config.json").exists():
+        clip = load(out / "clip", kind="clip").to(device)
+        board["clip"] = clip_scores(clip, seed=seed, n=2 * n, sets=max(1, 8 * n // PICTURES))
+    board["baselines"] = baseline_scores(seed=seed, n=n, pool=40 * n)
+    return board
+
+
+def main_scores(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
+    """DALL·E's scores, with the CLIP beside it, if they are there."""
+    if not (out / "dalle" / "config.json").exists():
+        return {}
+    dalle, clip = load(out / "dalle", kind="dalle").to(device), None
+    if (out / "clip" / "config.json").exists():
+        clip = load(out / "clip", kind="clip").to(device)
+    sampling = dalle.run["model"]["sampling"]
+    return {"dalle": dalle_scores(dalle, clip, seed=seed, n=n, sampling=sampling)}
+
+
 def score_stages(out: Path, seed: int, device: str) -> dict:
     """The scoreboard of the stages that are there."""
-    names = [name for name in ("vqgan", "clip", "dalle") if (out / name / "config.json").exists()]
-    models = {name: load(out / name, kind=name).to(device) for name in names}
-    board: dict = {}
-    if "vqgan" in models:
-        board["vqgan"] = vqgan_scores(models["vqgan"], seed=seed)
-    if "clip" in models:
-        board["clip"] = clip_scores(models["clip"], seed=seed)
-    if "dalle" in models:
-        sampling = models["dalle"].run["model"]["sampling"]
-        clip = models.get("clip")
-        board["dalle"] = dalle_scores(models["dalle"], clip, seed=seed, sampling=sampling)
-    board["baselines"] = baseline_scores(seed=seed)
-    return board
+    return in_order(side_scores(out, seed, device) | main_scores(out, seed, device))
+
+
+def in_order(board: dict) -> dict:
+    """A scoreboard with its systems in the order in which they are trained."""
+    return {name: board[name] for name in (*STAGES, "baselines") if name in board}
 
 
 def draw_samples(out: Path, seed: int, device: str) -> None:
@@ -177,26 +291,72 @@ def draw_samples(out: Path, seed: int, device: str) -> None:
     save_png(grid(pictures, captions, verdicts, columns=8), out / "samples.png")
 
 
-def run_demo(arguments: argparse.Namespace) -> None:
-    """All stages, the samples, the scoreboard and the report."""
-    if not 0 < arguments.minutes < math.inf:
-        raise UserError(f"--minutes {arguments.minutes}: expected a number above 0")
-    began, out = time.perf_counter(), arguments.out
-    seconds = train_stages(out, arguments.minutes / FULL, arguments.seed, arguments.device)
-    here = distributed.start(arguments.device)
-    if not here.main:
-        return
-    began_scores = time.perf_counter()
-    print("scoring", file=sys.stderr)
-    board = score_stages(out, arguments.seed, here.device.type)
-    draw_samples(out, arguments.seed, here.device.type)
-    now = time.perf_counter()
-    board["seconds"] = {name: round(spent, 1) for name, spent in seconds.items()}
-    board["seconds"] |= {"scores": round(now - began_scores, 1), "all": round(now - began, 1)}
-    board |= {"machine": machine(), "seed": arguments.seed}
-    text = json.dumps(board, indent=2) + "\n"
-    write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
-    for folder in (out, *(out / name for name in seconds)):
-        write_report(folder)
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of the weights of each stage."""
+    return {name: digest(out / name / "model.safetensors") for name in STAGES}
+
+
+def finished(out: Path) -> dict | None:
+    """The scoreboard of a demo that has nothing left to do."""
+    try:
+        board = json.loads((out / "scoreboard.json").read_text())
+        same = board["plan"]["weights"] == digests(out)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return board if same and (out / "samples.png").exists() else None
+
+
+def show(board: dict, out: Path) -> None:
+    """Print the scores and where the rest is."""
     print(format_scoreboard(board))
     print(f"pictures: {out / 'samples.png'}   report: {out / 'report.html'}")
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """All stages, the samples, the scoreboard and the report."""
+    if arguments.minutes is not None and not 0 <= arguments.minutes < math.inf:
+        raise UserError(f"--minutes {arguments.minutes}: expected a number of 0 or more")
+    out, device, here_began = arguments.out, arguments.device, time.time()
+    if read_plan(out, minutes=arguments.minutes, seed=arguments.seed) and (board := finished(out)):
+        print(f"{out} is done, nothing to resume", file=sys.stderr)
+        return show(board, out)
+    threads = torch.get_num_threads()
+    alone = "WORLD_SIZE" not in os.environ and distributed.pick_device(device) == "cpu"
+    beside = Beside(out, device, threads // 2) if alone and threads > 1 else None
+    before = sum(seconds_of(out, name) for name in STAGES if not beside or name != "clip")
+    began = here_began - before
+    try:
+        torch.set_num_threads(threads - threads // 2 if beside else threads)
+        plan = plan_of(arguments, beside, began)
+        train_stages(plan, out, beside, device=device, began=began)
+        if distributed.start(device).main:
+            finish(plan, out, beside, device=device, began=began)
+    except BaseException:
+        if beside:
+            beside.stop()
+        raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: float) -> None:
+    """Score what was trained, draw, and write it all down."""
+    began_scores, kind = time.time(), distributed.start(device).device.type
+    print("scoring", file=sys.stderr)
+    if beside:
+        beside.send("score")
+    board = main_scores(out, plan.seed, kind, n=plan.pictures)
+    board |= beside.receive() if beside else side_scores(out, plan.seed, kind, n=plan.pictures)
+    draw_samples(out, plan.seed, kind)
+    now, board = time.time(), in_order(board)
+    board["seconds"] = {name: round(seconds_of(out, name), 1) for name in STAGES}
+    board["seconds"] |= {"scores": round(now - began_scores, 1), "all": round(now - began, 1)}
+    board |= {"machine": machine(), "seed": plan.seed}
+    board["plan"] = asdict(plan) | {"weights": digests(out)}
+    text = json.dumps(board, indent=2) + "\n"
+    write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
+    for folder in (out, *(out / name for name in STAGES)):
+        write_report(folder)
+    if beside:
+        beside.process.join()
+    show(board, out)

@@ -14,7 +14,14 @@ import json
 
 import numpy as np
 
-from minimodal.data.shapes_language import DRAWS, ObjectSpec, Spec, captions, parse
+from minimodal.data.shapes_language import (
+    DRAWS,
+    LOOSE_DRAWS,
+    ObjectSpec,
+    Spec,
+    captions,
+    parse,
+)
 from minimodal.data.shapes_world import (
     BACKGROUNDS,
     COLORS,
@@ -59,10 +66,22 @@ __all__ = [
     "parse",
     "render",
     "swap",
+    "without_relation",
 ]
 
-_VERSION = 1  # of the world: a change of what (seed, i) means must change the fingerprint
-_GROUPS = 2  # the same of contrast groups
+_VERSION = 2  # of the world: a change of what (seed, i) means must change the fingerprint
+_GROUPS = 3  # the same of contrast groups
+LOOSE_SHARE = 0.5  # of training captions
+UNSAID_SHARE = 0.4  # of loose contrast groups, those whose captions do not say where objects are
+
+
+def without_relation(scenes: Scenes) -> np.ndarray:
+    """What full captions say that leave out where objects are: (N,) int64, equal where they say
+    the same in whichever order."""
+    objects = (scenes.shape * len(COLORS) + scenes.color) * len(SIZES) + scenes.size  # (N, 2)
+    kinds = len(SHAPES) * len(COLORS) * len(SIZES)
+    first, second = objects.min(axis=1), objects.max(axis=1)  # an absent object is below 0
+    return (first * kinds + second) * len(BACKGROUNDS) + scenes.background
 
 
 class ShapesSource:
@@ -121,35 +140,47 @@ class ShapesSource:
         """
         return render(self.scenes(indices), self.image_size)
 
-    def _draws(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Random numbers for captions, shared by a group. returns: (B, DRAWS)"""
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """One caption a picture, half of them loose. In a contrast group all state the same, by
+        the same template: all but what is the same for all (the background) or leaves the four
+        different (where objects are)."""
         indices = np.atleast_1d(np.asarray(indices))
         if not self.contrast:
-            return rng.random((len(indices), DRAWS))
-        groups, inverse = np.unique(indices // self.group, return_inverse=True)
-        return rng.random((len(groups), DRAWS))[inverse]
+            draws = rng.random((len(indices), LOOSE_DRAWS))
+            return captions(self.scenes(indices), draws, loose=LOOSE_SHARE)
+        groups, of = np.unique(indices // self.group, return_inverse=True)
+        draws = rng.random((len(groups), LOOSE_DRAWS))
+        members = (groups[:, None] * self.group + np.arange(self.group)).ravel()
+        scenes = self.scenes(members)  # (G * 4,) of which the batch may have asked for a part
+        grounds = scenes.background.reshape(-1, self.group)
+        said = np.sort(without_relation(scenes).reshape(-1, self.group))
+        same = (grounds == grounds[:, :1]).all(axis=1)
+        differ = (np.diff(said) > 0).all(axis=1)
+        return captions(
+            scenes[of * self.group + indices % self.group],
+            draws[of],
+            full=True,
+            omit_background=np.where(same, 0.5, 0.0)[of],
+            loose=LOOSE_SHARE,
+            unsaid=np.where(differ, UNSAID_SHARE, 0.0)[of],
+        )
 
-    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture. In a contrast group all state the same, by the same template; the
-        background always where it is not the same for all."""
-        scenes, draws = self.scenes(indices), self._draws(indices, rng)
-        if not self.contrast:
-            return captions(scenes, draws)
-        members = np.atleast_1d(indices)[:, None] // self.group * self.group + np.arange(self.group)
-        grounds = self.scenes(members.ravel()).background.reshape(members.shape)  # (B, 4)
-        differ = (grounds != grounds[:, :1]).any(axis=1)
-        return captions(scenes, draws, full=True, omit_background=np.where(differ, 0.0, 0.5))
+    def loose_captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """Captions as people type: each has something that a strict one never has."""
+        scenes = self.scenes(indices)
+        return captions(scenes, rng.random((len(scenes), LOOSE_DRAWS)), loose=1.0)
 
     def full_captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """Captions that state every size, colour, background and relation."""
-        return captions(self.scenes(indices), self._draws(indices, rng), full=True)
+        """Strict captions that state every size, colour, background and relation."""
+        scenes = self.scenes(indices)
+        return captions(scenes, rng.random((len(scenes), DRAWS)), full=True)
 
     def all_captions(self, index: int) -> list[str]:
         """Five captions of one picture, the first of them a full one; always the same."""
         rng = np.random.default_rng((self.seed % 2**64, index))
         five = np.full(5, index)
         return self.full_captions(five[:1], rng) + captions(
-            self.scenes(five[1:]), rng.random((4, DRAWS))
+            self.scenes(five[1:]), rng.random((4, LOOSE_DRAWS)), loose=LOOSE_SHARE
         )
 
     def fingerprint(self) -> str:

@@ -2,12 +2,13 @@
 
 A word is a piece of the tokenizer (`tokenizer.split`) without the space before it. Both forms are
 kept, since they are different tokens: where captions had " star" and never began with "star", a
-prompt that begins with it is read with a space in front.
+prompt that begins with it is read with a space in front, and "ring,star" as "ring, star".
 
 Captions in, words out; prompts in, prompts as the model can read them out. Kept as JSON beside the
 tokenizer. Read `tokenizer.py` before.
 """
 
+import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,15 +37,23 @@ class KnownWords:
 
     def readable(self, prompt: str) -> str:
         """A prompt with single spaces, without a full stop that no caption had, and with a space
-        in front where its first word is known only within captions."""
+        in front of its first word, before a punctuation mark and behind it where captions had them
+        only so, or without where only so."""
         prompt = " ".join(prompt.split())
         if not self.words:
             return prompt
         if prompt[-1:] == "." and "." not in self.words:
             prompt = prompt.rstrip(". ") or prompt
-        first = "".join(split(prompt.lower())[:1])
-        known = first in self.pieces or f" {first}" not in self.pieces
-        return prompt if known else f" {prompt}"
+        pieces, before = [], "."  # as behind a mark
+        for piece in split(prompt):
+            word = piece.strip()
+            # Between letters and digits a space stays as it is: "12" is not "1 2".
+            if not (word.isalnum() and before.isalnum()):
+                forms = (form for form in (piece, word, f" {word}") if form.lower() in self.pieces)
+                piece = next(forms, piece)
+            pieces.append(piece)
+            before = word
+        return "".join(pieces)
 
     def check(self, prompts: Iterable[str]) -> None:
         """Refuse prompts with a word that no caption had."""
@@ -52,9 +61,11 @@ class KnownWords:
             for piece in split(self.readable(prompt).lower()):
                 word = piece.strip()
                 if word and word not in self.words:
+                    near = difflib.get_close_matches(word, sorted(self.words), n=1, cutoff=0.7)
+                    hint = f"; did you mean '{near[0]}'? Else" if near else ";"
                     raise UserError(
                         f"'{prompt[:60]}': no caption of the training had '{word}', so the model "
-                        "does not know it; use other words, or --allow-unseen"
+                        f"does not know it{hint} use other words, or --allow-unseen"
                     )
 
     def save(self, path: Path) -> None:

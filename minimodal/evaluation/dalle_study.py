@@ -60,8 +60,7 @@ def two_of(scenes: Scenes, row: int) -> str:
 def asked(scenes: Scenes, row: int) -> dict[str, str]:
     """A scene in the words of each template that fits it, from easy to hard.
 
-    None joins two objects without saying where they are ("a red circle and a blue star"): captions
-    of the plain world never do, so it would measure how a model takes a phrase that it never read.
+    All are in whole phrases; `ShapesSource.loose_captions` are as people type.
     """
     ground = f"on {tuple(BACKGROUNDS)[scenes.background[row]]}"
     first = article(named(scenes, row, 0))

@@ -233,6 +233,11 @@ def build_dalle(
         spec, vqgan_run, pool=recipe.training.pool, flip=recipe.training.flip, device=device,
         limit=limit, captions=True,
     )  # fmt: skip
+    return dalle_task(recipe, encoded, vqgan_run)
+
+
+def dalle_task(recipe: DALLERecipe, encoded: Encoded, vqgan_run: Path) -> DALLETask:
+    """DALL·E on pictures that are codes already."""
     vqgan, train = encoded.vqgan, encoded.train
     words = learn_words(
         train, recipe.training.vocab, recipe.training.max_text_length,

@@ -72,7 +72,8 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
             metrics[prefix + "grad_norm"] = norm
             for group in trained.optimizer.param_groups:
                 group["lr"] = lr * trained.phase.lr_scale
-            trained.optimizer.step()
+            with probe.autocast(training.here.device, config.precision):  # Muon multiplies matrices
+                trained.optimizer.step()
             trained.optimizer.zero_grad()
     if not any(name.endswith("grad_norm") for name in metrics):
         raise ValueError(f"step {step}: no loss of {training.task.name} has a gradient")
@@ -98,11 +99,6 @@ def follow(training: Training) -> None:
 
 
 # ---- between steps
-
-
-def fraction(config: TrainConfig, step: int, seconds: float) -> float:
-    """How much of the run is done, 0 to 1: in time where it is limited by time, or in steps."""
-    return seconds / (60 * config.minutes) if config.minutes > 0 else step / config.steps
 
 
 def due(every: int, step: int) -> bool:
@@ -182,8 +178,8 @@ def loop(
     batches: Batches, progress: Progress, signals: Signals, began: float,
 ) -> None:  # fmt: skip
     """Take steps until the run is done; leaves a saved state behind, however it ends."""
-    config, here = training.config, training.here
-    done = fraction(config, training.step, training.seconds)
+    config, here, pace = training.config, training.here, training.pace
+    done = pace.progress(training.step)
     while done < 1:
         lr = lr_at(
             training.step, done, lr=config.lr, warmup=config.warmup,
@@ -194,7 +190,8 @@ def loop(
         step = training.step
         now = time.perf_counter() - began
         stop, training.seconds = distributed.agree(signals.received, now)
-        done = fraction(config, step, training.seconds)
+        pace.revise(step, training.seconds)
+        done = pace.progress(step)
         progress.step(step, done, samples=config.batch_size // here.world)
         ending = stop or done >= 1
         logging = ending or step == 1 or due(config.log_every, step)
@@ -227,10 +224,14 @@ def summary(out: Path, step: int) -> dict[str, Any] | None:
 
 def run(
     task: Task, config: TrainConfig, out: Path,
-    *, data_spec: str, resume: bool = False, device: str = "auto",
+    *, data_spec: str, resume: bool = False, device: str = "auto", most: int | None = None,
+    whole: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a task into the run folder `out`.
 
+    most: steps, whatever the config's minutes leave room for
+    whole: the time.time() at which all that this run is a part of will end, to be shown as the
+        time left
     returns: the numbers of the last step, with the final evaluation
     """
     out, began = Path(out), time.perf_counter()
@@ -246,10 +247,10 @@ def run(
             stored = checkpoint.load_run_config(out)["train"]["precision"]
             config = replace(config, precision=stored)
         began -= state["seconds"]  # the clock goes on
-    training = build(task, config, here=here)
+    training = build(task, config, here=here, most=most)
     if state is not None:
         training.restore(state)
-        ended = fraction(config, training.step, training.seconds) >= 1
+        ended = training.pace.progress(training.step) >= 1
         before = distributed.from_main(summary(out, training.step) if ended else None)
         if before is not None:
             if here.main:
@@ -265,16 +266,16 @@ def run(
         task.save_files(out)
     wrap(training)
     end = None if config.minutes > 0 else config.steps
-    done = fraction(config, training.step, training.seconds)
-    progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main)
+    done = training.pace.progress(training.step)
+    progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main, whole=whole)
     pin = here.device.type == "cuda"
     batches = Batches(task, rows, first=training.step, end=end, pin=pin)
     try:
         with Signals() as signals:
             loop(training, out, batches=batches, progress=progress, signals=signals, began=began)
     except Interrupted:
-        progress.say(f"stopped after step {training.step}; the state is saved. Go on with:")
-        progress.say("  " + how_to_resume(here.world))
+        progress.say(f"{task.name}: stopped after step {training.step}; the state is saved. Go on "
+                     f"with:\n  {how_to_resume(here.world)}")  # fmt: skip
         raise
     finally:
         batches.close()

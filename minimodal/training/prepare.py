@@ -22,6 +22,7 @@ from minimodal.training import checkpoint, distributed, probe
 from minimodal.training.contract import Phase, Task, TrainConfig
 from minimodal.training.distributed import Distributed
 from minimodal.training.optim import Together, make_optimizer
+from minimodal.training.pace import Pace
 
 FASTER = 1.1  # bfloat16 has to be faster by a tenth, or float32 is the better choice
 
@@ -63,6 +64,7 @@ class Training:
     here: Distributed
     phases: list[Trained]
     ema: nn.Module | None
+    pace: Pace
     step: int = 0
     seconds: float = 0.0
     averaged: list[list[Tensor]] = field(default_factory=list)  # EMA's tensors, the model's
@@ -77,6 +79,7 @@ class Training:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "pace": self.pace.state(),
             "model": self.task.model.state_dict(),
             "extra": {name: net.state_dict() for name, net in self.task.extra.items()},
             "optimizers": {t.phase.name: t.optimizer.state_dict() for t in self.phases},
@@ -86,6 +89,8 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.step, self.seconds = state["step"], state["seconds"]
+        if "pace" in state:  # runs of an older minimodal went by the clock
+            self.pace.restore(state["pace"], step=self.step, seconds=self.seconds)
         self.task.model.load_state_dict(state["model"])
         for name, net in self.task.extra.items():
             net.load_state_dict(state["extra"][name])
@@ -138,8 +143,13 @@ def first_state(
     return state
 
 
-def build(task: Task, config: TrainConfig, *, here: Distributed) -> Training:
-    """Put the nets on the device and give each phase its optimiser."""
+def build(
+    task: Task, config: TrainConfig, *, here: Distributed, most: int | None = None
+) -> Training:
+    """Put the nets on the device and give each phase its optimiser.
+
+    most: steps, whatever the minutes leave room for
+    """
     nets = (task.model, *task.extra.values())
     for net in nets:
         net.to(here.device).train()
@@ -164,7 +174,8 @@ def build(task: Task, config: TrainConfig, *, here: Distributed) -> Training:
         )
         phases.append(Trained(phase, list(found.values()), optimizer, PhaseLoss(task, phase)))
     task.gather = distributed.gather
-    training = Training(task, config, here, phases, ema=None)
+    pace = Pace(config.steps, config.minutes, most=most)
+    training = Training(task, config, here, phases, ema=None, pace=pace)
     if config.ema_decay > 0:
         ema = training.ema = copy.deepcopy(task.model).eval().requires_grad_(False)
         pairs = (ema.parameters(), task.model.parameters(), ema.buffers(), task.model.buffers())
@@ -191,15 +202,15 @@ def choose_precision(training: Training, batch: dict[str, Tensor]) -> str:
     device = training.here.device
     if device.type == "cuda":
         fast, why = torch.cuda.is_bf16_supported(), "what this device does best"
-    elif not probe.advertises_bfloat16():
-        fast, why = False, "this device has no bfloat16 instructions"
+    elif not probe.multiplies_bfloat16(device):
+        fast, why = False, "this device has no fast bfloat16 instructions"
     else:
         speed = probe.bfloat16_speed(lambda: one_pass(training, batch), device)
         fast = speed > FASTER
         why = f"bfloat16 is {speed:.2g} x float32 on this device"
     precision = "bfloat16" if fast else "float32"
     if training.here.main:
-        print(f"precision: {precision} ({why})", file=sys.stderr)
+        print(f"{training.task.name}: {precision} ({why})", file=sys.stderr)
     return distributed.from_main(precision)
 
 

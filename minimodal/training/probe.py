@@ -8,7 +8,6 @@ numbers; the engine prints and keeps them.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +42,6 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def advertises_bfloat16() -> bool:
-    """Whether the CPU says that it has bfloat16 instructions; without them it is never faster."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16", "asimdbf16"))
-
-
 def bfloat16_speed(run_once: Callable[[], None], device: torch.device) -> float:
     """How many times faster than in float32 a pass is under bfloat16 autocast."""
     best = {"float32": float("inf"), "bfloat16": float("inf")}
@@ -74,9 +64,9 @@ def count_flops(run_once: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def matmul_peak(device: torch.device, precision: str) -> float:
-    """The FLOP/s that the device reaches in a large product of matrices, measured."""
-    n = 8192 if device.type == "cuda" else 768
+def matmul_peak(device: torch.device, precision: str, *, n: int = 0) -> float:
+    """The FLOP/s that the device reaches in a large product of matrices (n x n), measured."""
+    n = n or (8192 if device.type == "cuda" else 768)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a = torch.ones(n, n, device=device, dtype=dtype)
     out: Tensor = torch.mm(a, a)
@@ -88,3 +78,13 @@ def matmul_peak(device: torch.device, precision: str) -> float:
         wait(device)
         best = max(best, 2 * n**3 / (time.perf_counter() - began))
     return best
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of matrices are faster in bfloat16 than in float32.
+
+    A CPU without instructions for them emulates them, fifty times slower. Asked before whole
+    passes are timed, and of the device itself: what a CPU says of itself is not what it does
+    where a library has been told to use less of it.
+    """
+    return matmul_peak(device, "bfloat16", n=256) > matmul_peak(device, "float32", n=256)

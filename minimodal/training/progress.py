@@ -57,12 +57,17 @@ def duration(seconds: float) -> str:
 class Progress:
     """The state of a run as one line of text."""
 
-    def __init__(self, name: str, fraction: float, *, flops: float, peak: float, show: bool):
-        """`flops`: of a sample, on this process; `peak`: this process's FLOP/s."""
+    def __init__(
+        self, name: str, fraction: float, *, flops: float, peak: float, show: bool,
+        whole: float | None = None,
+    ) -> None:  # fmt: skip
+        """`flops`: of a sample, on this process; `peak`: this process's FLOP/s; `whole`: the
+        time.time() at which all that this run is a part of will end."""
         self.name, self.flops, self.peak, self.show = name, flops, peak, show
         self.began = self.window = self.drawn = time.perf_counter()
         self.first = self.fraction = fraction
-        self.samples, self.speed, self.loss = 0, 0.0, float("nan")
+        self.samples, self.speed, self.whole = 0, 0.0, whole
+        self.loss: float | None = None  # of the last logged step
         self.bar = None
         # Two bars on one terminal would overwrite each other: a child process writes lines.
         if show and sys.stderr.isatty() and multiprocessing.parent_process() is None:
@@ -90,11 +95,14 @@ class Progress:
     def text(self, step: int, now: float) -> str:
         """The line without its beginning."""
         speed = self.speed or self.samples / max(1e-9, now - self.window)
-        parts = [f"step {step}", f"loss {self.loss:.4g}", f"{speed:.4g} samples/s"]
+        parts = [f"step {step}"] + ([] if self.loss is None else [f"loss {self.loss:.4g}"])
+        parts.append(f"{speed:.4g} samples/s")
         if self.peak > 0 and self.flops > 0:
             parts.append(f"{100 * speed * self.flops / self.peak:.0f}% of peak")
         gained = self.fraction - self.first
-        if gained > 0:
+        if self.whole is not None:
+            parts.append(f"{duration(self.whole - time.time())} left of all")
+        elif gained > 0:
             left = (now - self.began) * (1 - self.fraction) / gained
             parts.append(f"{duration(left)} left")
         return "  ".join(parts)

@@ -80,7 +80,10 @@ def vqgan_shapes() -> VQGANRecipe:
             gan_start=2170,
             gan_ramp=100,
         ),
-        TrainConfig(steps=2400, batch_size=16, lr=4e-3, ema_decay=0.99, checkpoint_every=1000),
+        TrainConfig(
+            steps=2400, batch_size=16, optimizer="muon", lr=4e-3, ema_decay=0.99,
+            checkpoint_every=1000,
+        ),
     )
 
 

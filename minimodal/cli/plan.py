@@ -1,0 +1,256 @@
+"""What the demo does with its time: measured at the start, decided once, kept.
+
+Each stage's own step is timed for a moment, and drawing and encoding as well; the stages then get
+the steps that fit, as a share of their recipes', and at most twice those. CLIP and DALL·E, the last
+of each process, are also told by when to end (`training/pace.py`), so that the demo ends in time
+when another program takes a part of the CPU. A demo that was stopped goes on with its plan. Read
+`training/recipes.py` before, `cli/demo.py` after.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from minimodal.blocks.sampling import SamplingConfig
+from minimodal.data.oracle import score
+from minimodal.errors import UserError
+from minimodal.training import probe
+from minimodal.training.build import Encoded, build_clip, build_vqgan, dalle_task
+from minimodal.training.checkpoint import write_atomically
+from minimodal.training.contract import Task, TrainConfig
+from minimodal.training.distributed import Distributed
+from minimodal.training.engine import train_step
+from minimodal.training.prepare import Training, build, measure, micro_rows
+from minimodal.training.recipes import (
+    Recipe,
+    clip_shapes,
+    dalle_shapes,
+    recipe_for,
+    scale_events,
+    vqgan_shapes,
+)
+from minimodal.training.tasks.codes import tokenize_pictures
+
+MOST = 2.0  # recipes: then nearly all scores are near 100 %
+LEAST = 8  # steps of a stage, however short the time
+PICTURES = 500  # drawn for a score, where a tenth of the time is enough for them
+SPARE = 0.02  # of the time, for what nothing here has timed
+# For each picture of a score (`scoreboard.dalle_scores`): guided pictures drawn, pictures that the
+# oracle reads. And the steps of CLIP whose time its scores take.
+DRAWN, READ, CLIP_STEPS = 7.0, 5.5, 40
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of each stage, and what else a demo decides by the clock."""
+
+    minutes: float  # 0: the recipes' own steps, however long
+    seed: int
+    machine: str  # "float32, 95 GFLOP/s a core"
+    precision: dict[str, str]
+    steps: dict[str, int]
+    pool: int  # pictures that become codes for dalle
+    pictures: int  # a score of dalle
+    scores: float  # seconds that scores are expected to take
+    seconds: float  # and all of it
+
+    def text(self) -> str:
+        """The plan in a line."""
+        names = (("VQGAN", "vqgan"), ("CLIP", "clip"), ("DALL·E", "dalle"))
+        steps = ", ".join(f"{shown} {self.steps[name]:,} steps" for shown, name in names)
+        if not self.minutes:
+            return f"plan: {self.machine}; {steps}, however long they take"
+        full = self.steps["dalle"] >= round(MOST * dalle_shapes().engine.steps)
+        more = "" if full else f"; --minutes {3 * self.minutes:g} reaches more"
+        about = f"about {max(0.1, self.seconds / 60):.2g} minutes"
+        return f"plan: {self.machine}; {steps}; {about}{more}"
+
+    @property
+    def training_seconds(self) -> float | None:
+        """From the demo's beginning to the end of its last stage; None: however long."""
+        return 60 * self.minutes * (1 - SPARE) - self.scores if self.minutes else None
+
+    def save(self, out: Path) -> None:
+        """Write OUT/plan.json."""
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        write_atomically(out / "plan.json", lambda path: path.write_text(text))
+
+
+def read_plan(out: Path, *, minutes: float | None, seed: int) -> Plan | None:
+    """The plan of a demo that was begun; None if there is none. A plan is not changed."""
+    path = out / "plan.json"
+    if not path.exists():
+        return None
+    try:
+        plan = Plan(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(
+            f"{path} is damaged: expected what the demo wrote; start it in another --out"
+        ) from None
+    for name, given, kept in (("minutes", minutes, plan.minutes), ("seed", seed, plan.seed)):
+        if given is not None and given != kept:
+            raise UserError(
+                f"{out} was begun with --{name} {kept:g}, not {given:g}; go on with the same or "
+                "give another --out"
+            )
+    return plan
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+
+class Speed(NamedTuple):
+    """How fast a stage is here."""
+
+    precision: str
+    step: float  # seconds
+    peak: float  # FLOP/s of a large product
+
+
+def seconds_a_step(training: Training, step: int, *, times: int = 3) -> float:
+    """The median of some of a task's own steps, its batches included; the first does not count."""
+    rows, found = micro_rows(training.config, training.here), []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        batches = [training.task.batch(step, part) for part in rows]
+        device = training.here.device
+        training.step = step
+        train_step(training, [{k: v.to(device) for k, v in b.items()} for b in batches], lr=1e-4)
+        probe.wait(device)
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[1:])
+
+
+def speed_of(task: Task, config: TrainConfig, here: Distributed, *, at: dict[int, float]) -> Speed:
+    """Time a task. It has taken steps afterwards, so it is of no other use.
+
+    at: steps, which cost more or less by what happens there, and the share of a run that is so
+    """
+    training = build(task, config, here=here)
+    precision, _, peak = measure(training, micro_rows(config, here)[0])
+    training.config = replace(config, precision=precision)
+    step = sum(share * seconds_a_step(training, place) for place, share in at.items())
+    return Speed(precision, step, peak)
+
+
+def clip_speed(here: Distributed) -> Speed:
+    """CLIP's own step."""
+    recipe = clip_shapes()
+    return speed_of(build_clip(recipe, "shapes"), recipe.engine, here, at={0: 1.0})
+
+
+class Costs(NamedTuple):
+    """Seconds of everything else that the demo does."""
+
+    vqgan: Speed
+    dalle: Speed
+    build: float  # of making the stages ready
+    encode: float  # a picture
+    draw: float  # a guided picture
+    read: float  # by the oracle
+
+
+def other_costs(here: Distributed) -> Costs:
+    """Time VQGAN's and DALL·E's steps, and with untrained weights encoding, drawing, reading."""
+    began, recipe = time.perf_counter(), vqgan_shapes()
+    task = build_vqgan(recipe, "shapes")
+    ready, steps, events = time.perf_counter() - began, recipe.engine.steps, recipe.training
+    share = 1 - events.discriminator_start / steps
+    vqgan = speed_of(
+        task, recipe.engine, here, at={events.warm_start: 1 - share, steps - 1: share}
+    )  # fmt: skip
+    began, n = time.perf_counter(), 128
+    model = task.model.eval()
+    codes = tokenize_pictures(model, task.train, n=n, flip=False, device=here.device)
+    encode = (time.perf_counter() - began) / n
+    began = time.perf_counter()
+    encoded = Encoded(model, "", task.train, task.val, codes)
+    dalle_recipe = dalle_shapes()
+    dalle = dalle_task(dalle_recipe, encoded, Path())
+    ready += time.perf_counter() - began
+    speed = speed_of(dalle, dalle_recipe.engine, here, at={0: 1.0})
+    captions = task.val.full_captions(np.arange(32), np.random.default_rng(0))
+    sampling = SamplingConfig(guidance=dalle_recipe.training.guidance)
+    text = dalle.tokens(captions).to(here.device)
+    dalle.model.eval()
+    began = time.perf_counter()
+    generator = torch.Generator(here.device).manual_seed(0)
+    grids = dalle.model.generate_codes(text, generator=generator, sampling=sampling)
+    with torch.no_grad():
+        model.decode_indices(grids)
+    probe.wait(here.device)
+    draw = (time.perf_counter() - began) / len(captions)
+    began = time.perf_counter()
+    score(captions, task.val.images(np.arange(len(captions))))
+    read = (time.perf_counter() - began) / len(captions)
+    return Costs(vqgan, speed, ready, encode, draw, read)
+
+
+# --- deciding ----------------------------------------------------------------------------------
+
+
+def machine_text(speed: Speed, here: Distributed, threads: int) -> str:
+    """What the device is, in a few words."""
+    where = "a core" if here.device.type == "cpu" else f"on {here.device}"
+    return f"{speed.precision}, {speed.peak / threads / 1e9:.0f} GFLOP/s {where}"
+
+
+def make_plan(
+    minutes: float, seed: int, costs: Costs, clip: Speed,
+    *, spent: float, beside: bool, machine: str,
+) -> Plan:  # fmt: skip
+    """Divide the time that is left.
+
+    spent: seconds of the demo so far
+    beside: CLIP has a process of its own, and so half of the machine
+    """
+    recipes = {"vqgan": vqgan_shapes(), "clip": clip_shapes(), "dalle": dalle_shapes()}
+    whole = {name: recipe.engine.steps for name, recipe in recipes.items()}
+    seconds, pool = 60 * minutes, recipes["dalle"].training.pool
+    a_picture = DRAWN * costs.draw + READ * costs.read
+    pictures = PICTURES
+    if minutes:
+        pictures = max(16, min(PICTURES, int(0.1 * seconds / a_picture)))
+    scores = pictures * a_picture
+    main = whole["vqgan"] * costs.vqgan.step + whole["dalle"] * costs.dalle.step
+    side = whole["clip"] * clip.step
+    fixed = spent + costs.build + scores + SPARE * seconds
+    if not beside:
+        main, fixed = main + side, fixed + CLIP_STEPS * clip.step
+    share, side_share = 1.0, 1.0
+    if minutes:
+        # Up to a recipe's length the pool of pictures grows with the steps.
+        left = max(0.0, seconds - fixed)
+        share = left / (main + pool * costs.encode)
+        share = share if share <= 1 else (left - pool * costs.encode) / main
+        share = min(MOST, share)
+        side_share = share
+        if beside:
+            side_share = min(MOST, max(0.0, seconds - spent - scores - SPARE * seconds) / side)
+    shares = {"vqgan": share, "clip": side_share, "dalle": share}
+    steps = {name: max(LEAST, round(whole[name] * shares[name])) for name in whole}
+    pool = max(1024, round(pool * min(1.0, share)))
+    expected = max(fixed + share * main + pool * costs.encode, spent + side_share * side + scores)
+    precision = {"vqgan": costs.vqgan.precision, "clip": clip.precision,
+                 "dalle": costs.dalle.precision}  # fmt: skip
+    return Plan(minutes, seed, machine, precision, steps, pool, pictures, scores, expected)
+
+
+def planned(name: str, plan: Plan) -> Recipe:
+    """A stage's recipe with the plan's steps."""
+    given = recipe_for(name, "shapes")
+    engine = replace(
+        given.engine, steps=plan.steps[name], seed=plan.seed, precision=plan.precision[name]
+    )
+    recipe = given._replace(engine=engine)
+    if name == "vqgan":
+        return scale_events(recipe, given)
+    if name == "dalle":
+        return recipe._replace(training=replace(given.training, pool=plan.pool))
+    return recipe
