@@ -20,7 +20,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from minimodal.blocks.contrastive import rows_cross_entropy
+from minimodal.blocks.contrastive import both_ways, rows_cross_entropy, unit
 from minimodal.blocks.conv import ResidualBlock
 from minimodal.blocks.resnet import ResNetEncoder
 from minimodal.blocks.transformer import Transformer
@@ -356,26 +356,28 @@ def contrastive_loss(
     text: (b, E) caption embeddings
     scale: (1,) inverse temperature, exp(logit_scale)
     captions: (b,) int64, equal where captions are equal
-    all_image: (B, E) of all processes, or None
+    all_image: (B, E) of all processes; None, or image itself, if there is one
     all_text: (B, E) of all processes, or None
     all_captions: (B,) of all processes, or None
     returns: ()
     """
-    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-    columns_i = image if all_image is None else F.normalize(all_image.float(), dim=-1)  # (B, E)
-    columns_t = text if all_text is None else F.normalize(all_text.float(), dim=-1)  # (B, E)
-    columns_c = captions if all_captions is None else all_captions
+    alone = all_image is None or all_image is image  # one process
+    image, text = unit(image), unit(text)
+    columns_i, columns_t = (image, text) if alone else (unit(all_image), unit(all_text))  # (B, E)
+    columns_c = captions if alone else all_captions
     if rows:
         numbers = {"own": captions, "others": columns_c, "rows": rows}
-        if all_image is None:
+        if alone:
             return rows_cross_entropy(image, text, scale, **numbers, both=True)
         by_image = rows_cross_entropy(image, columns_t, scale, **numbers)
         return (by_image + rows_cross_entropy(text, columns_i, scale, **numbers)) / 2
-    same = (captions[:, None] == columns_c[None, :]).float()  # (b, B)
-    target = same / same.sum(dim=1, keepdim=True)
-    loss_image = F.cross_entropy(scale * image @ columns_t.T, target)
-    loss_text = F.cross_entropy(scale * text @ columns_i.T, target)
-    return (loss_image + loss_text) / 2
+    p = (captions[:, None] == columns_c).float()  # (b, B)
+    p /= p.sum(dim=1, keepdim=True)
+    logits = scale * image @ columns_t.T  # (b, B)
+    if alone:  # as in figure 3: the captions' logits are these, column by column
+        return both_ways(logits, p)
+    loss_text = F.cross_entropy(scale * text @ columns_i.T, p)
+    return (F.cross_entropy(logits, p) + loss_text) / 2
 
 
 def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tensor:

@@ -183,7 +183,6 @@ class Encoder(nn.Module):
         """
         if self.patch > 1:  # torch's kernel is slow, also where there is nothing to do
             x = F.pixel_unshuffle(x, self.patch)  # (B, 3 patch², H/patch, W/patch)
-        x = x.contiguous(memory_format=torch.channels_last)
         h = self.layers(self.conv_in(x))  # (B, widths[-1], h, w)
         return self.conv_out(F.silu(self.norm_out(h)))
 
@@ -218,7 +217,6 @@ class Decoder(nn.Module):
         z: (B, C, h, w) vectors of the codes
         returns: (B, 3, H, W)
         """
-        z = z.contiguous(memory_format=torch.channels_last)
         h = self.layers(self.conv_in(z))  # (B, widths[0], H/patch, W/patch)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
 

@@ -65,7 +65,7 @@ def flags(**changes) -> list:
         (["demo", "--minutes", "inf"], "--minutes inf"),
         (["dalle", *flags()], "--vqgan"),
         (["dalle", *flags(vqgan="/no/such/run")], "/no/such/run"),
-        (["demo", "--minutes", "0"], "--minutes 0"),
+        (["demo", "--minutes", "-1"], "--minutes -1"),
         (["painting"], "painting"),
         ([], "COMMAND"),
     ],

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny import noise
 
-from minimodal.blocks.contrastive import rows_cross_entropy, rows_sigmoid
+from minimodal.blocks.contrastive import both_ways, rows_cross_entropy, rows_sigmoid, unit
 from minimodal.clip import contrastive_loss
 
 B, E = 12, 5
@@ -63,11 +63,50 @@ def test_the_blocked_loss_keeps_its_digits_under_autocast():
     torch.testing.assert_close(found, wanted)
 
 
+def test_the_plain_loss_differs_under_autocast_by_the_rounded_logits_only():
+    (image, text, scale), exact = inputs(), inputs()
+    contrastive_loss(*exact, captions=CAPTIONS["repeated"]).backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = contrastive_loss(image, text, scale, captions=CAPTIONS["repeated"])
+    loss.backward()
+    assert loss.dtype == image.grad.dtype == torch.float32
+    for found, wanted in zip((image, text, scale), exact, strict=True):
+        assert (found.grad - wanted.grad).norm() < 0.02 * wanted.grad.norm()
+
+
+def test_the_columns_are_summed_as_exactly_as_the_rows():
+    n = 2048
+    logits = (5 * noise(n, n)).requires_grad_()
+    both_ways(logits, torch.full((n, n), 1 / n)).backward()
+    exact = logits.detach().double()
+    wanted = (exact.softmax(dim=0) + exact.softmax(dim=1) - 2 / n) / (2 * n)
+    assert (logits.grad - wanted).norm() < 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("rows", [0, 40])
+def test_nothing_pulls_where_all_is_right_at_the_highest_scale(rows):
+    image = noise(256, 512)
+    text = image + 0.5 * noise(256, 512, seed=1)
+    image.requires_grad_(), text.requires_grad_()
+    scale, captions = torch.tensor([100.0]), torch.arange(256)
+    contrastive_loss(image, text, scale, captions=captions, rows=rows).backward()
+    # The logits are right to 1e-5, but the same ones must be in a sum and in its terms.
+    assert max(image.grad.abs().max(), text.grad.abs().max()) < 1e-10
+
+
 def test_the_blocked_loss_works_without_gradients():
     image, text, scale = (tensor.detach() for tensor in inputs())
     wanted = contrastive_loss(image, text, scale, captions=CAPTIONS["distinct"])
     found = contrastive_loss(image, text, scale, captions=CAPTIONS["distinct"], rows=5)
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_vector_of_zeros_has_no_direction_and_a_finite_gradient():
+    x = torch.stack([torch.zeros(E), noise(E)]).requires_grad_()
+    u = unit(x)
+    torch.testing.assert_close(u, F.normalize(x, dim=-1))
+    u[1].sum().backward()
+    assert x.grad.isfinite().all() and x.grad[0].eq(0).all()
 
 
 def test_large_scales_do_not_overflow():

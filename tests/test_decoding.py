@@ -11,6 +11,7 @@ from tiny import generator, integers, make_dalle, make_painter, noise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minimodal.blocks import transformer
 from minimodal.blocks.pixels import to_float
 from minimodal.blocks.sampling import SamplingConfig, guide
 from minimodal.blocks.transformer import PACKED_LINEAR, KVCache, Packed, project
@@ -29,6 +30,12 @@ KINDS = {
     "qk-norm": {"qk_norm": True, "rotary": True, "attention": "paper", "kernel": 3},
     "wide": {"width": 128, "depth": 2},  # wide enough for packed weights
 }
+
+
+@pytest.fixture(autouse=True)
+def small_weights_are_packed(monkeypatch):
+    """What holds for packed weights holds for small ones, which are quicker to test."""
+    monkeypatch.setattr(transformer, "PACKED_SIZE", 2**14)
 
 
 def make(kind: str):

@@ -1,9 +1,11 @@
 import math
 
 import pytest
+import systems
 import torch
 from torch import nn
 
+from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.transformer import Transformer
 from minimodal.training.optim import (
     Muon,
@@ -12,6 +14,7 @@ from minimodal.training.optim import (
     orthogonalize,
     parameter_groups,
 )
+from minimodal.training.probe import autocast
 
 SCHEDULE = {"lr": 2.0, "warmup": 4, "min_lr_ratio": 0.1}
 
@@ -71,6 +74,38 @@ def test_orthogonalised_matrices_have_singular_values_near_one():
         assert 0.5 < values.min() and values.max() < 1.4
 
 
+def test_in_bfloat16_orthogonalised_matrices_are_those_of_float32_but_for_rounding():
+    matrices = torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(0))
+    exact = orthogonalize(matrices)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = orthogonalize(matrices)
+    assert rounded.dtype == torch.float32
+    assert 1e-5 < (rounded - exact).norm() / exact.norm() < 0.02
+    values = torch.linalg.svdvals(rounded)
+    assert 0.5 < values.min() and values.max() < 1.4
+
+
+def losses_of_a_clip(precision_of_muon: str) -> list[float]:
+    """A toy CLIP's losses over ten steps, in float32 but for Muon's products."""
+    task = systems.make_clip(systems.ENGINE)
+    both = make_optimizer([task.model], lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, muon=True)
+    losses = []
+    for step in range(10):
+        loss, _ = task.loss(task.batch(step, slice(0, 8)), "clip", step)
+        loss.backward()
+        with autocast(torch.device("cpu"), precision_of_muon):
+            both.step()
+        both.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_muon_in_either_precision_has_the_same_loss_trace_within_noise():
+    exact, rounded = losses_of_a_clip("float32"), losses_of_a_clip("bfloat16")
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.02)
+
+
 def test_muon_moves_entries_by_about_the_learning_rate():
     weight = nn.Parameter(torch.zeros(64, 16))
     weight.grad = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
@@ -84,6 +119,24 @@ def test_muon_takes_the_matrices_of_transformers_and_adamw_the_rest():
     adamw, muon = ([id(p) for g in o.param_groups for p in g["params"]] for o in both.optimizers)
     assert len(muon) == 8 and id(net["head"].weight) in adamw
     assert sorted(adamw + muon) == sorted(id(p) for p in net.parameters())
+
+
+def test_a_kernel_is_moved_as_the_matrix_that_multiplies_a_window():
+    matrix = nn.Parameter(torch.zeros(6, 18))
+    kernel = nn.Parameter(torch.zeros(6, 2, 3, 3))  # 6 = 3 x 2: it is not taken for three matrices
+    matrix.grad = torch.randn(6, 18, generator=torch.Generator().manual_seed(0))
+    kernel.grad = matrix.grad.view_as(kernel).clone()
+    Muon([kernel, matrix], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(kernel.detach().flatten(1), matrix.detach())
+    assert matrix.abs().sum() > 0
+
+
+def test_muon_takes_the_kernels_of_a_net_without_transformers_but_not_a_discriminators():
+    generator, judge = nn.Conv2d(3, 8, 3), PatchDiscriminator(channels=8, depth=1)
+    options = {"lr": 1.0, "betas": (0.9, 0.95), "weight_decay": 0.1, "muon": True}
+    both = make_optimizer([generator], **options)
+    assert [p.shape for p in both.optimizers[1].param_groups[0]["params"]] == [(8, 3, 3, 3)]
+    assert isinstance(make_optimizer([judge], **options), torch.optim.AdamW)
 
 
 def test_queries_keys_and_values_are_orthogonalised_one_by_one():

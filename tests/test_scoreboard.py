@@ -50,7 +50,7 @@ PLACES = {  # x and y of the first and the second object
 
 
 def scenes_of(specs) -> Scenes:
-    """What captions, or the oracle's readings of pictures, say; something where they say nothing."""
+    """What captions, or the oracle's readings of pictures, say; anything where they say nothing."""
     names = {"shape": list(SHAPES), "color": list(COLORS), "size": list(SIZES)}
     table = {name: np.full((len(specs), 2), -1) for name in names}
     for row, spec in enumerate(specs):

@@ -5,7 +5,8 @@ several copies: more than a gigabyte for B = 8192. Here they are made some rows 
 thrown away; the memory grows with B.
 
 Unit vectors in, a mean loss out: `rows_cross_entropy` for CLIP's softmax, `rows_sigmoid` for
-SigLIP's sigmoid. `minimodal/clip.py` has the plain form of the first; read it before.
+SigLIP's sigmoid. `both_ways` is the first for logits that all exist; `minimodal/clip.py` has the
+equation and calls both; read it before.
 """
 
 from typing import Any
@@ -14,6 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last dimension, in float32; a vector of zeros stays one."""
+    x = x.float()
+    # F.normalize in three quarters of its time, which is half of a small batch's loss.
+    return x * (x.square().sum(dim=-1, keepdim=True) + 1e-24).rsqrt()
 
 
 def positives(rows: Tensor, columns: Tensor) -> Tensor:
@@ -35,9 +43,45 @@ def column_sums(queries: Tensor, keys: Tensor, scale: Tensor, *, rows: int) -> T
     returns: (B,)
     """
     sums = keys.new_full((len(keys),), float("-inf"))  # (B,)
-    for part in queries.split(rows):
-        sums = torch.logaddexp(sums, (scale * part @ keys.T).logsumexp(dim=0))
+    for part in (scale * queries).split(rows):
+        sums = torch.logaddexp(sums, (part @ keys.T).logsumexp(dim=0))
     return sums
+
+
+class _BothWays(torch.autograd.Function):
+    """The loss and, in the same pass, its gradient.
+
+    With p the softmax and t the target, dL/dlogits is the mean of (p - t) / B over both ways.
+    Left to automatic differentiation, twice as many matrices of B x B would be filled and kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        t = target.flatten()
+        # Not log_softmax(dim=0): on a CPU it adds up thousands of terms one by one, in float32.
+        columns = logits - logits.amax(dim=0)
+        total = torch.dot(t, columns.flatten())
+        sums = columns.exp_().sum(dim=0)  # (B,)
+        total -= sums.log().sum()
+        rows = logits.log_softmax(dim=1)
+        total += torch.dot(t, rows.flatten())
+        ctx.save_for_backward(rows.exp_().addcdiv_(columns, sums).sub_(target, alpha=2))
+        return total / (-2 * len(logits))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (error,) = ctx.saved_tensors
+        return error * (grad / (2 * len(error))), None
+
+
+def both_ways(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of the rows and of the columns of a square matrix of logits.
+
+        L = -½ Σ_ij tᵢⱼ [ log softmax_j(lᵢⱼ) + log softmax_i(lᵢⱼ) ] / B
+
+    The target is symmetric, each of its rows adds up to 1. The result is a scalar.
+    """
+    return _BothWays.apply(logits.float(), target)  # autocast makes them in bfloat16
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -52,38 +96,34 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor,
         own: Tensor, others: Tensor, rows: int, both: bool,
     ) -> Tensor:  # fmt: skip
-        b, wanted = len(queries), any(ctx.needs_input_grad[:3])
-        ways = 2 if both else 1
-        loss, d_scale = queries.new_zeros(()), torch.zeros_like(scale)
+        ways, wanted = 2 if both else 1, any(ctx.needs_input_grad[:3])
+        loss = queries.new_zeros(())
         d_queries, d_keys = torch.empty_like(queries), torch.zeros_like(keys)
         if both:
             columns = column_sums(queries, keys, scale, rows=rows)  # (B,)
             loss += columns.sum()
-        for start in range(0, b, rows):
-            part = slice(start, start + rows)
-            q = scale * queries[part]  # (r, E)
+        parts = (x.split(rows) for x in (scale * queries, own, d_queries))
+        for q, numbers, d_q in zip(*parts, strict=True):
             logits = q @ keys.T  # (r, B)
-            same = positives(own[part], others)
             # A number that n of the columns have, n of the rows have: t is the same both ways.
-            target = same * (ways / same.sum(dim=1, keepdim=True).to(logits.dtype))
+            target = positives(numbers, others).to(logits.dtype)
+            target *= ways / target.sum(dim=1, keepdim=True)
             loss -= torch.dot(target.flatten(), logits.flatten())
-            largest = logits.amax(dim=1, keepdim=True)  # (r, 1)
-            error = (logits - largest).exp_()
-            sums = error.sum(dim=1, keepdim=True)
-            loss += (largest + sums.log()).sum()  # log Σ_j exp, without overflow
+            p = logits.softmax(dim=1)
+            # log Σ_j exp lⱼ = max l - log max p
+            loss += (logits.amax(dim=1) - p.amax(dim=1).log()).sum()
             if not wanted:
                 continue
-            error.div_(sums).sub_(target)  # (r, B) p - t
             if both:
-                error.add_(logits.sub_(columns).exp_())
-            d_q = error @ keys  # (r, E)
-            d_scale += (d_q * queries[part]).sum()
-            d_queries[part] = scale * d_q
-            d_keys.addmm_(error.T, q)
+                p.add_(logits.sub_(columns).exp_())
+            p.sub_(target)
+            torch.mm(p, keys, out=d_q)
+            d_keys.addmm_(p.T, q)
         if wanted:
-            ctx.save_for_backward(d_queries, d_keys, d_scale)
-            ctx.pairs = ways * b
-        return loss / (ways * b)
+            d_scale = (d_queries * queries).sum().view_as(scale)
+            ctx.save_for_backward(scale * d_queries, d_keys, d_scale)
+            ctx.pairs = ways * len(queries)
+        return loss / (ways * len(queries))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
@@ -166,7 +206,7 @@ def difference_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     scale: (1,) inverse temperature
     returns: ()
     """
-    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+    image, text = unit(image), unit(text)
     rows = torch.arange(len(image), device=image.device)
     losses = []
     for distance in (1, 2):

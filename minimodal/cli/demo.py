@@ -199,7 +199,6 @@ def plan_of(arguments: argparse.Namespace, beside: Beside | None, began: float) 
         )  # fmt: skip
         plan = distributed.from_main(plan)
         if here.main:
-            make_folder(out)
             plan.save(out)
     if here.main:
         print(plan.text(), file=sys.stderr)
@@ -264,9 +263,9 @@ def main_scores(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict
     return {"dalle": dalle_scores(dalle, clip, seed=seed, n=n, sampling=sampling)}
 
 
-def score_stages(out: Path, seed: int, device: str) -> dict:
+def score_stages(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
     """The scoreboard of the stages that are there."""
-    return in_order(side_scores(out, seed, device) | main_scores(out, seed, device))
+    return in_order(side_scores(out, seed, device, n=n) | main_scores(out, seed, device, n=n))
 
 
 def in_order(board: dict) -> dict:
@@ -320,6 +319,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     if read_plan(out, minutes=arguments.minutes, seed=arguments.seed) and (board := finished(out)):
         print(f"{out} is done, nothing to resume", file=sys.stderr)
         return show(board, out)
+    make_folder(out)
     threads = torch.get_num_threads()
     alone = "WORLD_SIZE" not in os.environ and distributed.pick_device(device) == "cpu"
     beside = Beside(out, device, threads // 2) if alone and threads > 1 else None

@@ -282,7 +282,7 @@ def run(arguments: argparse.Namespace) -> None:
     if is_demo(target):
         if arguments.data not in (None, "shapes"):
             raise UserError(f"{target} holds several runs: give one of them with --data")
-        board = score_stages(target, arguments.seed, device)
+        board = score_stages(target, arguments.seed, device, n=arguments.n)
         manifest = {"run": str(target), "data": "shapes", "world_seed": arguments.seed}
         result = {"scores": board, "manifest": manifest | {"versions": versions()}}
         words = format_scoreboard(board)

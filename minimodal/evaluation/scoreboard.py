@@ -242,9 +242,9 @@ def dalle_scores(
 ) -> dict[str, float]:  # fmt: skip
     """Share of pictures that hold all that their captions say; one sample a prompt.
 
-    The best of 4 are picked by CLIP among the scored sample and three more, for n/2 prompts. As many
-    prompts are loose ones, as people type them, about the same scenes ("seen_loose"); they may leave
-    attributes out, which then may be anything.
+    The best of 4 are picked by CLIP among the scored sample and three more, for n/2 prompts. As
+    many prompts are loose ones, as people type them, about the same scenes ("seen_loose"); they may
+    leave attributes out, which then may be anything.
 
     sampling: temperature and guidance (the others as `DALLE.generate` has them)
     """

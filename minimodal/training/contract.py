@@ -24,7 +24,7 @@ class TrainConfig:
     minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
     batch_size: int = 32  # of the whole step: all micro-batches of all processes
     accumulate: int = 1  # micro-batches a step: less memory, the same step
-    optimizer: str = "adamw"  # adamw, or muon: that for the matrices of Transformers
+    optimizer: str = "adamw"  # adamw, or muon for inner matrices (`optim.inner_matrices`)
     lr: float = 1e-3
     min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
     warmup: int = 50  # steps

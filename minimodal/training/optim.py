@@ -1,7 +1,7 @@
 """The optimiser and its schedule.
 
 AdamW (Loshchilov & Hutter 2019) in torch's fused form, weight decay on matrices and kernels only,
-or Muon for the matrices of Transformers and the kernels of convolutions beside AdamW for the rest,
+or Muon for the matrices of Transformers or the kernels of convolutions beside AdamW for the rest,
 and a learning rate that is a
 pure function of where a run stands. Parameters go in, an optimiser comes out; the engine sets
 `lr` before every step.
@@ -91,7 +91,8 @@ class Muon(torch.optim.Optimizer):
                 mean.lerp_(weight.grad, 1 - group["momentum"])
                 update = weight.grad.lerp(mean, group["momentum"])  # Nesterov's look ahead
                 # The fused projection to queries, keys and values is three matrices.
-                parts = 3 if weight.shape[0] == 3 * weight.shape[1] else 1
+                fused = weight.ndim == 2 and weight.shape[0] == 3 * weight.shape[1]
+                parts = 3 if fused else 1
                 for part, change in zip(weight.chunk(parts), update.chunk(parts), strict=True):
                     change = change.flatten(1)
                     shapes.setdefault(change.shape, []).append((part, change))
@@ -134,21 +135,17 @@ class Together:
 
 
 def inner_matrices(net: nn.Module) -> list[nn.Parameter]:
-    """The weights that Muon moves: linear maps of Transformers and kernels of convolutions.
+    """The weights that Muon moves: linear maps of Transformers; of a net without any, its kernels.
 
-    Not a discriminator's: the game is balanced for Adam on its side.
+    Not both: with the kernels of its stem moved by Muon, too, a CLIP of 1,000 steps finds 79 % of
+    the captions instead of 90 %. Nor a discriminator's: the game is balanced for Adam there.
     """
     if isinstance(net, PatchDiscriminator):
         return []
-    linear = [
-        linear
-        for transformer in net.modules()
-        if isinstance(transformer, Transformer)
-        for linear in transformer.modules()
-        if isinstance(linear, nn.Linear)
-    ]
-    kernels = [conv for conv in net.modules() if isinstance(conv, nn.Conv2d)]
-    return [module.weight for module in linear + kernels if module.weight.requires_grad]
+    inner = [module for module in net.modules() if isinstance(module, Transformer)]
+    maps = [m for part in inner for m in part.modules() if isinstance(m, nn.Linear)]
+    maps = maps if inner else [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    return [module.weight for module in maps if module.weight.requires_grad]
 
 
 def make_optimizer(

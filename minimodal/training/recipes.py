@@ -60,8 +60,11 @@ Recipe = VQGANRecipe | CLIPRecipe | DALLERecipe | VQGANPriorRecipe
 
 
 def vqgan_shapes() -> VQGANRecipe:
-    """The Shapes world at 32 pixels, f = 4, structure and appearance codebooks; two minutes
-    of one core."""
+    """The Shapes world at 32 pixels, f = 4, structure and appearance codebooks.
+
+    Two minutes of one core in float32, one and a half in bfloat16. Muon is what makes it short:
+    after 1,000 steps of 16 pictures the oracle reads 100 % of them again, with AdamW 69 %.
+    """
     return VQGANRecipe(
         VQGANConfig(
             patch=4,
@@ -75,13 +78,17 @@ def vqgan_shapes() -> VQGANRecipe:
             codebook_decay=0.98,
         ),
         VQGANTraining(
-            warm_start=400,
-            discriminator_start=2000,
-            gan_start=2170,
-            gan_ramp=100,
+            warm_start=330,
+            discriminator_start=1670,
+            gan_start=1810,
+            gan_ramp=80,
         ),
         TrainConfig(
-            steps=2400, batch_size=16, optimizer="muon", lr=4e-3, ema_decay=0.99,
+            steps=2000,
+            batch_size=8,
+            optimizer="muon",
+            lr=4e-3,
+            ema_decay=0.99,
             checkpoint_every=1000,
         ),
     )
@@ -93,7 +100,7 @@ def vqgan_hard() -> VQGANRecipe:
     recipe = vqgan_shapes()
     return recipe._replace(
         model=replace(recipe.model, codes=(1024, 256)),
-        engine=replace(recipe.engine, steps=9600),
+        engine=replace(recipe.engine, optimizer="adamw", batch_size=16, steps=9600),
         training=replace(
             recipe.training, warm_start=1600, discriminator_start=8000, gan_start=8700,
             gan_ramp=400,
@@ -204,12 +211,22 @@ def clip_photos() -> CLIPRecipe:
 
 
 def dalle_shapes() -> DALLERecipe:
-    """The Shapes world: 14 caption and 64 picture tokens; seven minutes of one core."""
+    """The Shapes world: 16 caption and 64 picture tokens.
+
+    Ten minutes of one core in float32, six in bfloat16. Three layers instead of four leave time for
+    a third more steps: 90 % of seen captions right instead of 63 % in the same three minutes.
+    """
     return DALLERecipe(
-        DALLEConfig(width=128, depth=4, heads=4),
+        DALLEConfig(width=128, depth=3, heads=4),
         DALLETraining(vocab=512, pool=24_576, temperature=0.5, guidance=1.25),
         TrainConfig(
-            steps=3000, batch_size=32, lr=2e-3, warmup=100, ema_decay=0.995, checkpoint_every=1000
+            steps=3000,
+            batch_size=32,
+            optimizer="muon",
+            lr=1.5e-3,
+            warmup=100,
+            ema_decay=0.99,
+            checkpoint_every=1000,
         ),
     )
 
@@ -218,10 +235,10 @@ def dalle_hard() -> DALLERecipe:
     """The hard Shapes world: 16 caption tokens, a larger model; half an hour of one core."""
     recipe = dalle_shapes()
     return recipe._replace(
-        model=replace(recipe.model, width=192, heads=6),
+        model=replace(recipe.model, width=192, depth=4, heads=6),
         # Textured grounds want warmer draws than flat ones.
         training=replace(recipe.training, pool=65_536, temperature=0.8, guidance=1.5),
-        engine=replace(recipe.engine, lr=1e-3, steps=9600),
+        engine=replace(recipe.engine, optimizer="adamw", lr=1e-3, ema_decay=0.995, steps=9600),
     )
 
 
@@ -234,9 +251,9 @@ def dalle_edits() -> DALLERecipe:
     """
     recipe = dalle_shapes()
     return recipe._replace(
-        model=replace(recipe.model, rotary=True),
+        model=replace(recipe.model, depth=4, rotary=True),
         training=replace(recipe.training, guidance=1.0),
-        engine=replace(recipe.engine, steps=2400),
+        engine=replace(recipe.engine, optimizer="adamw", lr=2e-3, ema_decay=0.995, steps=2400),
     )
 
 
@@ -244,7 +261,7 @@ def dalle_small() -> DALLERecipe:
     """CIFAR-sized pictures with class captions."""
     recipe = dalle_shapes()
     return DALLERecipe(
-        replace(recipe.model, width=192, heads=6),
+        replace(recipe.model, width=192, depth=4, heads=6),
         DALLETraining(flip=True, temperature=0.9, guidance=3.0),
         TrainConfig(
             steps=4000, batch_size=32, lr=1e-3, warmup=200, weight_decay=0.1, ema_decay=0.999
