@@ -35,10 +35,10 @@ def start(out: Path, minutes: float) -> subprocess.Popen:
 @pytest.mark.slow
 def test_the_demo_leaves_what_the_contract_says_and_ctrl_c_loses_nothing(tmp_path):
     out = tmp_path / "demo"
-    process = start(out, 0.2)
+    process = start(out, 0.7)
     logs = [out / name / "metrics.jsonl" for name in ("vqgan", "clip")]
-    for _ in range(600):  # both train at the same time
-        if all(log.exists() for log in logs):
+    for _ in range(1200):  # both train at the same time
+        if all(log.exists() and log.read_text() for log in logs):
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
@@ -47,10 +47,14 @@ def test_the_demo_leaves_what_the_contract_says_and_ctrl_c_loses_nothing(tmp_pat
     assert "Traceback" not in said
     assert all(list((out / name / "state").iterdir()) for name in ("vqgan", "clip"))
 
-    process = start(out, 0.2)
+    plan = (out / "plan.json").read_text()
+    process = start(out, 0.7)
     printed, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
+    assert (out / "plan.json").read_text() == plan  # kept
     board = json.loads((out / "scoreboard.json").read_text())
+    assert board["plan"]["steps"] == json.loads(plan)["steps"]
+    assert board["plan"]["taken"].keys() == board["plan"]["steps"].keys()
     for part, names in CONTRACT.items():
         assert names <= board[part].keys()
     shares = [board[part][name] for part in ("vqgan", "clip", "dalle") for name in CONTRACT[part]
@@ -59,3 +63,7 @@ def test_the_demo_leaves_what_the_contract_says_and_ctrl_c_loses_nothing(tmp_pat
     assert "oracle_exact" in printed
     assert Image.open(out / "samples.png").width > 500
     assert "<html" in (out / "report.html").read_text()
+
+    process = start(out, 0.7)  # done: it only says what it knows
+    again, said = process.communicate(timeout=600)
+    assert process.returncode == 0 and again == printed and "nothing to resume" in said

@@ -49,6 +49,14 @@ def test_a_small_miss_turns_nothing_so_that_the_plan_is_what_happens():
     assert len(pace.legs) == 1
 
 
+def test_a_plan_is_not_turned_by_the_first_seconds_and_a_guess_is():
+    plan, guess = Pace(600, 1.0, most=2000), Pace(600, 1.0)
+    for step in range(1, 6):
+        plan.revise(step, 0.4 * step)
+        guess.revise(step, 0.4 * step)
+    assert len(plan.legs) == 1 < len(guess.legs)
+
+
 def test_a_run_takes_at_most_the_steps_that_it_may():
     pace = Pace(100, 1.0, most=150)
     assert run_clock(pace, lambda step, seconds: 0.1)[0] == 150

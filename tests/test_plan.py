@@ -76,8 +76,11 @@ def test_the_line_says_machine_steps_time_and_what_more_minutes_are_for():
     plan = replace(plan_for(10, 3.0), steps={"vqgan": 160, "clip": 1100, "dalle": 900})
     assert plan.text() == (
         "plan: a CPU; VQGAN 160 steps, CLIP 1,100 steps, DALL·E 900 steps; about 10 minutes; "
-        "--minutes 30 reaches more"
+        "--minutes 30 reaches more\n"
+        "expect about 90 % of DALL·E's pictures of seen captions to be right, 80 % of held-out ones"
     )
+    few, many = (replace(plan, steps={**plan.steps, "dalle": n}) for n in (100, 6000))
+    assert "less than 90 %" in few.expected() and "at least 95 %" in many.expected()
 
 
 def test_planned_recipes_keep_vqgans_events_at_their_places():

@@ -352,7 +352,8 @@ def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: 
     board["seconds"] = {name: round(seconds_of(out, name), 1) for name in STAGES}
     board["seconds"] |= {"scores": round(now - began_scores, 1), "all": round(now - began, 1)}
     board |= {"machine": machine(), "seed": plan.seed}
-    board["plan"] = asdict(plan) | {"weights": digests(out)}
+    taken = {name: trained(out, name)["step"] for name in STAGES}
+    board["plan"] = asdict(plan) | {"taken": taken, "weights": digests(out)}
     text = json.dumps(board, indent=2) + "\n"
     write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
     for folder in (out, *(out / name for name in STAGES)):

@@ -37,6 +37,8 @@ from minimodal.training.recipes import (
 )
 from minimodal.training.tasks.codes import tokenize_pictures
 
+# What DALL·E reached after so many steps: seen and held-out captions right (README, RESULTS.md).
+REACHED = {870: (0.90, 0.80), 2394: (0.88, 0.81), 3413: (0.95, 0.86)}
 MOST = 2.0  # recipes: then nearly all scores are near 100 %
 LEAST = 8  # steps of a stage, however short the time
 PICTURES = 500  # drawn for a score, where a tenth of the time is enough for them
@@ -69,7 +71,17 @@ class Plan:
         full = self.steps["dalle"] >= round(MOST * dalle_shapes().engine.steps)
         more = "" if full else f"; --minutes {3 * self.minutes:g} reaches more"
         about = f"about {max(0.1, self.seconds / 60):.2g} minutes"
-        return f"plan: {self.machine}; {steps}; {about}{more}"
+        return f"plan: {self.machine}; {steps}; {about}{more}\n{self.expected()}"
+
+    def expected(self) -> str:
+        """What DALL·E will about reach, from what it has reached elsewhere."""
+        steps, known = self.steps["dalle"], sorted(REACHED)
+        seen, held_out = (
+            round(100 * np.interp(steps, known, [REACHED[n][k] for n in known])) for k in (0, 1)
+        )
+        about = "less than" if steps < known[0] else "about" if steps <= known[-1] else "at least"
+        return (f"expect {about} {seen} % of DALL·E's pictures of seen captions to be right, "
+                f"{held_out} % of held-out ones")  # fmt: skip
 
     @property
     def training_seconds(self) -> float | None:

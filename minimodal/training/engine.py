@@ -271,7 +271,7 @@ def run(
     pin = here.device.type == "cuda"
     batches = Batches(task, rows, first=training.step, end=end, pin=pin)
     try:
-        with Signals() as signals:
+        with Signals(task.name) as signals:
             loop(training, out, batches=batches, progress=progress, signals=signals, began=began)
     except Interrupted:
         progress.say(f"{task.name}: stopped after step {training.step}; the state is saved. Go on "

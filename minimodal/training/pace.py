@@ -13,7 +13,7 @@ Seconds and steps in, progress between 0 and 1 out. Read nothing before this fil
 from collections import deque
 from typing import NamedTuple
 
-TOLERANCE = 0.03  # of the time: an end that is missed by less is kept
+TOLERANCE = 0.05  # of the time: an end that is missed by less is kept
 GUESS = 1000  # steps
 WINDOW = 0.05  # of the time: over how much of it a step's seconds are averaged
 
@@ -30,8 +30,8 @@ class Pace:
     """The path of a run, and in a run limited by time what keeps its end where it belongs."""
 
     def __init__(self, steps: int, minutes: float = 0.0, *, most: int | None = None) -> None:
-        """steps: of the run, or the first guess where `minutes` limit it; most: no more than so
-        many steps, whatever the minutes leave room for."""
+        """steps: of the run, or the first guess where `minutes` limit it; most: they are planned,
+        and there are no more than so many, whatever the minutes leave room for."""
         self.limit, self.most = 60 * minutes, most
         # From the second step on the clock knows better than a guess; one that is too short would
         # have used up the schedule by then.
@@ -64,7 +64,8 @@ class Pace:
         while len(self.marks) > 2 and seconds - self.marks[1][1] >= WINDOW * self.limit:
             self.marks.popleft()
         first, began = self.marks[0]
-        if step == first:
+        # A guess is corrected at once, a plan only by what has lasted for a while.
+        if step == first or (self.most is not None and seconds - began < WINDOW * self.limit):
             return
         each = max(1e-9, (seconds - began) / (step - first))
         wanted = step + max(0, round((self.limit - seconds) / each))

@@ -24,8 +24,9 @@ BAR_SECONDS = 0.1
 class Signals:
     """Remembers the first Ctrl-C or SIGTERM; the second Ctrl-C aborts at once."""
 
-    def __init__(self) -> None:
-        self.received = False
+    def __init__(self, name: str) -> None:
+        """name: of what is to stop, to be said."""
+        self.name, self.received = name, False
         self.before: dict[int, object] = {}
 
     def __enter__(self) -> "Signals":
@@ -43,7 +44,8 @@ class Signals:
         """Note the signal. torchrun passes a Ctrl-C on as SIGTERM, which is no second one."""
         if number == signal.SIGINT:
             signal.signal(number, self.before[number] or signal.default_int_handler)
-            print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+            print(f"\n{self.name}: stopping after this step (Ctrl-C again: at once)",
+                  file=sys.stderr)  # fmt: skip
         self.received = True
 
 

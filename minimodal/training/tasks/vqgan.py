@@ -352,4 +352,5 @@ class VQGANTask:
         """No files beside the weights; says what the discriminator will look at."""
         if self.training.gan_weight > 0:
             field, size = self.discriminator.receptive_field, self.model.config.image_size
-            print(f"discriminator: a verdict sees {field} of {size} pixels a side", file=sys.stderr)
+            print(f"vqgan: of the discriminator a verdict sees {field} of {size} pixels a side",
+                  file=sys.stderr)  # fmt: skip
