@@ -63,8 +63,8 @@ def test_the_decoding_matrix(kind, scale, keep, monkeypatch):
         model(text, cached).image for text in (TEXT, torch.zeros_like(TEXT))
     )
     # Guidance by s multiplies a rounding error by up to 2 s - 1. The largest found: 6e-6 without,
-    # 3e-6 with it, but then 2.1e-5 where the model is wide and its logits reach 10.
-    bound = 1e-5 * max(1, 2 * scale - 1) if kind == "wide" else 1e-5
+    # 3e-6 with it, but 1.2e-5 and then 2.1e-5 where the model is wide and its logits reach 10.
+    bound = 1.5e-5 * max(1, 2 * scale - 1) if kind == "wide" else 1e-5
     for number, (a, b) in enumerate(zip(logits, expected, strict=True)):
         torch.testing.assert_close(a, b, rtol=0, atol=bound)
         place = int(drawn.flatten().nonzero()[number // 2])
