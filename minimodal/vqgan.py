@@ -274,7 +274,7 @@ class VQGAN(nn.Module):
             self.encoder = Encoder(config, ends)
         if self.two:
             self.appearance = AppearanceEncoder(
-                config.channels // 3, config.code_width, patch=config.factor
+                max(1, config.channels // 3), config.code_width, patch=config.factor
             )
         self.to_codes = nn.Conv2d(ends, config.latent, 1) if joined else nn.Identity()
         self.from_codes = nn.Conv2d(config.latent, ends, 1) if joined else nn.Identity()

@@ -81,6 +81,12 @@ def test_more_minutes_for_a_finished_run_let_it_go_on():
     assert seconds == pytest.approx(120, rel=TOLERANCE)
 
 
+def test_a_run_that_kept_no_path_goes_on_where_its_clock_stands():
+    pace = Pace(1000, 1.0)
+    pace.restore(None, step=5000, seconds=15.0)
+    assert pace.progress(5000) == pytest.approx(0.25)
+
+
 def test_more_steps_for_a_finished_run_let_it_go_on():
     longer = Pace(400)
     longer.restore(Pace(100).state(), step=100, seconds=5.0)

@@ -81,9 +81,10 @@ class Pace:
         """What a checkpoint keeps."""
         return {"limit": self.limit, "legs": [list(leg) for leg in self.legs]}
 
-    def restore(self, state: dict, *, step: int, seconds: float) -> None:
-        """Go on on a kept path, or on a new one if the run is to last longer or shorter."""
-        if self.limit and state["limit"] == self.limit:
+    def restore(self, state: dict | None, *, step: int, seconds: float) -> None:
+        """Go on on a kept path, or on a new one if the run is to last longer or shorter, or went by
+        the clock and kept no path (an older minimodal's)."""
+        if self.limit and state and state["limit"] == self.limit:
             self.legs = [Leg(*leg) for leg in state["legs"]]
         elif self.limit:
             done = min(1.0, seconds / self.limit)

@@ -89,8 +89,7 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.step, self.seconds = state["step"], state["seconds"]
-        if "pace" in state:  # runs of an older minimodal went by the clock
-            self.pace.restore(state["pace"], step=self.step, seconds=self.seconds)
+        self.pace.restore(state.get("pace"), step=self.step, seconds=self.seconds)
         self.task.model.load_state_dict(state["model"])
         for name, net in self.task.extra.items():
             net.load_state_dict(state["extra"][name])
