@@ -1,8 +1,8 @@
 """Each choice between two ways to compute the same, measured on the machine at hand.
 
-A kernel that is faster on one CPU is a trap on another. Here is every such choice of the package
-beside its alternative, both timed in turn; the ratio is the chosen one's time over the other's, so
-below 1 the choice is right here. Run it as it is, and as a CPU without AVX-512 and bfloat16 would:
+A kernel that is faster on one CPU is a trap on another. Here are the package's choices, both ways
+timed in turn; a line names them, and its ratio is the first one's time over the second's. Run it as
+it is, and as a CPU without AVX-512 and bfloat16 would:
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py
     OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/kernels.py
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.attention import attend
+from minimodal.blocks import transformer
 from minimodal.blocks.conv import ResidualBlock
+from minimodal.blocks.factors import MARGIN, AppearanceEncoder, window_side
 from minimodal.blocks.transformer import Packed
 from minimodal.training.optim import orthogonalize
 from minimodal.training.probe import matmul_peak, multiplies_bfloat16
@@ -33,12 +34,12 @@ def repeats(run: Callable[[], object]) -> int:
     return max(1, round(SECONDS / max(1e-6, time.perf_counter() - began)))
 
 
-def compare(name: str, chosen: Callable[[], object], other: Callable[[], object]) -> None:
+def compare(name: str, first: Callable[[], object], second: Callable[[], object]) -> None:
     """Print the median of each and the median ratio of a round."""
-    counts, times = (repeats(chosen), repeats(other)), []
+    counts, times = (repeats(first), repeats(second)), []
     for _ in range(ROUNDS):
         found = []
-        for run, n in zip((chosen, other), counts, strict=True):
+        for run, n in zip((first, second), counts, strict=True):
             began = time.perf_counter()
             for _ in range(n):
                 run()
@@ -59,39 +60,45 @@ def passes(f: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
     return run
 
 
+def fused(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
+    """torch's kernel."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def written(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
+    """Attention as products and a softmax."""
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    return torch.softmax(scores, -1) @ v
+
+
 def attention(kinds: list[torch.dtype]) -> None:
-    """`attend`: the fused kernel, written out for bfloat16 and for one query of a drawing."""
+    """`attend`: the fused kernel, written out for bfloat16."""
     for dtype in kinds:
         for tokens in (80, 256):
             q, k, v = torch.randn(3, max(1, 2560 // tokens), 4, tokens, 32).to(dtype)
-
-            def fused(q: Tensor, k: Tensor = k, v: Tensor = v) -> Tensor:
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-            def written(q: Tensor, k: Tensor = k, v: Tensor = v) -> Tensor:
-                scores = q @ k.mT * q.shape[-1] ** -0.5
-                future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-                return torch.softmax(scores.masked_fill(future, float("-inf")), -1) @ v
-
-            name = f"attention as `attend` has it / {{}}, {tokens} tokens, {str(dtype)[6:]}"
-            ours = passes(lambda q, k=k, v=v: attend(q, k, v, causal=True), q)
-            half = dtype == torch.bfloat16
-            compare(name.format("fused" if half else "written out"), ours,
-                    passes(fused if half else written, q))  # fmt: skip
-    for batch in (4, 64):
+            compare(
+                f"attention, {tokens} tokens, {str(dtype)[6:]}: fused / written out",
+                passes(lambda q, k=k, v=v: fused(q, k, v), q),
+                passes(lambda q, k=k, v=v: written(q, k, v), q),
+            )
+    for batch, keys in ((4, 80), (64, 80), (4, 288)):
         q = torch.randn(batch, 4, 1, 32)
-        k, v = torch.randn(2, batch, 4, 80, 32)
+        k, v = torch.randn(2, batch, 4, keys, 32)
         with torch.no_grad():
             compare(
-                f"attention of one query, batch {batch}: written out / fused",
-                lambda q=q, k=k, v=v: attend(q, k, v),
-                lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
+                f"one query of {keys} keys, batch {batch}: written out / fused",
+                lambda q=q, k=k, v=v: written(q, k, v, causal=False),
+                lambda q=q, k=k, v=v: fused(q, k, v, causal=False),
             )
 
 
 @torch.no_grad()
 def packed() -> None:
-    """`Packed`: weights reordered once for a drawing."""
+    """`Packed`: weights reordered once for a drawing; here also small ones, which it leaves."""
+    transformer.PACKED_SIZE = 0
     for rows in (1, 8, 64):
         for n, m in ((128, 512), (256, 1024)):
             layer, x = nn.Linear(n, m), torch.randn(rows, 1, n)
@@ -104,7 +111,14 @@ def packed() -> None:
 
 
 def layouts() -> None:
-    """`VQGAN`: a pixel's channels side by side in memory."""
+    """A pixel's channels side by side in memory: the appearance encoder's, no residual block's."""
+    encoder, x = AppearanceEncoder(32, 16, patch=4), torch.rand(8, 3, 32, 32)
+
+    def plain(x: Tensor) -> Tensor:
+        pooled = F.max_pool2d(encoder.colour(x), window_side(encoder.patch), encoder.patch, MARGIN)
+        return encoder.joint(pooled)
+
+    compare("appearance encoder: channels last / first", passes(encoder, x), passes(plain, x))
     for batch, channels, side, kernel in ((8, 96, 8, 1), (16, 64, 32, 3), (8, 32, 32, 1)):
         block = ResidualBlock(channels, channels, kernel=kernel, local=kernel == 1)
         x = torch.randn(batch, channels, side, side)

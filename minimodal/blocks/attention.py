@@ -52,10 +52,9 @@ def attend(
     causal: instead of a mask that is causal; faster, since half of the scores are left out
     returns: (B, H, T, d)
     """
-    # On a CPU the fused kernel is slow for one query of many keys, and in bfloat16 it falls back to
-    # a slow path at our models' sizes; written out both are faster (benchmarks/kernels.py).
-    one = q.shape[2] == 1 and k.shape[2] > 128 and not q.requires_grad
-    if q.device.type == "cpu" and (one or (q.dtype == torch.bfloat16 and k.shape[2] <= 256)):
+    # On a CPU in bfloat16 the fused kernel falls back to a slow path at the sizes of our small
+    # models; written out it is faster (benchmarks/kernels.py).
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= 256:
         scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(-2, -1)  # (B, H, T, S)
         if causal:
             mask = causal_mask(q.shape[2], k.shape[2], q.device)
