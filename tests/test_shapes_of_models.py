@@ -238,6 +238,8 @@ CALLS = [
     ),
     (contrastive.positives, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
     (contrastive.column_sums, dict(rows=1, **PAIRS), {}),
+    (contrastive.unit, dict(x=noise(3, 4)), {}),
+    (contrastive.both_ways, dict(logits=noise(3, 3), target=torch.eye(3)), {}),
     (contrastive.rows_cross_entropy, dict(rows=1, **PAIRS, **NUMBERS), {}),
     (contrastive.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),

@@ -18,7 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension, in float32; a vector of zeros stays one."""
+    """Vectors of length 1, in float32; a vector of zeros stays one.
+
+    x: (N, E)
+    returns: (N, E)
+    """
     x = x.float()
     # F.normalize in three quarters of its time, which is half of a small batch's loss.
     return x * (x.square().sum(dim=-1, keepdim=True) + 1e-24).rsqrt()
@@ -79,7 +83,9 @@ def both_ways(logits: Tensor, target: Tensor) -> Tensor:
 
         L = -½ Σ_ij tᵢⱼ [ log softmax_j(lᵢⱼ) + log softmax_i(lᵢⱼ) ] / B
 
-    The target is symmetric, each of its rows adds up to 1. The result is a scalar.
+    logits: (B, B)
+    target: (B, B) float32, symmetric, each row adds up to 1
+    returns: ()
     """
     return _BothWays.apply(logits.float(), target)  # autocast makes them in bfloat16
 

@@ -26,12 +26,13 @@ import torch
 
 from minimodal.cli.common import run_command
 from minimodal.cli.plan import (
-    MOST,
     PICTURES,
+    STAGES,
     Plan,
     clip_speed,
     machine_text,
     make_plan,
+    most_steps,
     other_costs,
     planned,
     read_plan,
@@ -50,13 +51,17 @@ from minimodal.evaluation.scoreboard import (
 from minimodal.runs import load
 from minimodal.training import distributed
 from minimodal.training.build import build_clip, build_dalle, build_vqgan
-from minimodal.training.checkpoint import digest, load_run_config, read_metrics, write_atomically
+from minimodal.training.checkpoint import (
+    digest,
+    last_of_finished,
+    load_run_config,
+    read_metrics,
+    write_atomically,
+)
 from minimodal.training.engine import run
-from minimodal.training.recipes import recipe_for
 from minimodal.training.report import write_report
 
 MINUTES = 10.0
-STAGES = ("vqgan", "clip", "dalle")
 
 
 def add_demo_flags(parser: argparse.ArgumentParser) -> None:
@@ -76,13 +81,6 @@ def add_demo_flags(parser: argparse.ArgumentParser) -> None:
 # --- the stages ----------------------------------------------------------------------------------
 
 
-def trained(out: Path, name: str) -> dict[str, Any] | None:
-    """The last numbers of a stage that is finished."""
-    if not (out / name / "model.safetensors").exists():
-        return None
-    return next((line for line in reversed(read_metrics(out / name)) if line.get("done")), None)
-
-
 def seconds_of(out: Path, name: str) -> float:
     """For how long a stage has trained, in all sittings."""
     return max((line.get("seconds", 0.0) for line in read_metrics(out / name)), default=0.0)
@@ -96,7 +94,7 @@ def train_stage(
     began: when the demo did, as time.time(); earlier, if it has trained in another sitting
     limited: it ends when the plan says, whatever its steps; a run that goes on keeps its minutes
     """
-    if trained(out, name):
+    if last_of_finished(out / name):
         return
     recipe, folder = planned(name, plan), out / name
     if name == "vqgan":
@@ -107,7 +105,7 @@ def train_stage(
         task = build_dalle(recipe, "shapes", vqgan_run=out / "vqgan", device=device)
     engine, most = recipe.engine, None
     if limited and plan.minutes:
-        most = round(MOST * recipe_for(name, "shapes").engine.steps)
+        most = most_steps(name)
         minutes = max(0.01, (began + plan.training_seconds - time.time()) / 60)
         if (folder / "config.json").exists():
             minutes = load_run_config(folder)["train"]["minutes"]
@@ -352,7 +350,7 @@ def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: 
     board["seconds"] = {name: round(seconds_of(out, name), 1) for name in STAGES}
     board["seconds"] |= {"scores": round(now - began_scores, 1), "all": round(now - began, 1)}
     board |= {"machine": machine(), "seed": plan.seed}
-    taken = {name: trained(out, name)["step"] for name in STAGES}
+    taken = {name: last_of_finished(out / name)["step"] for name in STAGES}
     board["plan"] = asdict(plan) | {"taken": taken, "weights": digests(out)}
     text = json.dumps(board, indent=2) + "\n"
     write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))

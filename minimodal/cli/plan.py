@@ -39,6 +39,7 @@ from minimodal.training.tasks.codes import tokenize_pictures
 
 # What DALL·E reached after so many steps: seen and held-out captions right (README, RESULTS.md).
 REACHED = {870: (0.90, 0.80), 2394: (0.88, 0.81), 3413: (0.95, 0.86)}
+STAGES = ("vqgan", "clip", "dalle")
 MOST = 2.0  # recipes: then nearly all scores are near 100 %
 LEAST = 8  # steps of a stage, however short the time
 PICTURES = 500  # drawn for a score, where a tenth of the time is enough for them
@@ -46,6 +47,11 @@ SPARE = 0.02  # of the time, for what nothing here has timed
 # For each picture of a score (`scoreboard.dalle_scores`): guided pictures drawn, pictures that the
 # oracle reads. And the steps of CLIP whose time its scores take.
 DRAWN, READ, CLIP_STEPS = 7.0, 5.5, 40
+
+
+def most_steps(name: str) -> int:
+    """The steps of a stage that no machine is too fast for."""
+    return round(MOST * recipe_for(name, "shapes").engine.steps)
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,11 @@ class Plan:
 
     def text(self) -> str:
         """The plan in a line."""
-        names = (("VQGAN", "vqgan"), ("CLIP", "clip"), ("DALL·E", "dalle"))
+        names = zip(("VQGAN", "CLIP", "DALL·E"), STAGES, strict=True)
         steps = ", ".join(f"{shown} {self.steps[name]:,} steps" for shown, name in names)
         if not self.minutes:
             return f"plan: {self.machine}; {steps}, however long they take"
-        full = self.steps["dalle"] >= round(MOST * dalle_shapes().engine.steps)
+        full = self.steps["dalle"] >= most_steps("dalle")
         more = "" if full else f"; --minutes {3 * self.minutes:g} reaches more"
         about = f"about {max(0.1, self.seconds / 60):.2g} minutes"
         return f"plan: {self.machine}; {steps}; {about}{more}\n{self.expected()}"
@@ -222,9 +228,8 @@ def make_plan(
     spent: seconds of the demo so far
     beside: CLIP has a process of its own, and so half of the machine
     """
-    recipes = {"vqgan": vqgan_shapes(), "clip": clip_shapes(), "dalle": dalle_shapes()}
-    whole = {name: recipe.engine.steps for name, recipe in recipes.items()}
-    seconds, pool = 60 * minutes, recipes["dalle"].training.pool
+    whole = {name: recipe_for(name, "shapes").engine.steps for name in STAGES}
+    seconds, pool = 60 * minutes, dalle_shapes().training.pool
     a_picture = DRAWN * costs.draw + READ * costs.read
     pictures = PICTURES
     if minutes:

@@ -39,7 +39,9 @@ from minimodal.data.shapes_world import (
     draw_scenes,
     has_held_out,
     render,
+    statements,
     swap,
+    without_relation,
 )
 from minimodal.errors import UserError
 
@@ -65,6 +67,7 @@ __all__ = [
     "has_held_out",
     "parse",
     "render",
+    "statements",
     "swap",
     "without_relation",
 ]
@@ -73,15 +76,6 @@ _VERSION = 2  # of the world: a change of what (seed, i) means must change the f
 _GROUPS = 3  # the same of contrast groups
 LOOSE_SHARE = 0.5  # of training captions
 UNSAID_SHARE = 0.4  # of loose contrast groups, those whose captions do not say where objects are
-
-
-def without_relation(scenes: Scenes) -> np.ndarray:
-    """What full captions say that leave out where objects are: (N,) int64, equal where they say
-    the same in whichever order."""
-    objects = (scenes.shape * len(COLORS) + scenes.color) * len(SIZES) + scenes.size  # (N, 2)
-    kinds = len(SHAPES) * len(COLORS) * len(SIZES)
-    first, second = objects.min(axis=1), objects.max(axis=1)  # an absent object is below 0
-    return (first * kinds + second) * len(BACKGROUNDS) + scenes.background
 
 
 class ShapesSource:

@@ -266,6 +266,38 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     return Scenes(**values)
 
 
+def statements(scenes: Scenes) -> np.ndarray:
+    """What full captions of the scenes say: equal rows are true of the same pictures.
+
+    "A left of B" says the same as "B right of A", so the lesser object goes first.
+
+    returns: (N, 4) int64 first object, second object, relation, background
+    """
+    objects = (scenes.shape * len(COLORS) + scenes.color) * len(SIZES) + scenes.size  # (N, 2)
+    one, first, second = scenes.count == 1, objects[:, 0], objects[:, 1]
+    turn = ~one & ((first > second) | ((first == second) & (scenes.relation % 2 == 1)))
+    return np.stack(
+        [
+            np.where(turn, second, first),
+            np.where(one, -1, np.where(turn, first, second)),
+            np.where(turn, scenes.relation ^ 1, scenes.relation),
+            scenes.background,
+        ],
+        axis=1,
+    )
+
+
+def without_relation(scenes: Scenes) -> np.ndarray:
+    """What full captions say that leave out where objects are: equal where they say the same in
+    whichever order.
+
+    returns: (N,) int64
+    """
+    first, second, _, ground = statements(scenes).T
+    kinds = len(SHAPES) * len(COLORS) * len(SIZES)
+    return (first * (kinds + 1) + second + 1) * len(BACKGROUNDS) + ground
+
+
 # --- pictures ---------------------------------------------------------------------------------
 
 _SUB = 8  # 8 x 8 samples a pixel: coverage comes in 64ths

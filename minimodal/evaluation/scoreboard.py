@@ -33,6 +33,7 @@ from minimodal.data.shapes import (
     captions,
     has_held_out,
     parse,
+    statements,
     swap,
 )
 from minimodal.data.shapes_hard import HardSource
@@ -142,27 +143,6 @@ def replace_one(scenes: Scenes, what: str, rng: np.random.Generator) -> Scenes:
     size = len(COLORS) if what == "color" else len(SHAPES)
     changed[:, 0] = (changed[:, 0] + rng.integers(1, size, len(scenes))) % size
     return Scenes(**(values | {what: changed}))
-
-
-def statements(scenes: Scenes) -> np.ndarray:
-    """What full captions of the scenes say: equal rows are true of the same pictures.
-
-    "A left of B" says the same as "B right of A", so the lesser object goes first.
-
-    returns: (N, 4) int64 first object, second object, relation, background
-    """
-    objects = (scenes.shape * len(COLORS) + scenes.color) * len(SIZES) + scenes.size  # (N, 2)
-    one, first, second = scenes.count == 1, objects[:, 0], objects[:, 1]
-    turn = ~one & ((first > second) | ((first == second) & (scenes.relation % 2 == 1)))
-    return np.stack(
-        [
-            np.where(turn, second, first),
-            np.where(one, -1, np.where(turn, first, second)),
-            np.where(turn, scenes.relation ^ 1, scenes.relation),
-            scenes.background,
-        ],
-        axis=1,
-    )
 
 
 def clip_scores(clip: CLIP, *, seed: int = 0, n: int = 1000, sets: int = 8) -> dict[str, float]:

@@ -261,6 +261,13 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def last_of_finished(out: Path) -> dict[str, Any] | None:
+    """The last line of a run that has ended and has its weights; None of any other."""
+    lines = read_metrics(out)
+    ended = lines and lines[-1].get("done") and (out / "model.safetensors").exists()
+    return lines[-1] if ended else None
+
+
 def append_metrics(out: Path, line: dict[str, Any]) -> None:
     """Add a line to metrics.jsonl; what is no number becomes null, which JSON has."""
     bad = {k: None for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)}

@@ -217,9 +217,11 @@ def loop(
 
 def summary(out: Path, step: int) -> dict[str, Any] | None:
     """All that metrics.jsonl says about the end of a finished run; None if it has not ended."""
+    end = checkpoint.last_of_finished(out)
+    if end is None or end["step"] != step:
+        return None
     lines = [line for line in checkpoint.read_metrics(out) if line.get("step") == step]
-    finished = any(line.get("done") for line in lines) and (out / "model.safetensors").exists()
-    return {k: v for line in lines for k, v in line.items()} if finished else None
+    return {k: v for line in lines for k, v in line.items()}
 
 
 def run(

@@ -2,9 +2,8 @@
 
 AdamW (Loshchilov & Hutter 2019) in torch's fused form, weight decay on matrices and kernels only,
 or Muon for the matrices of Transformers or the kernels of convolutions beside AdamW for the rest,
-and a learning rate that is a
-pure function of where a run stands. Parameters go in, an optimiser comes out; the engine sets
-`lr` before every step.
+and a learning rate that is a pure function of where a run stands. Parameters go in, an optimiser
+comes out; the engine sets `lr` before every step.
 """
 
 import math

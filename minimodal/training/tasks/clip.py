@@ -161,8 +161,6 @@ class CLIPTask:
             )  # fmt: skip
         else:
             columns = {"all_image": all_image, "all_text": all_text, "all_captions": others}
-            if rows and all_image is image:  # one process: both ways in one go
-                columns = {}
             loss = contrastive_loss(image, text, scale, captions=captions, rows=rows, **columns)
         metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}
         if training.difference_weight > 0:
