@@ -128,6 +128,8 @@ class ImageEncoder(nn.Module):
         channels = 3
         for wider in config.stem:
             halve = nn.Conv2d(wider if config.stem_depth else channels, wider, 3, 2, 1)
+            # torch's own start shrinks what each of them passes on to a third.
+            nn.init.kaiming_normal_(halve.weight, nonlinearity="relu")
             blocks = stem_blocks(channels, wider, config.stem_depth)
             self.stem.append(nn.Sequential(*blocks, halve) if blocks else halve)
             channels, patch = wider, patch // 2

@@ -252,6 +252,26 @@ def test_half_of_the_contrast_groups_are_one_scene_in_four_variants():
     assert not has_held_out(scenes).any()
 
 
+def test_a_quarter_of_the_related_groups_have_one_color_so_that_only_shapes_tell_objects_apart():
+    scenes = ShapesSource(0, contrast=True).scenes(np.arange(8000))
+    base = scenes[related_groups(scenes)]
+    one_color = base.color[:, 0] == base.color[:, 1]
+    assert 0.22 < one_color.mean() < 0.28
+    assert (base.shape[one_color, 0] != base.shape[one_color, 1]).all()
+
+
+def test_training_states_relations_last_twice_as_often_as_the_scores_do():
+    source, rng = ShapesSource(0), np.random.default_rng(0)
+
+    def share(texts: list[str]) -> float:
+        two = [text for text in texts if parse(text).relation is not None]
+        last = [re.search(r" with .* (?:its (?:left|right)|(?:above|below) it)", t) for t in two]
+        return np.mean([found is not None for found in last])
+
+    numbers = np.arange(4000)
+    assert share(source.captions(numbers, rng)) > 2 * share(source.full_captions(numbers, rng)) > 0
+
+
 def contrast_captions(n: int) -> tuple[Scenes, list[str]]:
     source, indices = ShapesSource(0, contrast=True), np.arange(n)
     return source.scenes(indices), source.captions(indices, np.random.default_rng(0))

@@ -72,8 +72,8 @@ __all__ = [
     "without_relation",
 ]
 
-_VERSION = 2  # of the world: a change of what (seed, i) means must change the fingerprint
-_GROUPS = 3  # the same of contrast groups
+_VERSION = 3  # of the world: a change of what (seed, i) means must change the fingerprint
+_GROUPS = 4  # the same of contrast groups
 LOOSE_SHARE = 0.5  # of training captions
 UNSAID_SHARE = 0.4  # of loose contrast groups, those whose captions do not say where objects are
 

@@ -54,7 +54,7 @@ WITH_WORDS = ("to its left", "to its right", "above it", "below it")
 PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses"}
 
 OMIT_SIZE, OMIT_COLOR, OMIT_BACKGROUND = 0.15, 0.08, 0.15
-USE_PLURAL, USE_WITH, BACKGROUND_FIRST = 0.1, 0.15, 0.25
+USE_PLURAL, BACKGROUND_FIRST = 0.1, 0.25
 DRAWS = 17  # random numbers that one strict caption takes
 
 # What loose captions have and strict ones never do; the options of a row are equally likely.
@@ -78,16 +78,18 @@ LOOSE_DRAWS = DRAWS + 4  # that a caption takes which may be loose
 
 
 class Style(NamedTuple):
-    """How often an attribute is left out, and two of a shape are counted ("two stars")."""
+    """How often an attribute is left out, two of a shape are counted ("two stars"), and a relation
+    comes last ("a star with a ring below it")."""
 
     omit_size: float
     omit_color: float
     use_plural: float
+    use_with: float
 
 
-FULL = Style(0.0, 0.0, 0.0)
-STRICT = Style(OMIT_SIZE, OMIT_COLOR, USE_PLURAL)
-LOOSE = Style(0.3, 0.12, 0.5)
+FULL = Style(0.0, 0.0, 0.0, 0.15)
+STRICT = Style(OMIT_SIZE, OMIT_COLOR, USE_PLURAL, 0.3)
+LOOSE = Style(0.3, 0.12, 0.5, 0.4)
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -134,7 +136,9 @@ def _names(row: tuple, draws: list[float], style: Style) -> list[str]:
     return [_noun(size[k], color[k], shape[k], draws[3 * k : 3 * k + 3]) for k in (0, 1)]
 
 
-def _body(names: list[str], relation: int, draws: list[float], joint: str = "") -> str:
+def _body(
+    names: list[str], relation: int, draws: list[float], style: Style, joint: str = ""
+) -> str:
     """One or two objects in a row. A joint stands in the place of the relation."""
     if len(names) == 1:
         return names[0]
@@ -143,7 +147,7 @@ def _body(names: list[str], relation: int, draws: list[float], joint: str = "") 
         first, second, relation = second, first, relation ^ 1
     if joint:
         return first + joint + second
-    if draws[12] < USE_WITH:  # "first with second to its left": second is left of first
+    if draws[12] < style.use_with:  # "first with second to its left": second is left of first
         return f"{first} with {second} {WITH_WORDS[relation ^ 1]}"
     return f"{first} {_pick(RELATION_WORDS[relation], draws[13])} {second}"
 
@@ -152,7 +156,7 @@ def _strict(row: tuple, ground: str, draws: list[float], style: Style) -> str:
     """In whole phrases, with articles. ground: the background's word, "" where it is left out"""
     names = _names(row, draws, style)
     several = len(names) < row[0]
-    body = _body(names if several else [article(name) for name in names], row[4], draws)
+    body = _body(names if several else [article(name) for name in names], row[4], draws, style)
     if not ground:
         return body
     # One draw for two choices: its quarter, and where it lies in the quarter.
@@ -180,7 +184,7 @@ def _loose(row: tuple, ground: str, draws: list[float], style: Style, *, unsaid:
         opening = opening.replace("is", "are")
     elif not bare:
         names = [article(name) for name in names]
-    body = opening + _body(names, row[4], draws, joint)
+    body = opening + _body(names, row[4], draws, style, joint)
     if not ground:
         return body
     if opening:

@@ -213,6 +213,16 @@ def _exchangeable(pairs: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
+def _of_one_color(pairs: str) -> np.ndarray:
+    """Two (colour, shape) pairs of one colour and two shapes.
+
+    returns: (M, 2, 2)
+    """
+    one = _SEEN if pairs == "seen" else _PAIRS
+    return np.array([((c, s), (d, t)) for c, s in one for d, t in one if c == d and s != t])
+
+
+@lru_cache(maxsize=2)
 def _other_shapes(pairs: str) -> np.ndarray:
     """For each colour and shape 60 other shapes that this colour may have, each equally often.
 
@@ -231,7 +241,8 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
 
     Half of the groups are four unrelated scenes. The others are one scene of two objects in four
     variants: as it is; with the relation reversed; with the axis, the colours or the shapes
-    exchanged or one shape replaced; with both. Only who is where tells the first two apart.
+    exchanged or one shape replaced; with both. Only who is where tells the first two apart. In a
+    quarter of these groups both objects have one colour: then their shapes alone tell them apart.
     pairs: "seen" or "all"
     """
     if pairs not in ("seen", "all"):  # a held-out pair loses itself when colours are exchanged
@@ -239,10 +250,14 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     indices = np.asarray(indices)
     member = indices % 4
     draws = Draws(seed, indices // 4, stream=stream)
-    two = _exchangeable(pairs)
+    two, alike = _exchangeable(pairs), _of_one_color(pairs)
     related, kind = draws.below(2) == 1, draws.below(4)
+    one_color = draws.below(4) == 0
     pair = two[draws.below(len(two))]  # (N, 2, 2)
+    pair = np.where(one_color[:, None, None], alike[draws.below(len(alike))], pair)
     other = _other_shapes(pairs)[pair[:, 0, 0], pair[:, 0, 1], draws.below(60)]
+    # With one colour, exchanged shapes say the same as exchanged places, and so do equal shapes.
+    kind = np.where(one_color, np.where(other == pair[:, 1, 1], 2, 2 + kind % 2), kind)
     base = _assemble(draws, np.full(len(indices), 2), pair)
     # Unrelated scenes come from a stream of their own.
     plain = draw_scenes(seed, indices, stream=stream + 4, pairs=pairs)

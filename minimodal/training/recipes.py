@@ -157,7 +157,7 @@ def clip_shapes() -> CLIPRecipe:
             steps=3000,
             batch_size=64,
             optimizer="muon",
-            lr=2e-3,
+            lr=6e-4,
             warmup=100,
             ema_decay=0.99,
             checkpoint_every=500,
