@@ -218,12 +218,12 @@ def dalle_shapes() -> DALLERecipe:
     """
     return DALLERecipe(
         DALLEConfig(width=128, depth=3, heads=4),
-        DALLETraining(vocab=512, pool=24_576, temperature=0.5, guidance=1.25),
+        DALLETraining(vocab=512, pool=24_576, temperature=0.25, guidance=1.25),
         TrainConfig(
             steps=3000,
             batch_size=32,
             optimizer="muon",
-            lr=1.5e-3,
+            lr=8e-4,
             warmup=100,
             ema_decay=0.99,
             checkpoint_every=1000,
@@ -252,7 +252,7 @@ def dalle_edits() -> DALLERecipe:
     recipe = dalle_shapes()
     return recipe._replace(
         model=replace(recipe.model, depth=4, rotary=True),
-        training=replace(recipe.training, guidance=1.0),
+        training=replace(recipe.training, temperature=0.5, guidance=1.0),
         engine=replace(recipe.engine, optimizer="adamw", lr=2e-3, ema_decay=0.995, steps=2400),
     )
 
