@@ -7,6 +7,7 @@ config.json leaves out what is at its default, so the defaults are here. A folde
 or a state dict in; our CLIP out. Read `naming.py` before.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,17 @@ from torch import Tensor
 
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.errors import UserError
-from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.beside import look
+from minimodal.pretrained.files import read_files, read_json, read_state
 from minimodal.pretrained.naming import (
     BlockNames,
     Tensors,
     fill_clip,
     grid_size,
     heads_of,
-    say_normalisation,
+    read_pictures,
 )
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VISION = {"num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 TEXT = {
     "num_attention_heads": 8,
@@ -53,7 +54,7 @@ def tower(config: dict[str, Any] | None, name: str, defaults: dict[str, Any]) ->
 
     Without any configuration the heads stay unstated.
     """
-    if config is None:
+    if not config:
         return {**defaults, "num_attention_heads": None}
     settings = {**defaults, **(config.get(name) or {}), **(config.get(f"{name}_dict") or {})}
     if settings["hidden_act"] not in ("gelu", "quick_gelu"):
@@ -99,7 +100,14 @@ def read_text(tensors: Tensors, settings: dict[str, Any]) -> tuple[dict, dict[st
     vocab, width = tensors.shape(f"{theirs}.embeddings.token_embedding.weight", 2)
     hidden, _ = tensors.shape(f"{theirs}.encoder.layers.0.mlp.fc1.weight", 2)
     # The first configurations on the Hub say 2 where the end token was the largest id.
-    largest = settings["eos_token_id"] == 2
+    largest, end = settings["eos_token_id"] == 2, settings["eos_token_id"]
+    if type(end) is not int or end >= vocab:
+        print(
+            f"{tensors.source}: its vocabulary of {vocab} has no end token {end}; taken to be the "
+            f"last, {vocab - 1}: where that is wrong, say eos_token_id in a config.json beside it",
+            file=sys.stderr,
+        )
+        end = vocab - 1
     sizes = {
         "vocab_size": vocab,
         "text_length": tensors.shape(f"{theirs}.embeddings.position_embedding.weight", 2)[0],
@@ -110,7 +118,7 @@ def read_text(tensors: Tensors, settings: dict[str, Any]) -> tuple[dict, dict[st
         "text_activation": settings["hidden_act"],
         "text_norm_eps": settings["layer_norm_eps"],
         "embed_width": tensors.shape("text_projection.weight", 2)[0],
-        "end_id": vocab - 1 if largest else settings["eos_token_id"],
+        "end_id": vocab - 1 if largest else end,
         "pooling": "largest" if largest else "end",
     }
     found = {
@@ -125,26 +133,33 @@ def read_text(tensors: Tensors, settings: dict[str, Any]) -> tuple[dict, dict[st
     return found, sizes
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, which may be in several files."""
-    for name in WEIGHTS:
-        if (folder / name).exists():
-            return read_tensors(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            parts = sorted(set(read_json(index).get("weight_map", {}).values()))
-            return {k: v for part in parts for k, v in read_tensors(folder / part).items()}
-    raise UserError(f"{folder} has neither of {' and '.join(WEIGHTS)}")
+def convert(
+    state: Mapping[str, Tensor], config: dict[str, Any] | None, *, source: str,
+    pictures: dict[str, Any] | None = None, activation: str | None = None,
+) -> CLIP:  # fmt: skip
+    """A CLIP from tensors with Hugging Face's names and the content of config.json.
 
-
-def convert(state: Mapping[str, Tensor], config: dict[str, Any] | None, *, source: str) -> CLIP:
-    """A CLIP from tensors with Hugging Face's names and the content of config.json."""
+    pictures: the content of preprocessor_config.json
+    activation: gelu or quick_gelu, whatever the configuration says
+    """
     tensors = Tensors(dict(state), source=source)
-    found, sizes = read_vision(tensors, tower(config, "vision_config", VISION))
-    words, more = read_text(tensors, tower(config, "text_config", TEXT))
+    model_type = (config or {}).get("model_type", "clip")
+    if model_type != "clip":
+        raise UserError(f"{source}: its config.json is of a {model_type}; only a clip can be read")
+    if not config:
+        print(
+            f"{source}: no config.json says how it computes; taken to have "
+            f"{activation or 'quick_gelu'}, heads of 64 and CLIP's end token; where that is wrong, "
+            "put its config.json beside it",
+            file=sys.stderr,
+        )
+    forced = {"hidden_act": activation} if activation else {}
+    found, sizes = read_vision(tensors, tower(config, "vision_config", VISION) | forced)
+    words, more = read_text(tensors, tower(config, "text_config", TEXT) | forced)
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
     tensors.finish(ignore=("position_ids",))
-    return fill_clip(CLIPConfig(**sizes, **more, preprocessing="openai"), found, source=source)
+    reading = read_pictures(pictures or {}, size=sizes["image_size"], source=source)
+    return fill_clip(CLIPConfig(**sizes, **more, preprocessing=reading), found, source=source)
 
 
 def load_huggingface_clip(
@@ -153,21 +168,16 @@ def load_huggingface_clip(
 ) -> CLIP:
     """A CLIP of Hugging Face: a folder, a file with config.json beside it, or a state dict.
 
-    config: the content of config.json, or its path, where it is not beside the weights; a state
-    dict without one is taken to have heads of 64, QuickGELU and CLIP's own vocabulary
+    config: the content of config.json, or its path, where it is not beside the weights; without
+    one it is taken to have heads of 64, QuickGELU and CLIP's own vocabulary, which is said
     """
-    given, source = path_or_state_dict, "this state dict"
-    if isinstance(given, Mapping):
-        state = dict(given)
-    else:
-        path, source = Path(given), str(given)
-        state = read_folder(path) if path.is_dir() else read_tensors(path)
-        folder = path if path.is_dir() else path.parent
-        config = config or folder / "config.json"
-        if (folder / "preprocessor_config.json").exists():
-            pictures = read_json(folder / "preprocessor_config.json")
-            mean, std = pictures.get("image_mean"), pictures.get("image_std")
-            say_normalisation(mean, std, source=source)
     if isinstance(config, (str, Path)):
         config = read_json(Path(config))
-    return convert(state, config, source=source)
+    if isinstance(path_or_state_dict, Mapping):
+        state, source = read_state(path_or_state_dict)
+        return convert(state, config, source=source)
+    beside, source = look(Path(path_or_state_dict)), str(path_or_state_dict)
+    return convert(
+        read_files(beside.weights), config or beside.huggingface, source=source,
+        pictures=beside.pictures,
+    )  # fmt: skip

@@ -6,16 +6,17 @@ names it. Half-precision weights become float32. Read `minimodal/clip.py` before
 """
 
 import math
-import sys
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from minimodal.clip import CLIP, MEAN, STD, CLIPConfig
+from minimodal.clip import CLIP, MEAN, STD, CLIPConfig, Preprocessing
 from minimodal.errors import UserError
 
 
@@ -31,11 +32,34 @@ class BlockNames:
     out: str
 
 
+# Models that are often tried and not read, by what only their names have.
+STRANGERS = {
+    r"^encoder\.conv_blocks\.": "a VQGAN of LlamaGen",
+    r"^(en|de)coder\.(down|up)_blocks\.": "an autoencoder of diffusers",
+    r"^encoder\.mid\.\d|ResBlock_\d": "a VQGAN of MaskGIT",
+    r"(^|\.)(input|down)_blocks\.\d": "a U-Net of a diffusion model",
+    r"(^|\.)(text|image)_emb\.weight": "a DALL·E of DALLE-pytorch",
+    r"vision_model\.head\.|visual\.(trunk|blocks)\.": "a CLIP of another kind (SigLIP, timm, EVA)",
+    r"(^|\.)(image_encoder\.|image_heads\.|to_codes)": "of a run of train.py: give its whole folder",
+    r"c_attn|(^|\.)layers\.\d+\.self_attn\.[qkvo]_proj$|word_embeddings|\.block\.0\.layer\.":
+        "a language model",
+    r"(^|\.)blocks\.\d+\.attn\.qkv|^(\w+\.)?layer1\.0\.conv1": "a network for pictures alone",
+}  # fmt: skip
+
+
+def check_known(names: Iterable[str], *, source: str) -> None:
+    """Refuse what is known to be another model, by its name."""
+    for pattern, what in STRANGERS.items():
+        if any(re.search(pattern, name) for name in names):
+            raise UserError(f"{source} is {what}; it cannot be read")
+
+
 class Tensors:
     """A state dict from which each tensor is taken once."""
 
     def __init__(self, tensors: dict[str, Tensor], *, source: str, what: str = "CLIP") -> None:
         self.left, self.source, self.what = dict(tensors), source, what
+        check_known(self.left, source=source)
 
     def __contains__(self, name: str) -> bool:
         return name in self.left
@@ -113,15 +137,32 @@ def heads_of(width: int, stated: Any, *, source: str) -> int:
     return heads
 
 
-def say_normalisation(mean: Any, std: Any, *, source: str) -> None:
-    """Say that a model was trained on pictures normalised by other numbers than CLIP's."""
-    for stated, ours in ((mean, MEAN), (std, STD)):
-        if stated is not None and not np.allclose(stated, ours, atol=1e-3):
-            print(
-                f"{source}: its pictures are normalised by {list(stated)}; `preprocess` does it by "
-                f"CLIP's {list(ours)}: normalise them yourself",
-                file=sys.stderr,
-            )
+FILTERS = {name: f.name.lower() for f in Image.Resampling for name in (f.name.lower(), f.value)}
+
+
+def read_pictures(said: dict[str, Any], *, size: int, source: str) -> str | Preprocessing:
+    """How pictures become (3, size, size), by OpenCLIP's preprocess_cfg or Hugging Face's file."""
+    said = {name: value for name, value in said.items() if value is not None}
+    edge = said.get("size", size)
+    both = isinstance(edge, dict) and "height" in edge
+    crop = said.get("crop_size", size) if said.get("do_center_crop", True) else size
+    sizes = [n for s in (edge, crop) for n in (s.values() if isinstance(s, dict) else np.ravel(s))]
+    steps = ["do_resize", "do_rescale", "do_normalize"] + ["do_center_crop"] * (not both)
+    mean, std = (tuple(said.get(name, said.get(f"image_{name}", ours)))
+                 for name, ours in (("mean", MEAN), ("std", STD)))  # fmt: skip
+    resize = said.get("resize_mode", "squash" if both else "shortest")
+    # Chosen at random in training means bicubic outside of it.
+    filter_ = {"random": "bicubic", **FILTERS}.get(
+        said.get("interpolation", said.get("resample", 3))
+    )
+    fits = {*sizes} == {size} and all(said.get(step, True) for step in steps) and filter_
+    if not fits or said.get("fill_color") or resize not in ("shortest", "longest", "squash"):
+        raise UserError(
+            f"{source}: the configuration beside it reads pictures in a way that cannot be done "
+            f"here: {said} for a model of {size} pixels"
+        )
+    how = Preprocessing(resize, filter_, mean, std)
+    return "openai" if how == Preprocessing() else how
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -13,22 +13,26 @@ A file or a state dict in, our CLIP out, equal to the original to float32's roun
 `naming.py` before.
 """
 
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.errors import UserError
-from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.beside import Beside, look
+from minimodal.pretrained.files import read_files, read_json, read_state
 from minimodal.pretrained.naming import (
     BlockNames,
     Tensors,
     fill_clip,
     grid_size,
     heads_of,
-    say_normalisation,
+    read_pictures,
 )
 
 Weights = dict[str, Tensor]
@@ -162,9 +166,13 @@ def read_text(
 
 
 def convert(
-    state: Mapping[str, Tensor], *, source: str, activation: str, vision: dict, text: dict
-) -> CLIP:
-    """A CLIP from tensors with OpenAI's names; `vision` and `text` say what shapes do not."""
+    state: Mapping[str, Tensor], *, source: str, activation: str, vision: dict, text: dict,
+    pictures: dict[str, Any] | None = None,
+) -> CLIP:  # fmt: skip
+    """A CLIP from tensors with OpenAI's names; `vision` and `text` say what shapes do not.
+
+    pictures: OpenCLIP's preprocess_cfg
+    """
     tensors = Tensors(dict(state), source=source)
     resnet = "visual.layer1.0.conv1.weight" in tensors
     head_width = vision.get("head_width")
@@ -182,22 +190,16 @@ def convert(
         found["logit_bias"] = tensors.take("logit_bias").reshape(1)
     # OpenAI's archives hold three numbers and OpenCLIP's a mask, which are no weights.
     tensors.finish(ignore=("input_resolution", "context_length", "vocab_size", "attn_mask"))
+    reading = read_pictures(pictures or {}, size=sizes["image_size"], source=source)
     config = CLIPConfig(
         **sizes,
         **more,
         vision_activation=activation,
         text_activation=activation,
         logit_bias=biased,
-        preprocessing="openai",
+        preprocessing=reading,
     )
     return fill_clip(config, found, source=source)
-
-
-def read_state(given: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a path or of a state dict, and what to call it in messages."""
-    if isinstance(given, Mapping):
-        return dict(given), "this state dict"
-    return read_tensors(given), str(given)
 
 
 def load_openai_clip(
@@ -228,6 +230,25 @@ def check_supported(stated: dict[str, Any], known: dict[str, Any], *, tower: str
             )
 
 
+def convert_open_clip(
+    state: Mapping[str, Tensor], config: dict[str, Any], *, source: str, activation: str | None
+) -> CLIP:
+    """A CLIP from tensors with OpenAI's names and the content of open_clip_config.json, or {}."""
+    stated = config.get("model_cfg", config)
+    vision, text = stated.get("vision_cfg") or {}, stated.get("text_cfg") or {}
+    check_supported(vision, VISION_ONLY, tower="image tower")
+    check_supported(text, TEXT_ONLY, tower="text tower")
+    # Where a configuration is given its own defaults count: 64 wide heads, and 8 heads.
+    return convert(
+        state,
+        source=source,
+        activation=activation or ("quick_gelu" if stated.get("quick_gelu") else "gelu"),
+        vision={"head_width": vision.get("head_width")},
+        text={"heads": text.get("heads", 8 if text else None)},
+        pictures=config.get("preprocess_cfg"),
+    )
+
+
 def load_open_clip(
     path_or_state_dict: str | Path | Mapping[str, Tensor],
     config: str | Path | dict[str, Any] | None = None,
@@ -235,30 +256,37 @@ def load_open_clip(
     """A CLIP of OpenCLIP: a checkpoint, a state dict, or a folder as it is on the Hub.
 
     config: the model's configuration (embed_dim, vision_cfg, text_cfg, quick_gelu), or a JSON file
-    with it; a folder has its own in open_clip_config.json
+    with it; without one that in the open_clip_config.json beside the weights counts
     """
-    given = path_or_state_dict
-    if not isinstance(given, Mapping) and Path(given).is_dir():
-        folder = Path(given)
-        config = config or folder / "open_clip_config.json"
-        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
-        given = next((folder / name for name in names if (folder / name).exists()), None)
-        if given is None:
-            raise UserError(f"{folder} has none of {', '.join(names)}")
     if isinstance(config, (str, Path)):
         config = read_json(Path(config))
-    pictures = (config or {}).get("preprocess_cfg") or {}
-    say_normalisation(pictures.get("mean"), pictures.get("std"), source="this OpenCLIP model")
-    stated = (config or {}).get("model_cfg", config or {})
-    vision, text = stated.get("vision_cfg") or {}, stated.get("text_cfg") or {}
-    check_supported(vision, VISION_ONLY, tower="image tower")
-    check_supported(text, TEXT_ONLY, tower="text tower")
-    state, source = read_state(given)
-    # Where a configuration is given its own defaults count: 64 wide heads, and 8 heads.
-    return convert(
-        state,
-        source=source,
-        activation="quick_gelu" if stated.get("quick_gelu") else "gelu",
-        vision={"head_width": vision.get("head_width")},
-        text={"heads": text.get("heads", 8 if text else None)},
-    )
+    if isinstance(path_or_state_dict, Mapping):
+        state, source = read_state(path_or_state_dict)
+    else:
+        beside, source = look(Path(path_or_state_dict)), str(path_or_state_dict)
+        state, config = read_files(beside.weights), config or beside.open_clip
+    return convert_open_clip(state, config or {}, source=source, activation=None)
+
+
+def convert_unnamed(
+    state: Mapping[str, Tensor], beside: Beside, *, source: str, activation: str | None
+) -> CLIP:
+    """A CLIP with OpenAI's names whose maker is not known: what tells best is said and taken."""
+    # OpenAI's archives hold this number, and no others do.
+    if "input_resolution" in state and not beside.open_clip:
+        activation = activation or "quick_gelu"
+    elif not beside.open_clip:
+        halves = [state[n].dtype for n in ("visual.conv1.weight", "ln_final.weight") if n in state]
+        named = re.search(r"quick.?gelu|openai|/(RN\d+(x\d+)?|ViT-[BL]-\d+(-336px)?)\.pt$",
+                          "/".join(Path(source).absolute().parts[-2:]), re.IGNORECASE)  # fmt: skip
+        theirs = named or halves == [torch.float16, torch.float32]  # OpenAI's keep norms in float32
+        why = "as its name or its half precision suggest" if theirs else "as most of OpenCLIP's"
+        print(
+            f"{source}: nothing beside it says how it computes; taken to have "
+            f"{activation or ('quick_gelu' if theirs else 'gelu')}"
+            f"{'' if activation else f' ({why})'} and heads of 64; where that is wrong, give "
+            "--activation gelu or quick_gelu, or put its open_clip_config.json beside it",
+            file=sys.stderr,
+        )
+        activation = activation or ("quick_gelu" if theirs else "gelu")
+    return convert_open_clip(state, beside.open_clip, source=source, activation=activation)

@@ -1,0 +1,122 @@
+"""What lies beside an original's weights, and tells what their shapes cannot.
+
+    config.json, preprocessor_config.json    of Hugging Face; config.json also of a VQGAN, as JSON
+    open_clip_config.json                    of OpenCLIP
+    NAME.yaml, model.yaml, *-project.yaml    of taming-transformers, also in configs/
+    merges.txt, tokenizer.json, bpe_….gz     CLIP's tokenizer
+
+A file or a folder in, all that is found out; read `files.py` before.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minimodal.errors import UserError
+from minimodal.pretrained.files import read_json
+
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
+           "pytorch_model.bin")  # fmt: skip
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+CONFIGS = ("config.json", "open_clip_config.json", "preprocessor_config.json")
+MERGES = ("merges.txt", "bpe_simple_vocab_16e6.txt.gz", "tokenizer.json")
+SETTINGS = ("model.yaml", "project.yaml", "config.yaml", "*-project.yaml")
+
+
+def _value(text: str) -> Any:
+    """A number, a word or a list of numbers, which YAML writes as JSON does."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text or "null")
+    except ValueError:
+        if re.fullmatch(r"'[^']*'|[\w./-]([^:{}\[\]]|:\S)*", text):
+            return text.strip("'")
+        raise
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file, or the part `model` (if there is none, all) of YAML of the plain kind."""
+    if path.suffix not in (".yaml", ".yml"):
+        return read_json(path)
+    text = re.sub(r"(^|\s)#.*|^---.*", "", path.read_text(errors="replace"), flags=re.MULTILINE)
+    text = re.sub(r"\[[^\[\]]*\]", lambda match: " ".join(match[0].split()), text)
+    model = re.search(r"^model:.*\n(?:[ \t-].*\n|\n)*", text + "\n", re.MULTILINE)
+    found, name = {}, ""
+    parts: list[tuple[int, dict[str, Any]]] = [(0, found)]  # from the outside in
+    for row in (model[0] if model else text).splitlines():
+        line = row.lstrip(" ").rstrip()
+        depth = len(row) - len(row.lstrip(" "))
+        try:
+            if line[:2] in ("-", "- "):  # an item of what the last name stands for
+                parts[-1][1][name] = [*(parts[-1][1][name] or []), _value(line[1:].strip())]
+            elif line:
+                if depth > parts[-1][0] and parts[-1][1][name] is None:
+                    parts[-1][1][name] = inner = {}
+                    parts.append((depth, inner))
+                while depth < parts[-1][0]:
+                    parts.pop()
+                name, colon, value = line.partition(":")
+                if depth != parts[-1][0] or not colon or name in parts[-1][1]:
+                    raise ValueError
+                parts[-1][1][name] = _value(value.strip())
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}: {line[:60]!r} is more than the plain YAML that is read here; write its "
+                "part `model` as JSON into a config.json beside the checkpoint"
+            ) from None
+    return found
+
+
+class Beside(NamedTuple):
+    """What was found; {} and None for what was not."""
+
+    weights: list[Path]  # the files of one model
+    huggingface: dict[str, Any]
+    open_clip: dict[str, Any]
+    pictures: dict[str, Any]  # of Hugging Face
+    merges: Path | None
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The files of a folder that hold its model's tensors; an empty list where none do."""
+    indices = [folder / f"{name}.index.json" for name in WEIGHTS]
+    found = [folder / name for name in WEIGHTS if (folder / name).exists()][:1]
+    for index in (index for index in indices if index.exists() and not found):
+        found = [folder / name for name in sorted({*read_json(index)["weight_map"].values()})]
+    for place in (place for place in (folder, folder / "checkpoints") if not found):
+        files = sorted(file for file in place.glob("*") if file.suffix in SUFFIXES)
+        found = [file for file in files if file.stem in ("last", "epoch_latest")] or files
+    if len(found) > 1 and not all("-of-" in file.name or indices for file in found):
+        names = ", ".join(file.name for file in found[:4])
+        raise UserError(f"{folder} holds {len(found)} checkpoints ({names}): give one of them")
+    return found
+
+
+def vqgan_settings(path: Path) -> dict[str, Any]:
+    """The configuration beside a checkpoint of taming's: config.json, else the original's YAML."""
+    config = look(path).huggingface
+    if any(name in config for name in ("ddconfig", "model", "transformer", "first_stage")):
+        return config
+    for place in (path.parent, path.parent / "configs", path.parent.parent / "configs"):
+        # Of several -project.yaml, whose names begin with their dates, the last.
+        files = [
+            f for name in (f"{path.stem}.y*ml", *SETTINGS) for f in sorted(place.glob(name))[-1:]
+        ]
+        if files:
+            print(f"{path}: read with {files[0]}", file=sys.stderr)
+            return read_settings(files[0])
+    return {}
+
+
+def look(path: Path) -> Beside:
+    """What lies beside the weights of a file, or in a folder, that others wrote."""
+    folder = path if path.is_dir() else path.parent
+    # A part of a model's weights stands for all.
+    weights = weights_in(folder) if path.is_dir() or "-of-" in path.name else [path]
+    if not weights:
+        held = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
+        raise UserError(f"{path} holds no weights ({', '.join(SUFFIXES)}) but {held}")
+    found = [read_json(folder / name) if (folder / name).exists() else {} for name in CONFIGS]
+    merges = next((folder / name for name in MERGES if (folder / name).exists()), None)
+    return Beside(weights, {} if "kind" in found[0] else found[0], *found[1:], merges)
