@@ -22,7 +22,7 @@ from minimodal.errors import UserError
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
 from minimodal.pretrained.beside import look, vqgan_settings, weights_in
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
-from minimodal.pretrained.files import read_files, read_json
+from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import check_known
 from minimodal.training.checkpoint import load_run_config, load_weights
 from minimodal.vqgan import VQGAN, VQGANConfig
@@ -102,7 +102,7 @@ def load_original(
 ) -> CLIP | VQGAN | VQGANPrior:
     """An original CLIP (OpenAI's, OpenCLIP's, Hugging Face's), VQGAN or its transformer."""
     beside, source = look(path), str(path)
-    tensors = read_files(beside.weights)
+    tensors = read_tensors(*beside.weights)
     if taming.is_taming(tensors) or taming_transformer.is_transformer(tensors):
         prior = taming_transformer.is_transformer(tensors) and kind != "vqgan"
         check_known(tensors, source=source)

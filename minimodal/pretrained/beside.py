@@ -80,17 +80,18 @@ class Beside(NamedTuple):
 
 def weights_in(folder: Path) -> list[Path]:
     """The files of a folder that hold its model's tensors; an empty list where none do."""
-    indices = [folder / f"{name}.index.json" for name in WEIGHTS]
-    found = [folder / name for name in WEIGHTS if (folder / name).exists()][:1]
-    for index in (index for index in indices if index.exists() and not found):
-        found = [folder / name for name in sorted({*read_json(index)["weight_map"].values()})]
-    for place in (place for place in (folder, folder / "checkpoints") if not found):
-        files = sorted(file for file in place.glob("*") if file.suffix in SUFFIXES)
-        found = [file for file in files if file.stem in ("last", "epoch_latest")] or files
-    if len(found) > 1 and not all("-of-" in file.name or indices for file in found):
-        names = ", ".join(file.name for file in found[:4])
-        raise UserError(f"{folder} holds {len(found)} checkpoints ({names}): give one of them")
-    return found
+    if named := [folder / name for name in WEIGHTS if (folder / name).exists()]:
+        return named[:1]
+    for index in (folder / f"{name}.index.json" for name in WEIGHTS):
+        if index.exists():
+            return [folder / name for name in sorted({*read_json(index)["weight_map"].values()})]
+    places = (folder, folder / "checkpoints")
+    files = [file for place in places for file in place.glob("*") if file.suffix in SUFFIXES]
+    files = sorted(file for file in files if file.stem in ("last", "epoch_latest")) or sorted(files)
+    if len(files) > 1 and not all("-of-" in file.name for file in files):
+        names = ", ".join(file.name for file in files[:4])
+        raise UserError(f"{folder} holds {len(files)} checkpoints ({names}): give one of them")
+    return files
 
 
 def vqgan_settings(path: Path) -> dict[str, Any]:
@@ -99,13 +100,11 @@ def vqgan_settings(path: Path) -> dict[str, Any]:
     if any(name in config for name in ("ddconfig", "model", "transformer", "first_stage")):
         return config
     for place in (path.parent, path.parent / "configs", path.parent.parent / "configs"):
-        # Of several -project.yaml, whose names begin with their dates, the last.
-        files = [
-            f for name in (f"{path.stem}.y*ml", *SETTINGS) for f in sorted(place.glob(name))[-1:]
-        ]
-        if files:
-            print(f"{path}: read with {files[0]}", file=sys.stderr)
-            return read_settings(files[0])
+        for name in (f"{path.stem}.y*ml", *SETTINGS):
+            # Of several -project.yaml, whose names begin with their dates, the last.
+            for file in sorted(place.glob(name))[-1:]:
+                print(f"{path}: read with {file}", file=sys.stderr)
+                return read_settings(file)
     return {}
 
 

@@ -61,17 +61,10 @@ class _Module:
     def __hash__(self) -> int:
         return id(self)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+    def append(self, *_: Any) -> None:
+        """What the stand-in of a list, a dictionary or a set is asked to do: nothing."""
 
-    def append(self, value: Any) -> None:
-        """What a list's stand-in is asked to do."""
-
-    def extend(self, values: Any) -> None:
-        """The same."""
-
-    def add(self, value: Any) -> None:
-        """What a set's stand-in is asked to do."""
+    extend = add = __setitem__ = append
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -107,12 +100,9 @@ class _ArchiveUnpickler(pickle.Unpickler):
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_parameter": _first,
             "collections.OrderedDict": OrderedDict,
-            "torch.jit._pickle.build_intlist": _first,
-            "torch.jit._pickle.build_doublelist": _first,
-            "torch.jit._pickle.build_boollist": _first,
-            "torch.jit._pickle.build_tensorlist": _first,
-            "torch.jit._pickle.restore_type_tag": _first,
         }
+        if module == "torch.jit._pickle":  # lists of one type
+            return _first
         if f"{module}.{name}" in allowed:
             return allowed[f"{module}.{name}"]
         plain = module in ("builtins", "__builtin__") and name in PLAIN
@@ -240,44 +230,39 @@ def _read(path: Path) -> Any:
         return _unpickle(path, bystanders=True)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, a .pt or .bin file, or a TorchScript archive, on the CPU."""
-    path = Path(path)
+def _tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, by dotted names; what is wrong with it is one line."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
     try:
-        tensors = one_model(_read(path), source=str(path))
+        return dict(_walk(_read(path)))
     except UserError:
         raise
     except (pickle.UnpicklingError, ValueError) as error:
-        with open(path, "rb") as file:
-            if b"_backward_hooks" in file.read(1 << 26):  # torch does not compress
-                raise UserError(
-                    f"{path} is a whole pickled model, and to open it is to run its code: where it "
-                    "was made, save model.state_dict() and give that file"
-                ) from None
         # torch's message goes on for a screen about how to switch the check off.
         named = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {named[1]}" if named else str(error).split(". ")[0].splitlines()[0]
+        with open(path, "rb") as file:
+            if b"_backward_hooks" in file.read(1 << 26):  # torch does not compress
+                reason = "it is a whole pickled model, which has to run its code"
         raise UserError(
             f"{path} is no checkpoint that can be read safely: {reason}; where it was made, save "
-            "the state_dict() alone"
+            "model.state_dict() and give that file"
         ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a damaged file can raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} is damaged, or no checkpoint ({reason}); get the file again"
         ) from None
+
+
+def read_tensors(path: str | Path, *more: Path) -> dict[str, Tensor]:
+    """The tensors of a model, on the CPU: of a .safetensors, a .pt or .bin file, or a TorchScript
+    archive, or of several such parts."""
+    tensors = {n: t for part in (path, *more) for n, t in _tensors_of(Path(part)).items()}
     if not tensors:
         raise UserError(f"{path} holds no tensors")
-    return tensors
-
-
-def read_files(paths: Iterable[Path]) -> dict[str, Tensor]:
-    """The tensors of a model that may be in several files."""
-    return {name: tensor for path in paths for name, tensor in read_tensors(path).items()}
+    return one_model(tensors, source=str(path))
 
 
 def read_state(given: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -39,11 +39,11 @@ STRANGERS = {
     r"^encoder\.mid\.\d|ResBlock_\d": "a VQGAN of MaskGIT",
     r"(^|\.)(input|down)_blocks\.\d": "a U-Net of a diffusion model",
     r"(^|\.)(text|image)_emb\.weight": "a DALL·E of DALLE-pytorch",
-    r"vision_model\.head\.|visual\.(trunk|blocks)\.": "a CLIP of another kind (SigLIP, timm, EVA)",
-    r"(^|\.)(image_encoder\.|image_heads\.|to_codes)": "of a run of train.py: give its whole folder",
-    r"c_attn|(^|\.)layers\.\d+\.self_attn\.[qkvo]_proj$|word_embeddings|\.block\.0\.layer\.":
+    r"vision_model\.head\.|visual\.(trunk|blocks)\.": "a CLIP of another kind (SigLIP, timm)",
+    r"(^|\.)(image_encoder\.|image_heads\.|to_codes)": "of a run of train.py: give its folder",
+    r"c_attn|^(model\.)?layers\.\d+\.self_attn\.|word_embeddings|\.block\.0\.layer\.":
         "a language model",
-    r"(^|\.)blocks\.\d+\.attn\.qkv|^(\w+\.)?layer1\.0\.conv1": "a network for pictures alone",
+    r"(^|\.)blocks\.\d+\.attn\.qkv|^layer1\.0\.conv1": "a network for pictures alone",
 }  # fmt: skip
 
 
@@ -51,7 +51,22 @@ def check_known(names: Iterable[str], *, source: str) -> None:
     """Refuse what is known to be another model, by its name."""
     for pattern, what in STRANGERS.items():
         if any(re.search(pattern, name) for name in names):
-            raise UserError(f"{source} is {what}; it cannot be read")
+            raise UserError(f"{source} is {what}, which cannot be read here")
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a checkpoint calls the parts of a tower."""
+
+    inputs: str  # patches or tokens
+    positions: str
+    blocks: str  # of PREFIX.N
+    block: Callable[[str], BlockNames]
+    norm_out: str
+    projection: str
+    turned: bool  # the projection is (D, E), where a linear layer has (E, D)
+    class_token: str = ""
+    norm_in: str = ""
 
 
 class Tensors:
@@ -137,31 +152,70 @@ def heads_of(width: int, stated: Any, *, source: str) -> int:
     return heads
 
 
-FILTERS = {name: f.name.lower() for f in Image.Resampling for name in (f.name.lower(), f.value)}
+def read_tower(
+    tensors: Tensors, names: Names, *, heads: int | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A Vision Transformer, or where there is no class token the text tower.
+
+    returns: weights under our names, and what the shapes tell of a CLIPConfig
+    """
+    vision = bool(names.class_token)
+    ours, tower = ("image_encoder", "vision") if vision else ("text_encoder", "text")
+    shape = tensors.shape(names.inputs, 4 if vision else 2)
+    width, depth = shape[0 if vision else 1], tensors.depth(names.blocks)
+    positions = tensors.shape(names.positions, 2)[0]
+    hidden = tensors.shape(f"{names.block(f'{names.blocks}.0').fc}.weight", 2)[0]
+    sizes = {
+        f"{tower}_width": width, f"{tower}_depth": depth, f"{tower}_mlp_ratio": hidden / width,
+        f"{tower}_heads": heads_of(width, heads, source=tensors.source),
+    }  # fmt: skip
+    if vision:
+        side = grid_size(positions, source=tensors.source)
+        sizes |= {"image_size": side * shape[2], "patch_size": shape[2]}
+        found = tensors.linear(f"{ours}.norm_in", names.norm_in)
+        found[f"{ours}.class_token"] = tensors.take(names.class_token).flatten()
+    else:
+        embed = tensors.shape(names.projection, 2)[1 if names.turned else 0]
+        sizes |= {"vocab_size": shape[0], "text_length": positions, "embed_width": embed}
+        sizes |= {"end_id": shape[0] - 1, "pooling": "largest"}
+        found = {}
+    found[f"{ours}.{'patches' if vision else 'tokens'}.weight"] = tensors.take(names.inputs)
+    found[f"{ours}.positions"] = tensors.take(names.positions)
+    projection = tensors.take(names.projection)
+    found[f"{ours}.projection.weight"] = projection.T.contiguous() if names.turned else projection
+    found |= tensors.linear(f"{ours}.norm_out", names.norm_out)
+    for n in range(depth):
+        theirs = names.block(f"{names.blocks}.{n}")
+        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
+    return found, sizes
 
 
 def read_pictures(said: dict[str, Any], *, size: int, source: str) -> str | Preprocessing:
     """How pictures become (3, size, size), by OpenCLIP's preprocess_cfg or Hugging Face's file."""
     said = {name: value for name, value in said.items() if value is not None}
-    edge = said.get("size", size)
+    edge, whole = said.get("size", size), said.get("do_center_crop") is False
     both = isinstance(edge, dict) and "height" in edge
-    crop = said.get("crop_size", size) if said.get("do_center_crop", True) else size
-    sizes = [n for s in (edge, crop) for n in (s.values() if isinstance(s, dict) else np.ravel(s))]
-    steps = ["do_resize", "do_rescale", "do_normalize"] + ["do_center_crop"] * (not both)
-    mean, std = (tuple(said.get(name, said.get(f"image_{name}", ours)))
-                 for name, ours in (("mean", MEAN), ("std", STD)))  # fmt: skip
-    resize = said.get("resize_mode", "squash" if both else "shortest")
-    # Chosen at random in training means bicubic outside of it.
-    filter_ = {"random": "bicubic", **FILTERS}.get(
-        said.get("interpolation", said.get("resample", 3))
+    sides = (edge, size if whole else said.get("crop_size", size))
+    sizes = [n for s in sides for n in (s.values() if isinstance(s, dict) else np.ravel(s))]
+    mean, std = (
+        said.get("mean", said.get("image_mean", MEAN)),
+        said.get("std", said.get("image_std", STD)),
     )
-    fits = {*sizes} == {size} and all(said.get(step, True) for step in steps) and filter_
-    if not fits or said.get("fill_color") or resize not in ("shortest", "longest", "squash"):
+    resize = said.get("resize_mode", "squash" if both else "shortest")
+    filters = {"random": "bicubic"}  # as the original does outside of training
+    filters |= {key: f.name.lower() for f in Image.Resampling for key in (f.name.lower(), f.value)}
+    filter_ = filters.get(said.get("interpolation", said.get("resample", "bicubic")))
+    left_out = [n for n in ("do_resize", "do_rescale", "do_normalize") if said.get(n) is False]
+    if (
+        {*sizes} != {size} or (whole and not both) or left_out or said.get("fill_color")
+        or not filter_ or resize not in ("shortest", "longest", "squash")
+        or np.shape(mean) != (3,) or np.shape(std) != (3,)
+    ):  # fmt: skip
         raise UserError(
             f"{source}: the configuration beside it reads pictures in a way that cannot be done "
-            f"here: {said} for a model of {size} pixels"
+            f"here, for a model of {size} pixels: {said}"
         )
-    how = Preprocessing(resize, filter_, mean, std)
+    how = Preprocessing(resize, filter_, tuple(mean), tuple(std))
     return "openai" if how == Preprocessing() else how
 
 
@@ -185,8 +239,12 @@ def fill(make: Callable[[], Model], weights: dict[str, Tensor], *, source: str) 
     return model.eval()
 
 
-def fill_clip(config: CLIPConfig, weights: dict[str, Tensor], *, source: str) -> CLIP:
-    """A CLIP with these weights, in eval mode."""
+def fill_clip(
+    sizes: dict[str, Any], weights: dict[str, Tensor], *, source: str, pictures: dict[str, Any]
+) -> CLIP:
+    """A CLIP with these weights, in eval mode, that reads pictures as `pictures` says."""
+    reading = read_pictures(pictures, size=sizes["image_size"], source=source)
+    config = CLIPConfig(**sizes, preprocessing=reading)
     clip = fill(lambda: CLIP(config), weights, source=source)
     clip.run = {"kind": "clip", "data": None, "source": source}
     return clip

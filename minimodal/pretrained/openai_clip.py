@@ -22,17 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, CLIPConfig
+from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.pretrained.beside import Beside, look
-from minimodal.pretrained.files import read_files, read_json, read_state
+from minimodal.pretrained.files import read_json, read_state, read_tensors
 from minimodal.pretrained.naming import (
     BlockNames,
+    Names,
     Tensors,
     fill_clip,
     grid_size,
     heads_of,
-    read_pictures,
+    read_tower,
 )
 
 Weights = dict[str, Tensor]
@@ -73,32 +74,19 @@ def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
     return found
 
 
-def read_vit(tensors: Tensors, heads: int | None) -> tuple[Weights, dict[str, Any]]:
-    """The Vision Transformer: weights under our names, and its part of the configuration."""
-    source, ours = tensors.source, "image_encoder"
-    width, _, patch, _ = tensors.shape("visual.conv1.weight", 4)
-    positions, _ = tensors.shape("visual.positional_embedding", 2)
-    hidden, _ = tensors.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
-    sizes = {
-        "image_size": grid_size(positions, source=source) * patch,
-        "patch_size": patch,
-        "vision_width": width,
-        "vision_depth": tensors.depth("visual.transformer.resblocks"),
-        "vision_heads": heads_of(width, heads, source=source),
-        "vision_mlp_ratio": hidden / width,
-    }
-    found = {
-        f"{ours}.patches.weight": tensors.take("visual.conv1.weight"),
-        f"{ours}.class_token": tensors.take("visual.class_embedding"),
-        f"{ours}.positions": tensors.take("visual.positional_embedding"),
-        f"{ours}.projection.weight": tensors.take("visual.proj").T.contiguous(),
-    }
-    found |= tensors.linear(f"{ours}.norm_in", "visual.ln_pre")
-    found |= tensors.linear(f"{ours}.norm_out", "visual.ln_post")
-    for n in range(sizes["vision_depth"]):
-        theirs = block_names(f"visual.transformer.resblocks.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
-    return found, sizes
+VISION = Names(
+    "visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks",
+    block_names, "visual.ln_post", "visual.proj", turned=True,
+    class_token="visual.class_embedding", norm_in="visual.ln_pre",
+)  # fmt: skip
+
+
+def text_names(prefix: str) -> Names:
+    """The text tower, which lies below `text.` in some."""
+    names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks")
+    inputs, positions, blocks = (prefix + name for name in names)
+    out, projection = f"{prefix}ln_final", f"{prefix}text_projection"
+    return Names(inputs, positions, blocks, block_names, out, projection, turned=True)
 
 
 def read_resnet(tensors: Tensors, head_width: int | None) -> tuple[Weights, dict[str, Any]]:
@@ -135,36 +123,6 @@ def read_resnet(tensors: Tensors, head_width: int | None) -> tuple[Weights, dict
     }
 
 
-def read_text(
-    tensors: Tensors, heads: int | None, *, prefix: str
-) -> tuple[Weights, dict[str, Any]]:
-    """The text tower below `prefix`: weights under our names, and its configuration."""
-    ours = "text_encoder"
-    vocab, width = tensors.shape(f"{prefix}token_embedding.weight", 2)
-    hidden, _ = tensors.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
-    sizes = {
-        "vocab_size": vocab,
-        "text_length": tensors.shape(f"{prefix}positional_embedding", 2)[0],
-        "text_width": width,
-        "text_depth": tensors.depth(f"{prefix}transformer.resblocks"),
-        "text_heads": heads_of(width, heads, source=tensors.source),
-        "text_mlp_ratio": hidden / width,
-        "embed_width": tensors.shape(f"{prefix}text_projection", 2)[1],
-        "end_id": vocab - 1,
-        "pooling": "largest",
-    }
-    found = {
-        f"{ours}.tokens.weight": tensors.take(f"{prefix}token_embedding.weight"),
-        f"{ours}.positions": tensors.take(f"{prefix}positional_embedding"),
-        f"{ours}.projection.weight": tensors.take(f"{prefix}text_projection").T.contiguous(),
-    }
-    found |= tensors.linear(f"{ours}.norm_out", f"{prefix}ln_final")
-    for n in range(sizes["text_depth"]):
-        theirs = block_names(f"{prefix}transformer.resblocks.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
-    return found, sizes
-
-
 def convert(
     state: Mapping[str, Tensor], *, source: str, activation: str, vision: dict, text: dict,
     pictures: dict[str, Any] | None = None,
@@ -181,25 +139,18 @@ def convert(
     else:
         width = tensors.shape("visual.conv1.weight", 4)[0]
         heads = vision.get("heads") or (head_width and width // head_width)
-        found, sizes = read_vit(tensors, heads)
+        found, sizes = read_tower(tensors, VISION, heads=heads)
     prefix = "text." if "text.token_embedding.weight" in tensors else ""
-    words, more = read_text(tensors, text.get("heads"), prefix=prefix)
+    words, more = read_tower(tensors, text_names(prefix), heads=text.get("heads"))
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
     biased = "logit_bias" in tensors
     if biased:
         found["logit_bias"] = tensors.take("logit_bias").reshape(1)
     # OpenAI's archives hold three numbers and OpenCLIP's a mask, which are no weights.
     tensors.finish(ignore=("input_resolution", "context_length", "vocab_size", "attn_mask"))
-    reading = read_pictures(pictures or {}, size=sizes["image_size"], source=source)
-    config = CLIPConfig(
-        **sizes,
-        **more,
-        vision_activation=activation,
-        text_activation=activation,
-        logit_bias=biased,
-        preprocessing=reading,
-    )
-    return fill_clip(config, found, source=source)
+    sizes |= more | {"vision_activation": activation, "text_activation": activation}
+    sizes["logit_bias"] = biased
+    return fill_clip(sizes, found, source=source, pictures=pictures or {})
 
 
 def load_openai_clip(
@@ -211,13 +162,11 @@ def load_openai_clip(
     """
     state, source = read_state(path_or_state_dict)
     stated = config or {}
+    vision, text = stated.get("vision_heads"), stated.get("transformer_heads")
     return convert(
-        state,
-        source=source,
-        activation="quick_gelu",
-        vision={"heads": stated.get("vision_heads")},
-        text={"heads": stated.get("transformer_heads")},
-    )
+        state, source=source, activation="quick_gelu", vision={"heads": vision},
+        text={"heads": text},
+    )  # fmt: skip
 
 
 def check_supported(stated: dict[str, Any], known: dict[str, Any], *, tower: str) -> None:
@@ -264,7 +213,7 @@ def load_open_clip(
         state, source = read_state(path_or_state_dict)
     else:
         beside, source = look(Path(path_or_state_dict)), str(path_or_state_dict)
-        state, config = read_files(beside.weights), config or beside.open_clip
+        state, config = read_tensors(*beside.weights), config or beside.open_clip
     return convert_open_clip(state, config or {}, source=source, activation=None)
 
 
@@ -273,20 +222,18 @@ def convert_unnamed(
 ) -> CLIP:
     """A CLIP with OpenAI's names whose maker is not known: what tells best is said and taken."""
     # OpenAI's archives hold this number, and no others do.
-    if "input_resolution" in state and not beside.open_clip:
-        activation = activation or "quick_gelu"
-    elif not beside.open_clip:
+    if not beside.open_clip and not activation:
         halves = [state[n].dtype for n in ("visual.conv1.weight", "ln_final.weight") if n in state]
         named = re.search(r"quick.?gelu|openai|/(RN\d+(x\d+)?|ViT-[BL]-\d+(-336px)?)\.pt$",
                           "/".join(Path(source).absolute().parts[-2:]), re.IGNORECASE)  # fmt: skip
-        theirs = named or halves == [torch.float16, torch.float32]  # OpenAI's keep norms in float32
-        why = "as its name or its half precision suggest" if theirs else "as most of OpenCLIP's"
+        # Its models keep their norms in float32 beside half weights.
+        theirs = named or halves == [torch.float16, torch.float32] or "input_resolution" in state
+        activation = "quick_gelu" if theirs else "gelu"
+    if not beside.open_clip and "input_resolution" not in state:
         print(
-            f"{source}: nothing beside it says how it computes; taken to have "
-            f"{activation or ('quick_gelu' if theirs else 'gelu')}"
-            f"{'' if activation else f' ({why})'} and heads of 64; where that is wrong, give "
-            "--activation gelu or quick_gelu, or put its open_clip_config.json beside it",
+            f"{source}: nothing beside it says how it computes; taken to have {activation} and "
+            "heads of 64; where that is wrong, give --activation gelu or quick_gelu, or put its "
+            "open_clip_config.json beside it",
             file=sys.stderr,
         )
-        activation = activation or ("quick_gelu" if theirs else "gelu")
     return convert_open_clip(state, beside.open_clip, source=source, activation=activation)
