@@ -271,7 +271,8 @@ class CLIP(nn.Module):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, how = config, config.preprocessing
+        self.reading = how if isinstance(how, Preprocessing) else ORIGINAL
         if config.resnet:  # the paper's other image tower (section 2.4)
             self.image_encoder = ResNetEncoder(
                 config.resnet, config.vision_width, heads=config.vision_heads,
@@ -286,12 +287,6 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(start)))
         self.logit_bias = nn.Parameter(torch.full((1,), -10.0)) if config.logit_bias else None
         self.tokenizer = None  # set by whoever builds or loads the model
-
-    @property
-    def reading(self) -> Preprocessing:
-        """How an original reads pictures; `mean` and `std` hold for a run of ours too."""
-        how = self.config.preprocessing
-        return how if isinstance(how, Preprocessing) else ORIGINAL
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Pictures to embeddings, not normalised.

@@ -103,9 +103,9 @@ def load_original(
     """An original CLIP (OpenAI's, OpenCLIP's, Hugging Face's), VQGAN or its transformer."""
     beside, source = look(path), str(path)
     tensors = read_tensors(*beside.weights)
+    check_known(tensors, source=source)
     if taming.is_taming(tensors) or taming_transformer.is_transformer(tensors):
         prior = taming_transformer.is_transformer(tensors) and kind != "vqgan"
-        check_known(tensors, source=source)
         read = taming_transformer.convert if prior else taming.convert
         return read(tensors, vqgan_settings(beside.weights[0]), source=source)
     if "visual_projection.weight" in tensors:
@@ -113,6 +113,11 @@ def load_original(
             tensors, beside.huggingface, source=source, pictures=beside.pictures,
             activation=activation,
         )  # fmt: skip
+    elif "visual.conv1.weight" not in tensors:
+        raise UserError(
+            f"{path} is no model that this program knows: it lacks visual.conv1.weight (of a CLIP) "
+            f"and quantize.embedding.weight (of a VQGAN) and has {', '.join(sorted(tensors)[:3])}"
+        )
     else:
         clip = openai_clip.convert_unnamed(tensors, beside, source=source, activation=activation)
     clip.tokenizer = original_tokenizer(clip, path, merges or beside.merges)

@@ -20,7 +20,7 @@ import re
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,23 +125,17 @@ class _ArchiveUnpickler(pickle.Unpickler):
         return self.storages[key]
 
 
-def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, (list, tuple)):
-        return enumerate(value)
-    if isinstance(value, Mapping):
-        return value.items()
-    return vars(value).items() if isinstance(value, _Module) else ()
-
-
 def _walk(stored: Any) -> Iterator[tuple[str, Tensor]]:
     seen, todo = set(), [((), stored)]  # a pickle can contain itself
     while todo:
         path, here = todo.pop()
         if isinstance(here, Tensor):
             yield ".".join(path), here
-        elif id(here) not in seen:
+        elif id(here) not in seen and isinstance(here, (Mapping, list, tuple, _Module)):
             seen.add(id(here))
-            todo += [((*path, str(name)), part) for name, part in _parts(here)]
+            here = vars(here) if isinstance(here, _Module) else here
+            parts = here.items() if isinstance(here, Mapping) else enumerate(here)
+            todo += [((*path, str(name)), part) for name, part in parts]
 
 
 def _unpickle(path: Path, *, bystanders: bool) -> Any:
@@ -214,10 +208,11 @@ def _read(path: Path) -> Any:
     with open(path, "rb") as file:
         head = file.read(512)
     zipped = zipfile.is_zipfile(path)
-    if head[4:9] == SAFETENSORS or (head and path.suffix == ".safetensors" and not zipped):
-        return load_file(path)
-    if other := _no_checkpoint(path, head):
+    safe = head[4:9] == SAFETENSORS
+    if not safe and (other := _no_checkpoint(path, head)):
         raise UserError(f"{path} is no checkpoint of PyTorch or safetensors but {other}")
+    if safe or (path.suffix == ".safetensors" and not zipped):
+        return load_file(path)
     if zipped:
         with zipfile.ZipFile(path) as archive:
             if any(name.split("/")[1:2] == ["code"] for name in archive.namelist()):
@@ -240,8 +235,9 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
         raise
     except (pickle.UnpicklingError, ValueError) as error:
         # torch's message goes on for a screen about how to switch the check off.
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {named[1]}" if named else str(error).split(". ")[0].splitlines()[0]
+        named = re.search(r"GLOBAL (\S+)|(it asks .*)", str(error))
+        reason = f"it asks for {named[1]}" if named and named[1] else named and named[2]
+        reason = reason or "it is not what torch.save writes"
         with open(path, "rb") as file:
             if b"_backward_hooks" in file.read(1 << 26):  # torch does not compress
                 reason = "it is a whole pickled model, which has to run its code"

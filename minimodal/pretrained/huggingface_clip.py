@@ -78,7 +78,7 @@ def read(
     end = settings.get("eos_token_id", 2)
     if end != 2 and type(end) is int and end < sizes["vocab_size"]:
         sizes |= {"end_id": end, "pooling": "end"}
-    elif end != 2:
+    elif end != 2 and config:
         print(
             f"{tensors.source}: its vocabulary of {sizes['vocab_size']} has no end token {end}; "
             f"taken to be the last, {sizes['end_id']}: where that is wrong, say eos_token_id in a "
@@ -101,17 +101,18 @@ def convert(
     model_type = (config or {}).get("model_type", "clip")
     if model_type != "clip":
         raise UserError(f"{source}: its config.json is of a {model_type}; only a clip can be read")
-    if not config:
-        print(
-            f"{source}: no config.json says how it computes; taken to have "
-            f"{activation or 'quick_gelu'}, heads of 64 and CLIP's end token; where that is wrong, "
-            "put its config.json beside it",
-            file=sys.stderr,
-        )
     found, sizes = read(tensors, "vision", config or {}, activation)
     words, more = read(tensors, "text", config or {}, activation)
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
     tensors.finish(ignore=("position_ids",))
+    if not config:
+        print(
+            f"{source}: no config.json says how it computes; taken to have "
+            f"{more['text_activation']}, heads of 64 and end token {more['end_id']} of "
+            f"{more['vocab_size']}; where that is wrong, put its config.json beside it, or give "
+            "--activation gelu or quick_gelu",
+            file=sys.stderr,
+        )
     return fill_clip({**sizes, **more}, found, source=source, pictures=pictures or {})
 
 

@@ -40,7 +40,7 @@ STRANGERS = {
     r"(^|\.)(input|down)_blocks\.\d": "a U-Net of a diffusion model",
     r"(^|\.)(text|image)_emb\.weight": "a DALL·E of DALLE-pytorch",
     r"vision_model\.head\.|visual\.(trunk|blocks)\.": "a CLIP of another kind (SigLIP, timm)",
-    r"(^|\.)(image_encoder\.|image_heads\.|to_codes)": "of a run of train.py: give its folder",
+    r"(^|\.)(image_encoder|image_heads|quantizer)\.": "a run's weights without its folder",
     r"c_attn|^(model\.)?layers\.\d+\.self_attn\.|word_embeddings|\.block\.0\.layer\.":
         "a language model",
     r"(^|\.)blocks\.\d+\.attn\.qkv|^layer1\.0\.conv1": "a network for pictures alone",
@@ -51,7 +51,7 @@ def check_known(names: Iterable[str], *, source: str) -> None:
     """Refuse what is known to be another model, by its name."""
     for pattern, what in STRANGERS.items():
         if any(re.search(pattern, name) for name in names):
-            raise UserError(f"{source} is {what}, which cannot be read here")
+            raise UserError(f"{source} is {what}; that cannot be read here")
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,10 @@ def read_pictures(said: dict[str, Any], *, size: int, source: str) -> str | Prep
     filters |= {key: f.name.lower() for f in Image.Resampling for key in (f.name.lower(), f.value)}
     filter_ = filters.get(said.get("interpolation", said.get("resample", "bicubic")))
     left_out = [n for n in ("do_resize", "do_rescale", "do_normalize") if said.get(n) is False]
-    if (
-        {*sizes} != {size} or (whole and not both) or left_out or said.get("fill_color")
-        or not filter_ or resize not in ("shortest", "longest", "squash")
-        or np.shape(mean) != (3,) or np.shape(std) != (3,)
-    ):  # fmt: skip
+    colours = all(isinstance(c, (list, tuple)) and len(c) == 3 and {*map(type, c)} <= {int, float}
+                  for c in (mean, std))  # fmt: skip
+    fits = {*sizes} == {size} and (both or not whole) and not left_out and colours and filter_
+    if not fits or said.get("fill_color") or resize not in ("shortest", "longest", "squash"):
         raise UserError(
             f"{source}: the configuration beside it reads pictures in a way that cannot be done "
             f"here, for a model of {size} pixels: {said}"
