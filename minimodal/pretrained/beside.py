@@ -27,8 +27,9 @@ SETTINGS = ("model.yaml", "project.yaml", "config.yaml", "*-project.yaml")
 
 def _value(text: str) -> Any:
     """A number, a word or a list of numbers, which YAML writes as JSON does."""
+    words = {"": "null", "~": "null", "True": "true", "False": "false"}
     try:
-        return json.loads(text.lower() if text in ("True", "False") else text or "null")
+        return json.loads(words.get(text, text))
     except ValueError:
         if re.fullmatch(r"'[^']*'|[\w./-]([^:{}\[\]]|:\S)*", text):
             return text.strip("'")
@@ -57,7 +58,7 @@ def read_settings(path: Path) -> dict[str, Any]:
                 while depth < parts[-1][0]:
                     parts.pop()
                 name, colon, value = line.partition(":")
-                if depth != parts[-1][0] or not colon or name in parts[-1][1]:
+                if depth != parts[-1][0] or not colon or name in parts[-1][1] or "\t" in row:
                     raise ValueError
                 parts[-1][1][name] = _value(value.strip())
         except (ValueError, KeyError, TypeError):

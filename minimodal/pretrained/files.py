@@ -218,7 +218,8 @@ def _read(path: Path) -> Any:
             if any(name.split("/")[1:2] == ["code"] for name in archive.namelist()):
                 return _unpickle(path, bystanders=False)  # a TorchScript archive
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # of a path torch would believe the suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it names classes that torch does not let in
         if not zipped:
             raise
