@@ -32,6 +32,18 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+class Preprocessing(NamedTuple):
+    """How an original CLIP reads a picture."""
+
+    resize: str = "shortest"  # the side that gets the model's size; "squash": both
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+
+ORIGINAL = Preprocessing()  # OpenAI's
+
+
 @dataclass(frozen=True)
 class CLIPConfig:
     """The shape of a CLIP."""
@@ -59,12 +71,13 @@ class CLIPConfig:
     end_id: int = 2  # the token whose position is the caption's summary
     pooling: str = "end"  # at the first end_id, or "largest": at the largest id
     logit_bias: bool = False  # a learned number is added to the logits (SigLIP)
-    preprocessing: str = "square"  # crop, then resize; "openai": resize, then crop
+    preprocessing: str | Preprocessing = "square"  # crop, then resize; "openai": Preprocessing()
 
     def __post_init__(self) -> None:
         if self.pooling not in ("end", "largest"):
             raise UserError(f"pooling {self.pooling}: expected end or largest")
-        if self.preprocessing not in ("square", "openai"):
+        how = self.preprocessing
+        if how not in ("square", "openai") and not isinstance(how, Preprocessing):
             raise UserError(f"preprocessing {self.preprocessing}: expected square or openai")
         if self.resnet and (len(self.resnet) != 4 or self.image_size % 32):
             raise UserError("a ResNet has four stages and reads pictures of 32, 64, … pixels")
@@ -83,29 +96,32 @@ class CLIPConfig:
 
 
 @lru_cache(maxsize=8)
-def statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """MEAN and STD as (3, 1, 1) tensors; copied to a device once, since a copy waits for it."""
-    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-    return mean.view(3, 1, 1), std.view(3, 1, 1)
+def statistics(
+    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """Both as (3, 1, 1) tensors; copied to a device once, since a copy waits for it."""
+    means, deviations = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    return means.view(3, 1, 1), deviations.view(3, 1, 1)
 
 
-def normalize(images: Tensor) -> Tensor:
+def normalize(images: Tensor, how: Preprocessing = ORIGINAL) -> Tensor:
     """uint8 pictures to CLIP's input.
 
     images: (B, 3, H, W) uint8
     returns: (B, 3, H, W) float32
     """
-    mean, std = statistics(images.device)
+    mean, std = statistics(images.device, how.mean, how.std)
     return (images.float() / 255 - mean) / std
 
 
-def clip_preprocess(picture: Image.Image, size: int) -> Tensor:
+def clip_preprocess(picture: Image.Image, size: int, how: Preprocessing = ORIGINAL) -> Tensor:
     """What OpenAI's CLIP does to a picture: shorter side to `size`, centre, normalise.
 
+    how: what another original does
     returns: (3, size, size) float32
     """
-    pixels = resize_then_crop(picture, size)
-    return normalize(torch.from_numpy(pixels)[None])[0]
+    pixels = resize_then_crop(picture, size, resize=how.resize, interpolation=how.interpolation)
+    return normalize(torch.from_numpy(pixels)[None], how)[0]
 
 
 def stem_blocks(channels: int, width: int, depth: int) -> list[nn.Module]:
@@ -257,7 +273,8 @@ class CLIP(nn.Module):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, how = config, config.preprocessing
+        self.reading = how if isinstance(how, Preprocessing) else ORIGINAL
         if config.resnet:  # the paper's other image tower (section 2.4)
             self.image_encoder = ResNetEncoder(
                 config.resnet, config.vision_width, heads=config.vision_heads,
@@ -276,7 +293,7 @@ class CLIP(nn.Module):
     def encode_image(self, images: Tensor) -> Tensor:
         """Pictures to embeddings, not normalised.
 
-        images: (B, 3, H, W) normalised by MEAN and STD
+        images: (B, 3, H, W) normalised, by MEAN and STD in most models
         returns: (B, E)
         """
         return self.image_encoder(images)
@@ -320,8 +337,8 @@ class CLIP(nn.Module):
         returns: (3, H, W) float32, normalised
         """
         size = self.config.image_size
-        if self.config.preprocessing == "openai":
-            return clip_preprocess(picture, size)
+        if self.config.preprocessing != "square":
+            return clip_preprocess(picture, size, self.reading)
         return normalize(torch.from_numpy(centre_square(to_rgb(picture), size))[None])[0]
 
     @torch.no_grad()
@@ -409,7 +426,8 @@ def embed_pictures(clip: CLIP, images: Tensor) -> Tensor:
         parts = torch.stack([clip.preprocess(picture) for picture in pictures]).split(256)
         found = [clip.encode_image(part.to(device)) for part in parts]
     else:
-        found = [clip.encode_image(normalize(part.to(device))) for part in images.split(256)]
+        how = clip.reading
+        found = [clip.encode_image(normalize(part.to(device), how)) for part in images.split(256)]
     return F.normalize(torch.cat(found), dim=-1)
 
 

@@ -20,14 +20,19 @@ from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
+from minimodal.pretrained.beside import look, vqgan_settings, weights_in
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
 from minimodal.pretrained.files import read_json, read_tensors
-from minimodal.pretrained.huggingface_clip import load_huggingface_clip
-from minimodal.pretrained.openai_clip import load_open_clip
+from minimodal.pretrained.naming import check_known
 from minimodal.training.checkpoint import load_run_config, load_weights
 from minimodal.vqgan import VQGAN, VQGANConfig
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
+NOT_THERE = (
+    "no such file or folder, and nothing is downloaded by its name: give a run of train.py, or the "
+    "path of a file that you have, such as OpenAI's ViT-B-32.pt or a folder with config.json and "
+    "model.safetensors from huggingface.co"
+)
 Config = TypeVar("Config", VQGANConfig, CLIPConfig, DALLEConfig, VQGANPriorConfig)
 
 
@@ -52,12 +57,23 @@ def fill(model: nn.Module, path: Path) -> None:
 
 def is_original(path: Path) -> bool:
     """Whether a path is a checkpoint that others wrote, and no run folder."""
-    if not path.is_dir():
+    if not path.is_dir() or (path / "open_clip_config.json").exists():
         return path.exists()
-    if (path / "open_clip_config.json").exists():
-        return True
     config = path / "config.json"
-    return config.exists() and "model_type" in read_json(config)
+    if config.exists():
+        return bool({"model_type", "_class_name", "ddconfig"} & read_json(config).keys())
+    return bool(weights_in(path))
+
+
+def run_folder(path: Path) -> Path:
+    """The run that a file is a part of, which is said; else the path itself."""
+    up = path.parent.parent if path.parent.name == "state" else path.parent
+    named = path.name in ("model.safetensors", "config.json") or path.parent.name == "state"
+    config = up / "config.json"
+    if not (named and path.is_file() and config.is_file() and "kind" in read_json(config)):
+        return path
+    print(f"{path} is a part of the run {up}, which is used", file=sys.stderr)
+    return up
 
 
 def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLIPTokenizer | None:
@@ -65,8 +81,6 @@ def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLI
 
     None where there is none, or none of the model's vocabulary: pictures can still be embedded.
     """
-    if merges is None and path.is_dir() and (path / "merges.txt").exists():
-        merges = path / "merges.txt"
     try:
         tokenizer = load_clip_tokenizer(merges)
     except UserError:
@@ -83,63 +97,58 @@ def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLI
     return tokenizer
 
 
-def stated(beside: Path) -> dict[str, Any] | None:
-    """The configuration beside an original VQGAN's checkpoint, if it is one of a VQGAN."""
-    config = read_json(beside) if beside.exists() else {}
-    known = ("ddconfig", "model", "transformer", "first_stage")
-    return config if any(name in config for name in known) else None
-
-
 def load_original(
-    path: Path, *, merges: str | Path | None, kind: str | None
+    path: Path, *, merges: str | Path | None, kind: str | None, activation: str | None
 ) -> CLIP | VQGAN | VQGANPrior:
     """An original CLIP (OpenAI's, OpenCLIP's, Hugging Face's), VQGAN or its transformer."""
-    if path.is_dir():
-        theirs = (path / "open_clip_config.json").exists()
-        clip = load_open_clip(path) if theirs else load_huggingface_clip(path)
+    beside, source = look(path), str(path)
+    tensors = read_tensors(*beside.weights)
+    check_known(tensors, source=source)
+    if taming.is_taming(tensors) or taming_transformer.is_transformer(tensors):
+        prior = taming_transformer.is_transformer(tensors) and kind != "vqgan"
+        read = taming_transformer.convert if prior else taming.convert
+        return read(tensors, vqgan_settings(beside.weights[0]), source=source)
+    if "visual_projection.weight" in tensors:
+        clip = huggingface_clip.convert(
+            tensors, beside.huggingface, source=source, pictures=beside.pictures,
+            activation=activation,
+        )  # fmt: skip
+    elif "visual.conv1.weight" not in tensors:
+        raise UserError(
+            f"{path} is no model that this program knows: it lacks visual.conv1.weight (of a CLIP) "
+            f"and quantize.embedding.weight (of a VQGAN) and has {', '.join(sorted(tensors)[:3])}"
+        )
     else:
-        tensors, beside = read_tensors(path), path.parent / "config.json"
-        if taming_transformer.is_transformer(tensors) and kind != "vqgan":
-            return taming_transformer.convert(tensors, stated(beside), source=str(path))
-        if taming.is_taming(tensors):
-            return taming.convert(tensors, stated(beside), source=str(path))
-        if "visual_projection.weight" in tensors:
-            config = read_json(beside) if beside.exists() else None
-            clip = huggingface_clip.convert(tensors, config, source=str(path))
-        else:
-            # OpenAI's archives hold this number, and no others do.
-            theirs = "input_resolution" in tensors
-            activation = "quick_gelu" if theirs else "gelu"
-            if not theirs:
-                print(
-                    f"{path}: taken for OpenCLIP's, with the exact GELU and heads of 64; where that"
-                    " is wrong, use a loader of minimodal.pretrained and say so",
-                    file=sys.stderr,
-                )
-            clip = openai_clip.convert(
-                tensors, source=str(path), activation=activation, vision={}, text={}
-            )
-    clip.tokenizer = original_tokenizer(clip, path, merges)
+        clip = openai_clip.convert_unnamed(tensors, beside, source=source, activation=activation)
+    clip.tokenizer = original_tokenizer(clip, path, merges or beside.merges)
     return clip
 
 
 def load(
-    path: str | Path, *, kind: str | None = None, merges: str | Path | None = None
-) -> VQGAN | CLIP | DALLE | VQGANPrior:
+    path: str | Path, *, kind: str | None = None, merges: str | Path | None = None,
+    activation: str | None = None,
+) -> VQGAN | CLIP | DALLE | VQGANPrior:  # fmt: skip
     """The model of a run folder or an original checkpoint, in eval mode, on the CPU.
 
     `model.run` is the run's config.json. With `kind` ("vqgan", "vqgan-prior", "clip", "dalle")
     another system is an error. `merges` is the file of an original CLIP's tokenizer
-    (bpe_simple_vocab_16e6.txt.gz).
+    (bpe_simple_vocab_16e6.txt.gz), and `activation` what it computes with ("gelu" or "quick_gelu")
+    where nothing beside it says so.
     """
-    path = Path(path)
+    path = run_folder(Path(path))
+    if activation not in (None, "gelu", "quick_gelu"):
+        raise UserError(f"activation {activation}: expected gelu or quick_gelu")
+    if not path.exists():
+        raise UserError(f"{path}: {NOT_THERE}")
     if is_original(path):
         if kind == "dalle":
             raise UserError(f"{path} is no run folder; a trained {kind} is expected here")
-        original = load_original(path, merges=merges, kind=kind)
+        original = load_original(path, merges=merges, kind=kind, activation=activation)
         if kind not in (None, original.run["kind"]):
             raise UserError(f"{path} holds a {original.run['kind']}; a {kind} is expected here")
         return original
+    if activation is not None:
+        raise UserError(f"{path} is a run, which knows its activation; leave that out")
     run = load_run_config(path, kind=kind)
     model: VQGAN | CLIP | DALLE | VQGANPrior
     try:

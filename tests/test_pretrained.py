@@ -270,17 +270,6 @@ def test_an_archive_that_contains_itself_comes_to_an_end(tmp_path, archive):
     assert "no tensors" in refused(path)
 
 
-def test_other_normalisation_than_clips_is_said(tmp_path, capsys):
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / file).write_bytes((HUGGINGFACE / file).read_bytes())
-    config = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    load_huggingface_clip(tmp_path)
-    assert "normalised by [0.5, 0.5, 0.5]" in capsys.readouterr().err
-    load_huggingface_clip(HUGGINGFACE)
-    assert not capsys.readouterr().err
-
-
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
 def test_a_truncated_file_is_one_clear_line(tmp_path, archive, share):
     plain = tmp_path / "plain.pt"

@@ -187,7 +187,8 @@ def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
     """The networks of a command line that judge a VQGAN's pictures."""
     clip = inception = judge = None
     if arguments.clip is not None:
-        clip = load(arguments.clip, kind="clip", merges=arguments.merges).to(device)
+        how = {"merges": arguments.merges, "activation": arguments.activation}
+        clip = load(arguments.clip, kind="clip", **how).to(device)
     if arguments.inception is not None:
         inception = load_inception(arguments.inception).to(device)
     if arguments.judge is not None:
@@ -230,7 +231,8 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
 
 def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     """One model: its scores and their manifest."""
-    model = load(arguments.target, merges=arguments.merges).to(device)
+    activation = None if arguments.clip else arguments.activation  # it is --clip's
+    model = load(arguments.target, merges=arguments.merges, activation=activation).to(device)
     spec = arguments.data or model.run.get("data")
     if spec is None:
         raise UserError(f"{arguments.target} is no run of ours: say on what with --data SPEC")

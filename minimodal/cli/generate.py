@@ -38,7 +38,8 @@ from minimodal.vqgan_prior import VQGANPrior
 
 OF_PRIORS = ("size", "keep", "stride")  # flags of generate_prior.py alone
 OF_CAPTIONS = (  # those that it has no use for
-    "rerank", "clip", "merges", "truncate", "allow_unseen", "redraw", "gif", "first", "negative"
+    "rerank", "clip", "merges", "activation", "truncate", "allow_unseen", "redraw", "gif", "first",
+    "negative",
 )  # fmt: skip
 MOST = 4096  # pictures of one command: more than anyone looks at, less than memory holds
 
@@ -137,7 +138,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError("no PROMPT; say what to draw, such as 'a red circle'")
         refuse(arguments, OF_PRIORS, "is for --method vqgan-prior")
         if not arguments.rerank:
-            refuse(arguments, ("clip", "merges"), "is for --rerank K")
+            refuse(arguments, ("clip", "merges", "activation"), "is for --rerank K")
         if arguments.redraw and not arguments.complete:
             raise UserError("--redraw needs the picture: --complete IMG")
         if arguments.first and (arguments.complete or arguments.rerank):
@@ -173,7 +174,7 @@ def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
     place = arguments.clip or folder.parent / "clip"
     if not place.exists():
         raise UserError(f"--rerank needs a CLIP and there is none in {place}; give --clip RUN")
-    clip = load(place, kind="clip", merges=arguments.merges)
+    clip = load(place, kind="clip", merges=arguments.merges, activation=arguments.activation)
     clip.tokenize(arguments.prompts, truncate=True)  # say before the drawing that it cannot
     return clip.to(device)
 

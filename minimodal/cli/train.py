@@ -18,6 +18,7 @@ from minimodal.cli.common import Parser, run_command
 from minimodal.cli.demo import add_demo_flags, run_demo
 from minimodal.data.loading import KINDS, parse_spec, split_spec
 from minimodal.errors import UserError
+from minimodal.runs import run_folder
 from minimodal.training import distributed
 from minimodal.training.build import build_clip, build_dalle, build_vqgan, build_vqgan_prior
 from minimodal.training.checkpoint import load_run_config
@@ -179,7 +180,7 @@ def build(recipe: Recipe, arguments: argparse.Namespace) -> Task:
         return build_clip(recipe, arguments.data, limit=arguments.limit)
     builder = build_vqgan_prior if isinstance(recipe, VQGANPriorRecipe) else build_dalle
     return builder(
-        recipe, arguments.data, vqgan_run=arguments.vqgan, device=arguments.device,
+        recipe, arguments.data, vqgan_run=run_folder(arguments.vqgan), device=arguments.device,
         limit=arguments.limit,
     )  # fmt: skip
 

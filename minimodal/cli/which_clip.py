@@ -1,25 +1,28 @@
-"""The flags --clip, --merges and --device of the commands with a CLIP, and the CLIP they mean."""
+"""The flags --clip, --merges, --activation and --device, and the CLIP that they mean."""
 
 import argparse
 from pathlib import Path
 
 from minimodal.clip import CLIP
 from minimodal.errors import UserError
-from minimodal.runs import load
+from minimodal.runs import NOT_THERE, load
 from minimodal.training.distributed import pick_device
 
 DEFAULT = Path("runs/demo/clip")
 
 
 def add_merges_flag(parser: argparse.ArgumentParser) -> None:
-    """--merges."""
+    """--merges and --activation, of an original CLIP."""
     parser.add_argument("--merges", type=Path, metavar="PATH",
         help="bpe_simple_vocab_16e6.txt.gz or merges.txt, the tokenizer of an original CLIP "
              "(default: the one beside the checkpoint, or in an installed package)")  # fmt: skip
+    parser.add_argument("--activation", choices=("gelu", "quick_gelu"),
+        help="what an original CLIP computes with (default: what its file or those beside it "
+             "say)")  # fmt: skip
 
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:
-    """--clip, --merges and --device."""
+    """--clip, --merges, --activation and --device."""
     parser.add_argument("--clip", type=Path, default=DEFAULT, metavar="RUN|CHECKPOINT",
         help=f"a clip run, a demo folder or an original CLIP (default: {DEFAULT})")  # fmt: skip
     add_merges_flag(parser)
@@ -29,10 +32,7 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
 def clip_folder(path: Path) -> Path:
     """The clip run of a demo folder, or the path itself."""
     if not path.exists():
-        raise UserError(
-            f"--clip {path}: no such file or folder; `python train.py demo` makes {DEFAULT}, "
-            "or give --clip CHECKPOINT"
-        )
+        raise UserError(f"--clip {path}: {NOT_THERE}; `python train.py demo` makes {DEFAULT}")
     demo = (path / "clip" / "config.json").exists() and not (path / "config.json").exists()
     return path / "clip" if demo else path
 
@@ -40,7 +40,8 @@ def clip_folder(path: Path) -> Path:
 def load_clip(arguments: argparse.Namespace) -> CLIP:
     """The CLIP of a command line, on its device."""
     device = pick_device(arguments.device)  # before the loading, which takes longer
-    return load(clip_folder(arguments.clip), kind="clip", merges=arguments.merges).to(device)
+    path, how = clip_folder(arguments.clip), arguments.activation
+    return load(path, kind="clip", merges=arguments.merges, activation=how).to(device)
 
 
 def shown(text: str) -> str:

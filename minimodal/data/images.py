@@ -113,22 +113,31 @@ def centre_square(picture: Image.Image, size: int) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1).copy()  # Pillow's own memory is read-only
 
 
-def resize_then_crop(picture: Image.Image, size: int) -> np.ndarray:
-    """Resize the shorter side (bicubic, antialiased), crop the centre: as torchvision does it.
+def resize_then_crop(
+    picture: Image.Image, size: int, *, resize: str = "shortest", interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Resize the shorter side (antialiased), crop the centre: as torchvision does it.
 
+    With `resize` "longest" that side is resized and the rest black, with "squash" both sides are.
     Resizing comes before the change to RGB, which counts for palettes and transparency.
     returns: (3, S, S) uint8, S = size
     """
     short, long = sorted(picture.size)
     longer = int(size * long / short)
-    if size * longer > MAX_PIXELS:
+    wanted = (size, longer) if picture.width <= picture.height else (longer, size)
+    if resize != "shortest":
+        sides = [max(1, round(side * size / long)) for side in picture.size]
+        wanted = (size, size) if resize == "squash" else tuple(sides)
+    if wanted[0] * wanted[1] > MAX_PIXELS:
         raise UserError(
             f"a picture of {picture.width} x {picture.height} pixels is too long and thin"
         )
-    wanted = (size, longer) if picture.width <= picture.height else (longer, size)
     if picture.size != wanted:
-        picture = picture.resize(wanted, Image.Resampling.BICUBIC)
-    left, top = (round((side - size) / 2) for side in wanted)
+        picture = picture.resize(wanted, Image.Resampling[interpolation.upper()])
+    # What is missing is black and the odd pixel of it is right or below, as OpenCLIP pads.
+    left, top = (
+        round((side - size) / 2) if side > size else -((size - side) // 2) for side in wanted
+    )
     cropped = picture.crop((left, top, left + size, top + size)).convert("RGB")
     return np.asarray(cropped).transpose(2, 0, 1).copy()
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, MEAN, STD, embed_captions, embed_pictures
+from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.data.loading import DataSource
 from minimodal.errors import UserError
 from minimodal.evaluation.distances import (
@@ -59,7 +59,7 @@ def preprocessing(clip: CLIP) -> dict[str, Any]:
     """How the pictures of a data set reach the model."""
     size = clip.config.image_size
     steps = f"largest centred square, bicubic to {size} x {size}, RGB"
-    return {"picture": steps, "mean": MEAN, "std": STD}
+    return {"picture": steps, "mean": clip.reading.mean, "std": clip.reading.std}
 
 
 def clip_on_classes(

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from minimodal.data.tokenizer import CACHE_WORDS, Pair, apply_merges, first_words
 from minimodal.errors import UserError
+from minimodal.pretrained.files import read_json
 
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 END_OF_WORD = "</w>"
@@ -327,7 +328,10 @@ def find_merges() -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a merges file, with or without gzip."""
+    """The lines of a merges file, with or without gzip, or of Hugging Face's tokenizer.json."""
+    if path.suffix == ".json":
+        merges = (read_json(path).get("model") or {}).get("merges") or []
+        return ["#version", *(m if isinstance(m, str) else " ".join(m) for m in merges)]
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b" or path.suffix == ".gz":

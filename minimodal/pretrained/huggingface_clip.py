@@ -7,31 +7,23 @@ config.json leaves out what is at its default, so the defaults are here. A folde
 or a state dict in; our CLIP out. Read `naming.py` before.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from minimodal.clip import CLIP, CLIPConfig
+from minimodal.clip import CLIP
 from minimodal.errors import UserError
-from minimodal.pretrained.files import read_json, read_tensors
-from minimodal.pretrained.naming import (
-    BlockNames,
-    Tensors,
-    fill_clip,
-    grid_size,
-    heads_of,
-    say_normalisation,
-)
+from minimodal.pretrained.beside import look
+from minimodal.pretrained.files import read_json, read_state, read_tensors
+from minimodal.pretrained.naming import BlockNames, Names, Tensors, fill_clip, read_tower
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-VISION = {"num_attention_heads": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-TEXT = {
-    "num_attention_heads": 8,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
+BOTH = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+DEFAULTS = {
+    "vision": {**BOTH, "num_attention_heads": 12},
+    "text": {**BOTH, "num_attention_heads": 8, "eos_token_id": 49407},
 }
 
 
@@ -48,103 +40,80 @@ def block_names(prefix: str) -> BlockNames:
     )
 
 
-def tower(config: dict[str, Any] | None, name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """A tower's settings; old files state them a second time as NAME_dict, which counts more.
+def names(tower: str, inputs: str, norm_out: str, **more: str) -> Names:
+    """The parts of a tower as Hugging Face calls them."""
+    place, projection = f"{tower}_model", {"vision": "visual"}.get(tower, tower)
+    return Names(
+        f"{place}.embeddings.{inputs}.weight", f"{place}.embeddings.position_embedding.weight",
+        f"{place}.encoder.layers", block_names, f"{place}.{norm_out}",
+        f"{projection}_projection.weight", turned=False, **more,
+    )  # fmt: skip
 
-    Without any configuration the heads stay unstated.
+
+NAMES = {
+    "vision": names(
+        "vision", "patch_embedding", "post_layernorm", norm_in="vision_model.pre_layrnorm",
+        class_token="vision_model.embeddings.class_embedding",  # the norm has their spelling
+    ),
+    "text": names("text", "token_embedding", "final_layer_norm"),
+}  # fmt: skip
+
+
+def read(
+    tensors: Tensors, name: str, config: dict[str, Any], activation: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A tower: weights under our names, and its part of the configuration.
+
+    Old files state its settings a second time as NAME_dict, which counts more; without any
+    configuration the heads stay unstated.
     """
-    if config is None:
-        return {**defaults, "num_attention_heads": None}
-    settings = {**defaults, **(config.get(name) or {}), **(config.get(f"{name}_dict") or {})}
-    if settings["hidden_act"] not in ("gelu", "quick_gelu"):
-        raise UserError(
-            f"{name}: hidden_act {settings['hidden_act']!r} is neither gelu nor quick_gelu"
-        )
-    return settings
-
-
-def read_vision(tensors: Tensors, settings: dict[str, Any]) -> tuple[dict, dict[str, Any]]:
-    """The image tower: weights under our names, and its part of the configuration."""
-    source, ours, theirs = tensors.source, "image_encoder", "vision_model"
-    width, _, patch, _ = tensors.shape(f"{theirs}.embeddings.patch_embedding.weight", 4)
-    positions, _ = tensors.shape(f"{theirs}.embeddings.position_embedding.weight", 2)
-    hidden, _ = tensors.shape(f"{theirs}.encoder.layers.0.mlp.fc1.weight", 2)
-    sizes = {
-        "image_size": grid_size(positions, source=source) * patch,
-        "patch_size": patch,
-        "vision_width": width,
-        "vision_depth": tensors.depth(f"{theirs}.encoder.layers"),
-        "vision_heads": heads_of(width, settings["num_attention_heads"], source=source),
-        "vision_mlp_ratio": hidden / width,
-        "vision_activation": settings["hidden_act"],
-        "vision_norm_eps": settings["layer_norm_eps"],
-    }
-    found = {
-        f"{ours}.patches.weight": tensors.take(f"{theirs}.embeddings.patch_embedding.weight"),
-        f"{ours}.class_token": tensors.take(f"{theirs}.embeddings.class_embedding").flatten(),
-        f"{ours}.positions": tensors.take(f"{theirs}.embeddings.position_embedding.weight"),
-    }
-    found |= tensors.linear(f"{ours}.norm_in", f"{theirs}.pre_layrnorm")  # their spelling
-    found |= tensors.linear(f"{ours}.norm_out", f"{theirs}.post_layernorm")
-    found |= tensors.linear(f"{ours}.projection", "visual_projection", bias=False)
-    for n in range(sizes["vision_depth"]):
-        block = block_names(f"{theirs}.encoder.layers.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", block)
-    return found, sizes
-
-
-def read_text(tensors: Tensors, settings: dict[str, Any]) -> tuple[dict, dict[str, Any]]:
-    """The text tower: weights under our names, and its part of the configuration."""
-    ours, theirs = "text_encoder", "text_model"
-    vocab, width = tensors.shape(f"{theirs}.embeddings.token_embedding.weight", 2)
-    hidden, _ = tensors.shape(f"{theirs}.encoder.layers.0.mlp.fc1.weight", 2)
+    said = {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
+    settings = {**DEFAULTS[name], **(said if config else {"num_attention_heads": None})}
+    act = activation or settings["hidden_act"]
+    if act not in ("gelu", "quick_gelu"):
+        raise UserError(f"{name}_config: hidden_act {act!r} is neither gelu nor quick_gelu")
+    found, sizes = read_tower(tensors, NAMES[name], heads=settings["num_attention_heads"])
+    sizes |= {f"{name}_activation": act, f"{name}_norm_eps": settings["layer_norm_eps"]}
     # The first configurations on the Hub say 2 where the end token was the largest id.
-    largest = settings["eos_token_id"] == 2
-    sizes = {
-        "vocab_size": vocab,
-        "text_length": tensors.shape(f"{theirs}.embeddings.position_embedding.weight", 2)[0],
-        "text_width": width,
-        "text_depth": tensors.depth(f"{theirs}.encoder.layers"),
-        "text_heads": heads_of(width, settings["num_attention_heads"], source=tensors.source),
-        "text_mlp_ratio": hidden / width,
-        "text_activation": settings["hidden_act"],
-        "text_norm_eps": settings["layer_norm_eps"],
-        "embed_width": tensors.shape("text_projection.weight", 2)[0],
-        "end_id": vocab - 1 if largest else settings["eos_token_id"],
-        "pooling": "largest" if largest else "end",
-    }
-    found = {
-        f"{ours}.tokens.weight": tensors.take(f"{theirs}.embeddings.token_embedding.weight"),
-        f"{ours}.positions": tensors.take(f"{theirs}.embeddings.position_embedding.weight"),
-    }
-    found |= tensors.linear(f"{ours}.norm_out", f"{theirs}.final_layer_norm")
-    found |= tensors.linear(f"{ours}.projection", "text_projection", bias=False)
-    for n in range(sizes["text_depth"]):
-        block = block_names(f"{theirs}.encoder.layers.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", block)
+    end = settings.get("eos_token_id", 2)
+    if end != 2 and type(end) is int and end < sizes["vocab_size"]:
+        sizes |= {"end_id": end, "pooling": "end"}
+    elif end != 2 and config:
+        print(
+            f"{tensors.source}: its vocabulary of {sizes['vocab_size']} has no end token {end}; "
+            f"taken to be the last, {sizes['end_id']}: where that is wrong, say eos_token_id in a "
+            "config.json beside it",
+            file=sys.stderr,
+        )
     return found, sizes
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, which may be in several files."""
-    for name in WEIGHTS:
-        if (folder / name).exists():
-            return read_tensors(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            parts = sorted(set(read_json(index).get("weight_map", {}).values()))
-            return {k: v for part in parts for k, v in read_tensors(folder / part).items()}
-    raise UserError(f"{folder} has neither of {' and '.join(WEIGHTS)}")
+def convert(
+    state: Mapping[str, Tensor], config: dict[str, Any] | None, *, source: str,
+    pictures: dict[str, Any] | None = None, activation: str | None = None,
+) -> CLIP:  # fmt: skip
+    """A CLIP from tensors with Hugging Face's names and the content of config.json.
 
-
-def convert(state: Mapping[str, Tensor], config: dict[str, Any] | None, *, source: str) -> CLIP:
-    """A CLIP from tensors with Hugging Face's names and the content of config.json."""
+    pictures: the content of preprocessor_config.json
+    activation: gelu or quick_gelu, whatever the configuration says
+    """
     tensors = Tensors(dict(state), source=source)
-    found, sizes = read_vision(tensors, tower(config, "vision_config", VISION))
-    words, more = read_text(tensors, tower(config, "text_config", TEXT))
+    model_type = (config or {}).get("model_type", "clip")
+    if model_type != "clip":
+        raise UserError(f"{source}: its config.json is of a {model_type}; only a clip can be read")
+    found, sizes = read(tensors, "vision", config or {}, activation)
+    words, more = read(tensors, "text", config or {}, activation)
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
     tensors.finish(ignore=("position_ids",))
-    return fill_clip(CLIPConfig(**sizes, **more, preprocessing="openai"), found, source=source)
+    if not config:
+        print(
+            f"{source}: no config.json says how it computes; taken to have "
+            f"{more['text_activation']}, heads of 64 and end token {more['end_id']} of "
+            f"{more['vocab_size']}; where that is wrong, put its config.json beside it, or give "
+            "--activation gelu or quick_gelu",
+            file=sys.stderr,
+        )
+    return fill_clip({**sizes, **more}, found, source=source, pictures=pictures or {})
 
 
 def load_huggingface_clip(
@@ -153,21 +122,16 @@ def load_huggingface_clip(
 ) -> CLIP:
     """A CLIP of Hugging Face: a folder, a file with config.json beside it, or a state dict.
 
-    config: the content of config.json, or its path, where it is not beside the weights; a state
-    dict without one is taken to have heads of 64, QuickGELU and CLIP's own vocabulary
+    config: the content of config.json, or its path, where it is not beside the weights; without
+    one it is taken to have heads of 64, QuickGELU and CLIP's own vocabulary, which is said
     """
-    given, source = path_or_state_dict, "this state dict"
-    if isinstance(given, Mapping):
-        state = dict(given)
-    else:
-        path, source = Path(given), str(given)
-        state = read_folder(path) if path.is_dir() else read_tensors(path)
-        folder = path if path.is_dir() else path.parent
-        config = config or folder / "config.json"
-        if (folder / "preprocessor_config.json").exists():
-            pictures = read_json(folder / "preprocessor_config.json")
-            mean, std = pictures.get("image_mean"), pictures.get("image_std")
-            say_normalisation(mean, std, source=source)
     if isinstance(config, (str, Path)):
         config = read_json(Path(config))
-    return convert(state, config, source=source)
+    if isinstance(path_or_state_dict, Mapping):
+        state, source = read_state(path_or_state_dict)
+        return convert(state, config, source=source)
+    beside, source = look(Path(path_or_state_dict)), str(path_or_state_dict)
+    return convert(
+        read_tensors(*beside.weights), config or beside.huggingface, source=source,
+        pictures=beside.pictures,
+    )  # fmt: skip

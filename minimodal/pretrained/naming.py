@@ -6,16 +6,17 @@ names it. Half-precision weights become float32. Read `minimodal/clip.py` before
 """
 
 import math
-import sys
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from minimodal.clip import CLIP, MEAN, STD, CLIPConfig
+from minimodal.clip import CLIP, MEAN, STD, CLIPConfig, Preprocessing
 from minimodal.errors import UserError
 
 
@@ -31,11 +32,49 @@ class BlockNames:
     out: str
 
 
+# Models that are often tried and not read, by what only their names have.
+STRANGERS = {
+    r"^encoder\.conv_blocks\.": "a VQGAN of LlamaGen",
+    r"^(en|de)coder\.(down|up)_blocks\.": "an autoencoder of diffusers",
+    r"^encoder\.mid\.\d|ResBlock_\d": "a VQGAN of MaskGIT",
+    r"(^|\.)(input|down)_blocks\.\d": "a U-Net of a diffusion model",
+    r"(^|\.)(text|image)_emb\.weight": "a DALL·E of DALLE-pytorch",
+    r"vision_model\.head\.|visual\.(trunk|blocks)\.": "a CLIP of another kind (SigLIP, timm)",
+    r"(^|\.)(image_encoder|image_heads|quantizer)\.": "a run's weights without its folder",
+    r"c_attn|^(model\.)?layers\.\d+\.self_attn\.|word_embeddings|\.block\.0\.layer\.":
+        "a language model",
+    r"(^|\.)blocks\.\d+\.attn\.qkv|^layer1\.0\.conv1": "a network for pictures alone",
+}  # fmt: skip
+
+
+def check_known(names: Iterable[str], *, source: str) -> None:
+    """Refuse what is known to be another model, by its name."""
+    for pattern, what in STRANGERS.items():
+        if any(re.search(pattern, name) for name in names):
+            raise UserError(f"{source} is {what}; that cannot be read here")
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a checkpoint calls the parts of a tower."""
+
+    inputs: str  # patches or tokens
+    positions: str
+    blocks: str  # of PREFIX.N
+    block: Callable[[str], BlockNames]
+    norm_out: str
+    projection: str
+    turned: bool  # the projection is (D, E), where a linear layer has (E, D)
+    class_token: str = ""
+    norm_in: str = ""
+
+
 class Tensors:
     """A state dict from which each tensor is taken once."""
 
     def __init__(self, tensors: dict[str, Tensor], *, source: str, what: str = "CLIP") -> None:
         self.left, self.source, self.what = dict(tensors), source, what
+        check_known(self.left, source=source)
 
     def __contains__(self, name: str) -> bool:
         return name in self.left
@@ -113,15 +152,70 @@ def heads_of(width: int, stated: Any, *, source: str) -> int:
     return heads
 
 
-def say_normalisation(mean: Any, std: Any, *, source: str) -> None:
-    """Say that a model was trained on pictures normalised by other numbers than CLIP's."""
-    for stated, ours in ((mean, MEAN), (std, STD)):
-        if stated is not None and not np.allclose(stated, ours, atol=1e-3):
-            print(
-                f"{source}: its pictures are normalised by {list(stated)}; `preprocess` does it by "
-                f"CLIP's {list(ours)}: normalise them yourself",
-                file=sys.stderr,
-            )
+def read_tower(
+    tensors: Tensors, names: Names, *, heads: int | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A Vision Transformer, or where there is no class token the text tower.
+
+    returns: weights under our names, and what the shapes tell of a CLIPConfig
+    """
+    vision = bool(names.class_token)
+    ours, tower = ("image_encoder", "vision") if vision else ("text_encoder", "text")
+    shape = tensors.shape(names.inputs, 4 if vision else 2)
+    width, depth = shape[0 if vision else 1], tensors.depth(names.blocks)
+    positions = tensors.shape(names.positions, 2)[0]
+    hidden = tensors.shape(f"{names.block(f'{names.blocks}.0').fc}.weight", 2)[0]
+    sizes = {
+        f"{tower}_width": width, f"{tower}_depth": depth, f"{tower}_mlp_ratio": hidden / width,
+        f"{tower}_heads": heads_of(width, heads, source=tensors.source),
+    }  # fmt: skip
+    if vision:
+        side = grid_size(positions, source=tensors.source)
+        sizes |= {"image_size": side * shape[2], "patch_size": shape[2]}
+        found = tensors.linear(f"{ours}.norm_in", names.norm_in)
+        found[f"{ours}.class_token"] = tensors.take(names.class_token).flatten()
+    else:
+        embed = tensors.shape(names.projection, 2)[1 if names.turned else 0]
+        sizes |= {"vocab_size": shape[0], "text_length": positions, "embed_width": embed}
+        sizes |= {"end_id": shape[0] - 1, "pooling": "largest"}
+        found = {}
+    found[f"{ours}.{'patches' if vision else 'tokens'}.weight"] = tensors.take(names.inputs)
+    found[f"{ours}.positions"] = tensors.take(names.positions)
+    projection = tensors.take(names.projection)
+    found[f"{ours}.projection.weight"] = projection.T.contiguous() if names.turned else projection
+    found |= tensors.linear(f"{ours}.norm_out", names.norm_out)
+    for n in range(depth):
+        theirs = names.block(f"{names.blocks}.{n}")
+        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
+    return found, sizes
+
+
+def read_pictures(said: dict[str, Any], *, size: int, source: str) -> str | Preprocessing:
+    """How pictures become (3, size, size), by OpenCLIP's preprocess_cfg or Hugging Face's file."""
+    said = {name: value for name, value in said.items() if value is not None}
+    edge, whole = said.get("size", size), said.get("do_center_crop") is False
+    both = isinstance(edge, dict) and "height" in edge
+    sides = (edge, size if whole else said.get("crop_size", size))
+    sizes = [n for s in sides for n in (s.values() if isinstance(s, dict) else np.ravel(s))]
+    mean, std = (
+        said.get("mean", said.get("image_mean", MEAN)),
+        said.get("std", said.get("image_std", STD)),
+    )
+    resize = said.get("resize_mode", "squash" if both else "shortest")
+    filters = {"random": "bicubic"}  # as the original does outside of training
+    filters |= {key: f.name.lower() for f in Image.Resampling for key in (f.name.lower(), f.value)}
+    filter_ = filters.get(said.get("interpolation", said.get("resample", "bicubic")))
+    left_out = [n for n in ("do_resize", "do_rescale", "do_normalize") if said.get(n) is False]
+    colours = all(isinstance(c, (list, tuple)) and len(c) == 3 and {*map(type, c)} <= {int, float}
+                  for c in (mean, std))  # fmt: skip
+    fits = {*sizes} == {size} and (both or not whole) and not left_out and colours and filter_
+    if not fits or said.get("fill_color") or resize not in ("shortest", "longest", "squash"):
+        raise UserError(
+            f"{source}: the configuration beside it reads pictures in a way that cannot be done "
+            f"here, for a model of {size} pixels: {said}"
+        )
+    how = Preprocessing(resize, filter_, tuple(mean), tuple(std))
+    return "openai" if how == Preprocessing() else how
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -144,8 +238,12 @@ def fill(make: Callable[[], Model], weights: dict[str, Tensor], *, source: str) 
     return model.eval()
 
 
-def fill_clip(config: CLIPConfig, weights: dict[str, Tensor], *, source: str) -> CLIP:
-    """A CLIP with these weights, in eval mode."""
+def fill_clip(
+    sizes: dict[str, Any], weights: dict[str, Tensor], *, source: str, pictures: dict[str, Any]
+) -> CLIP:
+    """A CLIP with these weights, in eval mode, that reads pictures as `pictures` says."""
+    reading = read_pictures(pictures, size=sizes["image_size"], source=source)
+    config = CLIPConfig(**sizes, preprocessing=reading)
     clip = fill(lambda: CLIP(config), weights, source=source)
     clip.run = {"kind": "clip", "data": None, "source": source}
     return clip

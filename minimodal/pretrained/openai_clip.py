@@ -13,22 +13,27 @@ A file or a state dict in, our CLIP out, equal to the original to float32's roun
 `naming.py` before.
 """
 
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, CLIPConfig
+from minimodal.clip import CLIP
 from minimodal.errors import UserError
-from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.beside import Beside, look
+from minimodal.pretrained.files import read_json, read_state, read_tensors
 from minimodal.pretrained.naming import (
     BlockNames,
+    Names,
     Tensors,
     fill_clip,
     grid_size,
     heads_of,
-    say_normalisation,
+    read_tower,
 )
 
 Weights = dict[str, Tensor]
@@ -69,32 +74,19 @@ def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
     return found
 
 
-def read_vit(tensors: Tensors, heads: int | None) -> tuple[Weights, dict[str, Any]]:
-    """The Vision Transformer: weights under our names, and its part of the configuration."""
-    source, ours = tensors.source, "image_encoder"
-    width, _, patch, _ = tensors.shape("visual.conv1.weight", 4)
-    positions, _ = tensors.shape("visual.positional_embedding", 2)
-    hidden, _ = tensors.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
-    sizes = {
-        "image_size": grid_size(positions, source=source) * patch,
-        "patch_size": patch,
-        "vision_width": width,
-        "vision_depth": tensors.depth("visual.transformer.resblocks"),
-        "vision_heads": heads_of(width, heads, source=source),
-        "vision_mlp_ratio": hidden / width,
-    }
-    found = {
-        f"{ours}.patches.weight": tensors.take("visual.conv1.weight"),
-        f"{ours}.class_token": tensors.take("visual.class_embedding"),
-        f"{ours}.positions": tensors.take("visual.positional_embedding"),
-        f"{ours}.projection.weight": tensors.take("visual.proj").T.contiguous(),
-    }
-    found |= tensors.linear(f"{ours}.norm_in", "visual.ln_pre")
-    found |= tensors.linear(f"{ours}.norm_out", "visual.ln_post")
-    for n in range(sizes["vision_depth"]):
-        theirs = block_names(f"visual.transformer.resblocks.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
-    return found, sizes
+VISION = Names(
+    "visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks",
+    block_names, "visual.ln_post", "visual.proj", turned=True,
+    class_token="visual.class_embedding", norm_in="visual.ln_pre",
+)  # fmt: skip
+
+
+def text_names(prefix: str) -> Names:
+    """The text tower, which lies below `text.` in some."""
+    names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks")
+    inputs, positions, blocks = (prefix + name for name in names)
+    out, projection = f"{prefix}ln_final", f"{prefix}text_projection"
+    return Names(inputs, positions, blocks, block_names, out, projection, turned=True)
 
 
 def read_resnet(tensors: Tensors, head_width: int | None) -> tuple[Weights, dict[str, Any]]:
@@ -131,40 +123,14 @@ def read_resnet(tensors: Tensors, head_width: int | None) -> tuple[Weights, dict
     }
 
 
-def read_text(
-    tensors: Tensors, heads: int | None, *, prefix: str
-) -> tuple[Weights, dict[str, Any]]:
-    """The text tower below `prefix`: weights under our names, and its configuration."""
-    ours = "text_encoder"
-    vocab, width = tensors.shape(f"{prefix}token_embedding.weight", 2)
-    hidden, _ = tensors.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
-    sizes = {
-        "vocab_size": vocab,
-        "text_length": tensors.shape(f"{prefix}positional_embedding", 2)[0],
-        "text_width": width,
-        "text_depth": tensors.depth(f"{prefix}transformer.resblocks"),
-        "text_heads": heads_of(width, heads, source=tensors.source),
-        "text_mlp_ratio": hidden / width,
-        "embed_width": tensors.shape(f"{prefix}text_projection", 2)[1],
-        "end_id": vocab - 1,
-        "pooling": "largest",
-    }
-    found = {
-        f"{ours}.tokens.weight": tensors.take(f"{prefix}token_embedding.weight"),
-        f"{ours}.positions": tensors.take(f"{prefix}positional_embedding"),
-        f"{ours}.projection.weight": tensors.take(f"{prefix}text_projection").T.contiguous(),
-    }
-    found |= tensors.linear(f"{ours}.norm_out", f"{prefix}ln_final")
-    for n in range(sizes["text_depth"]):
-        theirs = block_names(f"{prefix}transformer.resblocks.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
-    return found, sizes
-
-
 def convert(
-    state: Mapping[str, Tensor], *, source: str, activation: str, vision: dict, text: dict
-) -> CLIP:
-    """A CLIP from tensors with OpenAI's names; `vision` and `text` say what shapes do not."""
+    state: Mapping[str, Tensor], *, source: str, activation: str, vision: dict, text: dict,
+    pictures: dict[str, Any] | None = None,
+) -> CLIP:  # fmt: skip
+    """A CLIP from tensors with OpenAI's names; `vision` and `text` say what shapes do not.
+
+    pictures: OpenCLIP's preprocess_cfg
+    """
     tensors = Tensors(dict(state), source=source)
     resnet = "visual.layer1.0.conv1.weight" in tensors
     head_width = vision.get("head_width")
@@ -173,31 +139,18 @@ def convert(
     else:
         width = tensors.shape("visual.conv1.weight", 4)[0]
         heads = vision.get("heads") or (head_width and width // head_width)
-        found, sizes = read_vit(tensors, heads)
+        found, sizes = read_tower(tensors, VISION, heads=heads)
     prefix = "text." if "text.token_embedding.weight" in tensors else ""
-    words, more = read_text(tensors, text.get("heads"), prefix=prefix)
+    words, more = read_tower(tensors, text_names(prefix), heads=text.get("heads"))
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
     biased = "logit_bias" in tensors
     if biased:
         found["logit_bias"] = tensors.take("logit_bias").reshape(1)
     # OpenAI's archives hold three numbers and OpenCLIP's a mask, which are no weights.
     tensors.finish(ignore=("input_resolution", "context_length", "vocab_size", "attn_mask"))
-    config = CLIPConfig(
-        **sizes,
-        **more,
-        vision_activation=activation,
-        text_activation=activation,
-        logit_bias=biased,
-        preprocessing="openai",
-    )
-    return fill_clip(config, found, source=source)
-
-
-def read_state(given: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a path or of a state dict, and what to call it in messages."""
-    if isinstance(given, Mapping):
-        return dict(given), "this state dict"
-    return read_tensors(given), str(given)
+    sizes |= more | {"vision_activation": activation, "text_activation": activation}
+    sizes["logit_bias"] = biased
+    return fill_clip(sizes, found, source=source, pictures=pictures or {})
 
 
 def load_openai_clip(
@@ -209,13 +162,11 @@ def load_openai_clip(
     """
     state, source = read_state(path_or_state_dict)
     stated = config or {}
+    vision, text = stated.get("vision_heads"), stated.get("transformer_heads")
     return convert(
-        state,
-        source=source,
-        activation="quick_gelu",
-        vision={"heads": stated.get("vision_heads")},
-        text={"heads": stated.get("transformer_heads")},
-    )
+        state, source=source, activation="quick_gelu", vision={"heads": vision},
+        text={"heads": text},
+    )  # fmt: skip
 
 
 def check_supported(stated: dict[str, Any], known: dict[str, Any], *, tower: str) -> None:
@@ -228,6 +179,25 @@ def check_supported(stated: dict[str, Any], known: dict[str, Any], *, tower: str
             )
 
 
+def convert_open_clip(
+    state: Mapping[str, Tensor], config: dict[str, Any], *, source: str, activation: str | None
+) -> CLIP:
+    """A CLIP from tensors with OpenAI's names and the content of open_clip_config.json, or {}."""
+    stated = config.get("model_cfg", config)
+    vision, text = stated.get("vision_cfg") or {}, stated.get("text_cfg") or {}
+    check_supported(vision, VISION_ONLY, tower="image tower")
+    check_supported(text, TEXT_ONLY, tower="text tower")
+    # Where a configuration is given its own defaults count: 64 wide heads, and 8 heads.
+    return convert(
+        state,
+        source=source,
+        activation=activation or ("quick_gelu" if stated.get("quick_gelu") else "gelu"),
+        vision={"head_width": vision.get("head_width")},
+        text={"heads": text.get("heads", 8 if text else None)},
+        pictures=config.get("preprocess_cfg"),
+    )
+
+
 def load_open_clip(
     path_or_state_dict: str | Path | Mapping[str, Tensor],
     config: str | Path | dict[str, Any] | None = None,
@@ -235,30 +205,35 @@ def load_open_clip(
     """A CLIP of OpenCLIP: a checkpoint, a state dict, or a folder as it is on the Hub.
 
     config: the model's configuration (embed_dim, vision_cfg, text_cfg, quick_gelu), or a JSON file
-    with it; a folder has its own in open_clip_config.json
+    with it; without one that in the open_clip_config.json beside the weights counts
     """
-    given = path_or_state_dict
-    if not isinstance(given, Mapping) and Path(given).is_dir():
-        folder = Path(given)
-        config = config or folder / "open_clip_config.json"
-        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
-        given = next((folder / name for name in names if (folder / name).exists()), None)
-        if given is None:
-            raise UserError(f"{folder} has none of {', '.join(names)}")
     if isinstance(config, (str, Path)):
         config = read_json(Path(config))
-    pictures = (config or {}).get("preprocess_cfg") or {}
-    say_normalisation(pictures.get("mean"), pictures.get("std"), source="this OpenCLIP model")
-    stated = (config or {}).get("model_cfg", config or {})
-    vision, text = stated.get("vision_cfg") or {}, stated.get("text_cfg") or {}
-    check_supported(vision, VISION_ONLY, tower="image tower")
-    check_supported(text, TEXT_ONLY, tower="text tower")
-    state, source = read_state(given)
-    # Where a configuration is given its own defaults count: 64 wide heads, and 8 heads.
-    return convert(
-        state,
-        source=source,
-        activation="quick_gelu" if stated.get("quick_gelu") else "gelu",
-        vision={"head_width": vision.get("head_width")},
-        text={"heads": text.get("heads", 8 if text else None)},
-    )
+    if isinstance(path_or_state_dict, Mapping):
+        state, source = read_state(path_or_state_dict)
+    else:
+        beside, source = look(Path(path_or_state_dict)), str(path_or_state_dict)
+        state, config = read_tensors(*beside.weights), config or beside.open_clip
+    return convert_open_clip(state, config or {}, source=source, activation=None)
+
+
+def convert_unnamed(
+    state: Mapping[str, Tensor], beside: Beside, *, source: str, activation: str | None
+) -> CLIP:
+    """A CLIP with OpenAI's names whose maker is not known: what tells best is said and taken."""
+    # OpenAI's archives hold this number, and no others do.
+    if not beside.open_clip and not activation:
+        halves = [state[n].dtype for n in ("visual.conv1.weight", "ln_final.weight") if n in state]
+        named = re.search(r"quick.?gelu|openai|/(RN\d+(x\d+)?|ViT-[BL]-\d+(-336px)?)\.pt$",
+                          "/".join(Path(source).absolute().parts[-2:]), re.IGNORECASE)  # fmt: skip
+        # Its models keep their norms in float32 beside half weights.
+        theirs = named or halves == [torch.float16, torch.float32] or "input_resolution" in state
+        activation = "quick_gelu" if theirs else "gelu"
+    if not beside.open_clip and "input_resolution" not in state:
+        print(
+            f"{source}: nothing beside it says how it computes; taken to have {activation} and "
+            "heads of 64; where that is wrong, give --activation gelu or quick_gelu, or put its "
+            "open_clip_config.json beside it",
+            file=sys.stderr,
+        )
+    return convert_open_clip(state, beside.open_clip, source=source, activation=activation)

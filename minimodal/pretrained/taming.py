@@ -24,7 +24,8 @@ from torch import Tensor
 
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.errors import UserError
-from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.beside import read_settings
+from minimodal.pretrained.files import read_state
 from minimodal.pretrained.naming import Tensors, fill
 from minimodal.pretrained.stated import Stated
 from minimodal.vqgan import VQGAN, VQGANConfig
@@ -49,10 +50,7 @@ def flat_config(
     if config is None:
         return {}
     if not isinstance(config, Mapping):
-        path = Path(config)
-        if path.suffix in (".yaml", ".yml"):
-            raise UserError(f"{path}: give the configuration as JSON or as a dict, not as YAML")
-        config, source = read_json(path), str(path)
+        config, source = read_settings(Path(config)), str(config)
     here = Stated(config, source=source)
     for key in ("model", "params", "first_stage_config", "first_stage", "params"):
         if here.fields.get(key) is not None:
@@ -256,11 +254,8 @@ def load_taming_vqgan(
 
     `vqgan.discriminator` is its patch discriminator where the checkpoint holds one, else None.
 
-    config: the original's configuration (`ddconfig`, `n_embed`, …) as a dict or a JSON file; it is
-    checked against the weights
+    config: the original's configuration (`ddconfig`, `n_embed`, …) as a dict, a JSON or a YAML
+    file; it is checked against the weights
     """
-    if isinstance(path_or_state_dict, Mapping):
-        state, source = dict(path_or_state_dict), "this state dict"
-    else:
-        state, source = read_tensors(path_or_state_dict), str(path_or_state_dict)
+    state, source = read_state(path_or_state_dict)
     return convert(state, config, source=source)

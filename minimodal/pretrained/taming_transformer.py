@@ -22,7 +22,8 @@ from torch import Tensor
 
 from minimodal.errors import UserError
 from minimodal.pretrained import taming
-from minimodal.pretrained.files import read_json, read_tensors
+from minimodal.pretrained.beside import read_settings
+from minimodal.pretrained.files import read_state
 from minimodal.pretrained.naming import BlockNames, Tensors, fill, heads_of
 from minimodal.pretrained.stated import Stated
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
@@ -168,14 +169,11 @@ def load_taming_transformer(
 ) -> VQGANPrior:
     """A transformer of taming-transformers from a .ckpt, a .pt, safetensors or a state dict.
 
-    config: the original's configuration (transformer, first_stage, cond_stage) as a dict or a JSON
-    file; without it heads are taken to be 64 wide, which is said, and classes have no names
+    config: the original's configuration (transformer, first_stage, cond_stage) as a dict, a JSON or
+    a YAML file; without it heads are taken to be 64 wide, which is said, and classes have no names
     """
-    if isinstance(path_or_state_dict, Mapping):
-        state, source = dict(path_or_state_dict), "this state dict"
-    else:
-        state, source = read_tensors(path_or_state_dict), str(path_or_state_dict)
+    state, source = read_state(path_or_state_dict)
     if not is_transformer(state):
         raise UserError(f"{source} is no transformer over codes: it lacks {OWN}tok_emb.weight")
-    stated = read_json(Path(config)) if isinstance(config, (str, Path)) else config
+    stated = read_settings(Path(config)) if isinstance(config, (str, Path)) else config
     return convert(state, stated, source=source)

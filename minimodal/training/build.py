@@ -119,7 +119,9 @@ def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:
     # can be imitated by faint patterns that mean nothing to any other network or eye.
     return PerceptualDistance(
         tower,
-        features=lambda images: tower.features(normalize((images + 1) * 127.5), layers=layers),
+        features=lambda images: tower.features(
+            normalize((images + 1) * 127.5, clip.reading), layers=layers
+        ),
         size=clip.config.image_size,
     )
 

@@ -243,7 +243,12 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged ({error}); train again with --resume") from None
+        whole = any(damage(state) is None for state in (file.parent / "state").glob("step-*.pt"))
+        way = "train.py with --resume writes it again from the run's newest state" if whole else (
+            "the run has no whole state to write it from: get it from a copy, or train again in "
+            "another --out"
+        )  # fmt: skip
+        raise UserError(f"{file} is damaged ({error}): {way}") from None
 
 
 # ---- metrics
