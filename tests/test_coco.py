@@ -61,7 +61,8 @@ def test_pictures_without_a_caption_are_left_out_and_counted(tmp_path, capsys):
     write_part(tmp_path, "train2017", 10, bare=3)
     write_part(tmp_path, "val2017", 2)
     assert ids(open_coco(tmp_path)) == list(range(7))
-    assert "left out 3 of 10 without a caption" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train2017, train: 7 of 10 pictures, 14 captions; not used: 3 pictures without" in said
 
 
 def test_without_val2017_a_part_of_train_is_kept_out(tmp_path):

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minimodal.data.folder import open_folder, read_csv, read_folder, read_jsonl
+from minimodal.data.captions import read_csv, read_jsonl
+from minimodal.data.folder import open_folder, read_folder
 from minimodal.data.images import split_by_name
 from minimodal.errors import UserError
 
@@ -32,7 +33,7 @@ def write_csv(root, *rows) -> None:
 
 def read_names(root, split: str) -> list[str]:
     """The pictures of a split of a folder."""
-    names = sorted(read_folder(root))
+    names = sorted(read_folder(root).captions)
     return [names[i] for i in split_by_name(names, split)]
 
 
@@ -43,7 +44,10 @@ def test_each_line_of_a_text_file_is_a_caption(tmp_path):
     draw(tmp_path, "a.png", "deep/er/b.JPG")
     (tmp_path / "a.txt").write_text("a cat\n\n  a  small cat \r\n")
     (tmp_path / "deep/er/b.txt").write_bytes(b"\xef\xbb\xbfa dog")
-    assert read_folder(tmp_path) == {"a.png": ["a cat", "a small cat"], "deep/er/b.JPG": ["a dog"]}
+    assert read_folder(tmp_path).captions == {
+        "a.png": ["a cat", "a small cat"],
+        "deep/er/b.JPG": ["a dog"],
+    }
 
 
 @pytest.mark.parametrize("image_key", ["image", "file", "file_name", "path"])
@@ -52,7 +56,7 @@ def test_jsonl_and_csv_know_these_keys(tmp_path, image_key, caption_key):
     draw(tmp_path, "a.png", "b.png")
     write_jsonl(tmp_path, {"more": 1, image_key: "a.png", caption_key: "from jsonl"})
     write_csv(tmp_path, ["more", caption_key, image_key], ["x", "from csv", "b.png"])
-    assert read_folder(tmp_path) == {"a.png": ["from jsonl"], "b.png": ["from csv"]}
+    assert read_folder(tmp_path).captions == {"a.png": ["from jsonl"], "b.png": ["from csv"]}
 
 
 def test_captions_of_one_picture_add_up_over_lines_and_files(tmp_path):
@@ -66,19 +70,19 @@ def test_captions_of_one_picture_add_up_over_lines_and_files(tmp_path):
     write_csv(tmp_path, ["image", "caption"], ["./a.png", "4, with a comma\nand a line"])
     (tmp_path / "a.txt").write_text("5")
     wanted = ["1", "2", "3", "4, with a comma and a line", "5"]
-    assert sorted(read_folder(tmp_path)["a.png"]) == wanted
+    assert sorted(read_folder(tmp_path).captions["a.png"]) == wanted
 
 
 def test_a_caption_file_below_speaks_of_its_own_folder(tmp_path):
     draw(tmp_path, "cats/a.png", "dogs/a.png")
     write_jsonl(tmp_path / "cats", {"image": "a.png", "caption": "cat"})
     write_jsonl(tmp_path / "dogs", {"image": "a.png", "caption": "dog"})
-    assert read_folder(tmp_path) == {"cats/a.png": ["cat"], "dogs/a.png": ["dog"]}
+    assert read_folder(tmp_path).captions == {"cats/a.png": ["cat"], "dogs/a.png": ["dog"]}
 
 
 def test_hidden_files_and_what_a_mac_adds_are_no_pictures(tmp_path):
     draw(tmp_path, "a.png", "._a.png", ".cache/b.png", "__MACOSX/c.png")
-    assert list(read_folder(tmp_path)) == ["a.png"]
+    assert list(read_folder(tmp_path).captions) == ["a.png"]
 
 
 def test_a_link_to_a_folder_is_followed_once(tmp_path):
@@ -86,7 +90,7 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path):
     root = tmp_path / "real"
     (root / "loop").symlink_to(root)
     (root / "more").symlink_to(tmp_path / "elsewhere")
-    assert list(read_folder(root)) == ["a.png", "more/b.png"]
+    assert list(read_folder(root).captions) == ["a.png", "more/b.png"]
 
 
 # --- as a source ---------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ def test_pictures_without_a_caption_are_left_out_and_counted(tmp_path, capsys):
     draw(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "b.txt").write_text("b")
     assert len(open_folder(tmp_path, image_size=4)) == 1
-    assert "left out 2 of 3 without a caption" in capsys.readouterr().err
+    assert "not used: 2 pictures without a caption" in capsys.readouterr().err
 
 
 def test_a_folder_without_captions_serves_pictures_and_says_what_to_add(tmp_path):
@@ -184,18 +188,18 @@ def forty(tmp_path):
 def test_a_broken_line_is_skipped_and_named(forty, capsys, line):
     good = [{"image": f"{i:02}.png", "caption": "good"} for i in range(40)]
     write_jsonl(forty, *good[:6], line, *good[6:])
-    captions = read_folder(forty)
+    captions = read_folder(forty).captions
     assert all(texts == ["good"] for texts in captions.values()) and len(captions) == 40
     printed = capsys.readouterr().err
-    assert "line 7" in printed and "1 broken of 41" in printed and printed.count("\n") == 1
+    assert "line 7" in printed and "of 41" in printed and printed.count("\n") == 1
 
 
 def test_many_broken_lines_stop_with_file_and_line_numbers(forty):
-    write_jsonl(forty, *({"image": f"{i}.png", "caption": "x"} for i in range(15)))
+    write_jsonl(forty, *({"image": f"x{i}.png", "caption": "x"} for i in range(15)))
     with pytest.raises(
         UserError, match=r"captions\.jsonl.*line 1: no such picture.*line 9"
     ) as caught:
-        read_folder(forty)
+        read_folder(forty).captions
     assert str(caught.value).count("line ") == 10 and "\n" not in str(caught.value)
 
 
@@ -205,16 +209,17 @@ def test_lines_that_are_not_utf8_are_broken_lines(forty, capsys):
     (forty / "captions.csv").write_bytes(text)
     jsonl = b"".join(b'{"image": "00.png", "caption": "good"}\n' for _ in range(30))
     (forty / "captions.jsonl").write_bytes(jsonl + b'{"image": "00.png", "caption": "caf\xe9"}')
-    assert set(sum(read_folder(forty).values(), [])) == {"good"}
+    assert set(sum(read_folder(forty).captions.values(), [])) == {"good"}
     printed = capsys.readouterr().err
-    assert "line 42: a caption is not valid Unicode" in printed and "line 31: not UTF-8" in printed
+    for number in (42, 31):
+        assert f"line {number}: a caption is not valid Unicode: save the file as UTF-8" in printed
 
 
 def test_a_text_file_that_is_not_utf8_is_broken(tmp_path):
     draw(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(UserError, match=r"a\.txt, line 1: not UTF-8"):
-        read_folder(tmp_path)
+    with pytest.raises(UserError, match=r"a\.txt, line 1: .*save the file as UTF-8"):
+        read_folder(tmp_path).captions
 
 
 def test_a_row_with_another_number_of_fields_is_broken(forty):
@@ -235,13 +240,13 @@ def test_a_quote_that_is_never_closed_loses_each_line_it_swallows(forty):
 def test_a_csv_without_the_columns_is_an_error(forty, header):
     (forty / "captions.csv").write_text(f"{header}\n00.png,x\n")
     with pytest.raises(UserError, match=r"captions\.csv, line 1"):
-        read_folder(forty)
+        read_folder(forty).captions
 
 
 def test_files_from_windows_are_read(forty):
     draw(forty, "sub/a.png")
     (forty / "captions.csv").write_bytes(b"\xef\xbb\xbfimage,caption\r\nsub\\a.png,good\r\n")
-    assert read_folder(forty)["sub/a.png"] == ["good"]
+    assert read_folder(forty).captions["sub/a.png"] == ["good"]
 
 
 @settings(

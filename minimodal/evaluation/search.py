@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimodal.clip import CLIP
-from minimodal.data.images import SUFFIXES, files_below, open_rgb
+from minimodal.data.images import open_rgb
+from minimodal.data.listing import CAPTIONS, SUFFIXES, kind_of, list_files, told
 from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
@@ -313,9 +314,11 @@ def scan(folder: Path) -> dict[str, Stamp]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of the pictures to search")
-    found = {}
-    for name in files_below(folder):
+    found, (files, unread) = {}, list_files(folder)
+    for name in files:
         if not name.lower().endswith(SUFFIXES):
+            if not name.lower().endswith(CAPTIONS):  # they are expected beside pictures
+                unread[kind_of(name)] += 1
             continue
         try:
             status = os.stat(folder / name)
@@ -323,7 +326,10 @@ def scan(folder: Path) -> dict[str, Stamp]:
             continue
         found[name] = (status.st_size, status.st_mtime_ns)
     if not found:
-        raise UserError(f"{folder}: no pictures in it; expected files {', '.join(SUFFIXES)}")
+        there = f"; there are {told(unread)}" if unread else ""
+        raise UserError(f"{folder}: no pictures in it; expected files {', '.join(SUFFIXES)}{there}")
+    if unread:
+        print(f"{folder}: {len(found):,} pictures; not read: {told(unread)}", file=sys.stderr)
     return found
 
 
