@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -169,8 +168,7 @@ def skip_or_stop(
 ) -> None:
     """Name the broken ones among `total` on stderr; more than 5 % of them are a `UserError`.
 
-    `missing`: those whose files are not there. They cannot be mended, so any number of them is
-    left out; but where nothing remains that is a `UserError` too.
+    `missing`: those whose files are not there. Nobody can mend them, so any number is left out.
     """
     if len(broken) > BROKEN_SHARE * total:
         raise UserError(
@@ -178,16 +176,13 @@ def skip_or_stop(
             f" {_listed(broken, 10)}. Mend or remove them."
         )
     if missing and len(missing) + len(broken) == total:
-        raise UserError(
-            f"{what}: {len(missing)} of {total} are for pictures that are not there:"
-            f" {_listed(missing, 10)}. Put the pictures where the list says, or mend the list."
-        )
+        raise UserError(f"{what}: no picture is where they say: {_listed(missing, 10)}")
     if broken:
-        listed = _listed(broken, 5)
-        print(f"{what}: skipped {len(broken)} broken of {total}: {listed}", file=sys.stderr)
+        text = f"skipped {len(broken)} broken of {total}: {_listed(broken, 5)}"
+        print(f"{what}: {text}", file=sys.stderr)
     if missing:
-        listed = _listed(missing, 3)
-        print(f"{what}: left out {len(missing)} of {total}, not there: {listed}", file=sys.stderr)
+        text = f"left out {len(missing)} of {total}, as their pictures are not there: {_listed(missing, 3)}"
+        print(f"{what}: {text}", file=sys.stderr)
 
 
 class LoadedImages(NamedTuple):
@@ -260,7 +255,7 @@ def load_images(
     return LoadedImages(images[: len(kept)], kept, broken)
 
 
-# --- captions and names that come out of files ---------------------------------------------------
+# --- captions that come out of files -------------------------------------------------------------
 
 
 def clean_caption(text: object) -> str:
@@ -277,16 +272,6 @@ def clean_caption(text: object) -> str:
     if "\0" in caption:
         raise ValueError("a caption holds zero bytes: save the file as UTF-8")
     return caption
-
-
-def inside(name: object) -> str:
-    """A relative path that stays in its folder, as a/b.png; ValueError for any other."""
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError("an empty picture name")
-    path = PurePosixPath(name.strip().replace("\\", "/"))
-    if path.is_absolute() or PureWindowsPath(name.strip()).drive or ".." in path.parts:
-        raise ValueError(f"{name!r} leads out of the folder")
-    return str(path)
 
 
 # --- which pictures ------------------------------------------------------------------------------

@@ -1,34 +1,30 @@
-"""What lies in a folder: the files that can be read, and a count of all that cannot, by kind.
+"""What lies in a folder: the files that can be read, and a count of all others, by kind.
 
-`list_files` walks through a folder and the folders in it. Pipes, sockets, devices and dangling
-links are counted and never opened: reading one may take for ever. What this project drew itself
-(grids, the samples of a run) is no data, so that a run or a grid may lie beside one's pictures.
-`told` puts such counts into words, for the one line that ends every reading of a folder.
+Pipes, sockets, devices and dangling links are counted and never opened: reading one may take for
+ever. What this project drew itself (grids, and all of a run) is no data, so that a run or a grid
+may lie beside one's pictures.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from PIL import features
 
-JPEGS = (".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp")
 AVIF = (".avif",) if features.check("avif") else ()  # in Pillow from 11.3 on
+JPEGS = (".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp")
+NETPBM = (".ppm", ".pgm", ".pbm", ".pnm")
 OTHERS = (".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
-SUFFIXES = (*JPEGS, *OTHERS, ".ppm", ".pgm", ".pbm", ".pnm", *AVIF)
-# Files that people keep captions in.
-CAPTIONS = (".txt", ".caption", ".captions", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".token")
+SUFFIXES = (*JPEGS, *OTHERS, *NETPBM, *AVIF)
+TEXTS = (".txt", ".caption", ".captions", ".json")  # captions beside a picture
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".token")
 # What a drawn picture says in its first bytes; drawing.py writes it.
 DRAWN = "drawn by minimodal"
 ADVICE = {
-    ".heic": "save as JPEG",
-    ".heif": "save as JPEG",
-    ".avif": "save as JPEG, or install Pillow 11.3",
-    ".parquet": "export as CSV",
-    ".tar": "unpack",
-    ".zip": "unpack",
+    **dict.fromkeys((".heic", ".heif", ".avif", ".jxl"), " (save as JPEG)"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z"), " (unpack)"),
+    ".parquet": " (export as CSV)",
 }
 
 
@@ -39,38 +35,30 @@ class Listing(NamedTuple):
     unread: Counter[str]
 
 
+def suffix_of(name: str) -> str:
+    """The suffix in lower case, ".jpg" of a/B.JPG."""
+    return PurePosixPath(name).suffix.lower()
+
+
 def kind_of(name: str) -> str:
-    """The kind of a file for a count: its suffix, with what to do about it where that is known."""
-    suffix = PurePosixPath(name).suffix.lower()
-    return f"{suffix} ({ADVICE[suffix]})" if suffix in ADVICE else suffix or "without a suffix"
+    """The suffix, with what to do about such files where that is known."""
+    suffix = suffix_of(name)
+    return suffix + ADVICE.get(suffix, "") or "without a suffix"
 
 
 def told(counts: Counter[str]) -> str:
     """Counts in words, most first: "3 .mp4, 1 .cr2"."""
-    return ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common())
+    return ", ".join(f"{number:,} {kind}" for kind, number in counts.most_common() if number)
 
 
-def _drawn(file: Path) -> bool:
-    if file.suffix.lower() not in (".png", ".gif"):
-        return False
-    try:
+def _why_not(file: Path) -> str:
+    """Why a file is not read; "" where it is."""
+    if not file.is_file():
+        return "pipes, sockets or devices" if file.exists() else "dangling links"
+    if suffix_of(file.name) in (".png", ".gif") and os.access(file, os.R_OK):
         with open(file, "rb") as opened:
-            return DRAWN.encode() in opened.read(1024)
-    except OSError:  # whoever reads the picture will say why it cannot be read
-        return False
-
-
-def _odd(file: Path) -> str:
-    """Why a name in a folder is no file that can be read; "" where it is one."""
-    if file.is_file():
-        return ""
-    return "pipes, sockets or devices" if file.exists() else "dangling links"
-
-
-def _is_run(folders: Iterable[str], files: Iterable[str]) -> bool:
-    return "config.json" in files and not {"model.safetensors", "state"}.isdisjoint(
-        [*folders, *files]
-    )
+            return "drawn grids" if DRAWN.encode() in opened.read(1024) else ""
+    return ""
 
 
 def list_files(folder: Path) -> Listing:
@@ -81,25 +69,21 @@ def list_files(folder: Path) -> Listing:
         unread["folders that cannot be opened"] += 1
 
     for here, folders, files in os.walk(folder, followlinks=True, onerror=locked):
-        real = os.path.realpath(here)
-        if real in seen:  # a link to a folder above would go round for ever
+        place, real = Path(here), os.path.realpath(here)
+        weights = {"model.safetensors", "state"} & {*folders, *files}
+        is_run = place != folder and "config.json" in files and weights
+        unread["run folders"] += bool(is_run)
+        if is_run or real in seen:  # a link to a folder above would go round for ever
             folders.clear()
             continue
         seen.add(real)
-        place = Path(here)
-        if place != folder and _is_run(folders, files):
-            unread["run folders"] += 1
-            folders.clear()
-            continue
         # "._a.jpg" and "__MACOSX" are what a Mac's archives add: not pictures, whatever the suffix
         folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        unread["folders named like a picture"] += sum(f.lower().endswith(SUFFIXES) for f in folders)
+        unread["folders named as pictures"] += sum(suffix_of(f) in SUFFIXES for f in folders)
         for name in files:
-            if name.startswith("."):
-                continue
-            why = _odd(place / name) or ("grids drawn here" if _drawn(place / name) else "")
-            if why:
+            if not name.startswith("."):
+                why = _why_not(place / name)
                 unread[why] += 1
-            else:
-                found.append((place.relative_to(folder) / name).as_posix())
-    return Listing(sorted(found), +unread)  # + drops what was counted 0 times
+                found += [] if why else [(place.relative_to(folder) / name).as_posix()]
+    del unread[""]
+    return Listing(sorted(found), unread)

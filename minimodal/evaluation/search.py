@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from minimodal.clip import CLIP
 from minimodal.data.images import open_rgb
-from minimodal.data.listing import CAPTIONS, SUFFIXES, kind_of, list_files, told
+from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
 from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
@@ -316,9 +316,8 @@ def scan(folder: Path) -> dict[str, Stamp]:
         raise UserError(f"{folder}: {what}; give the folder of the pictures to search")
     found, (files, unread) = {}, list_files(folder)
     for name in files:
-        if not name.lower().endswith(SUFFIXES):
-            if not name.lower().endswith(CAPTIONS):  # they are expected beside pictures
-                unread[kind_of(name)] += 1
+        if suffix_of(name) not in SUFFIXES:
+            unread[kind_of(name)] += suffix_of(name) not in (*TABLES, *TEXTS)  # they may be there
             continue
         try:
             status = os.stat(folder / name)
@@ -326,9 +325,9 @@ def scan(folder: Path) -> dict[str, Stamp]:
             continue
         found[name] = (status.st_size, status.st_mtime_ns)
     if not found:
-        there = f"; there are {told(unread)}" if unread else ""
+        there = f"; there are {told(unread)}" if any(unread.values()) else ""
         raise UserError(f"{folder}: no pictures in it; expected files {', '.join(SUFFIXES)}{there}")
-    if unread:
+    if any(unread.values()):
         print(f"{folder}: {len(found):,} pictures; not read: {told(unread)}", file=sys.stderr)
     return found
 
