@@ -94,7 +94,7 @@ def _entry(number: int, record: object) -> Line:
             raise ValueError("not a JSON object")
         image, captions = _value(record, IMAGE_KEYS), _value(record, CAPTION_KEYS)
         if not isinstance(image, str) or not image.strip():
-            raise ValueError("an empty picture name")
+            raise ValueError("no picture name")
         return Line(
             number, _bare(image), caption_texts(captions), "", split_named(record.get("split"))
         )

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimodal.data.captions import Pictures, read_beside, read_table, split_named
+from minimodal.data.captions import SISTERS, Pictures, read_beside, read_table, split_named
 from minimodal.data.cifar import class_captions
 from minimodal.data.images import ImageSource, first_n, load_images, skip_or_stop, split_by_name
 from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
@@ -34,6 +34,7 @@ ADD_CAPTIONS = (
     ' such as {"image": "cat.jpg", "caption": "a cat"}, or a captions.csv with the columns'
     " image,caption"
 )
+CAPTIONS = tuple(f"captions{suffix}" for suffix in TABLES if suffix != ".txt")  # nothing else
 # A line of YOLO's box files, which lie where captions do: a class and four or more numbers.
 BOXES = re.compile(r"\d+( [\d.e+-]+){4,}")
 
@@ -51,13 +52,14 @@ def _read_table(file: Path, near: str, pictures: Pictures, *, found: Folder, mus
     """Add what a caption file says; False for one that says nothing of any picture here, which is
     an error where it must."""
     broken, missing, good = [], [], []
+    word = "entry" if suffix_of(file.name) == ".json" else "line"
     try:
         for line in read_table(file):
             picture = pictures.find(line.image, near=near)
             if line.error:
-                broken.append(f"line {line.number}: {line.error}")
+                broken.append(f"{word} {line.number}: {line.error}")
             elif picture is None:
-                missing.append(f"line {line.number}: no such picture, {line.image!r}")
+                missing.append(f"{word} {line.number}: no such picture, {line.image!r}")
             else:
                 good.append((picture, line))
     except UserError as error:
@@ -71,7 +73,7 @@ def _read_table(file: Path, near: str, pictures: Pictures, *, found: Folder, mus
     total = len(good) + len(broken) + len(missing)
     if total == 0:
         raise UserError(f"{file}: has no entries with a picture and a caption; mend or remove it")
-    skip_or_stop(broken, total, what=f"{file}, lines", missing=missing)
+    skip_or_stop(broken, total, what=f"{file}, captions", missing=missing)
     for picture, line in good:
         found.captions.setdefault(picture, []).extend(line.captions)
         split = line.split or found.splits.get(picture) or split_named(file.stem)
@@ -119,7 +121,7 @@ def read_folder(path: str | os.PathLike, table: Path | None = None) -> Folder:
             beside.append(name)
             continue
         if table is None and suffix in TABLES:
-            near, must = posixpath.dirname(name), Path(name).stem == "captions"
+            near, must = posixpath.dirname(name), posixpath.basename(name) in CAPTIONS
             if _read_table(root / name, near, pictures, found=found, must=must):
                 continue
             text = " without a picture" * (suffix in TEXTS)
@@ -147,6 +149,8 @@ def read_layout(names: Sequence[str], stated: dict[str, str]) -> Layout:
     known = all(splits) and "train" in splits and len(set(splits)) > 1
     classes = ["/".join(parts) for parts in folders if len(parts) == 1]
     in_classes = len(classes) == len(names) and len(set(classes)) > 1
+    # images/ and masks/ are no classes.
+    in_classes = in_classes and not any(SISTERS.match(f"{label.lower()}/") for label in classes)
     return Layout(np.array(splits if known else []), classes if in_classes else [])
 
 

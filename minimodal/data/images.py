@@ -181,8 +181,8 @@ def skip_or_stop(
         text = f"skipped {len(broken)} broken of {total}: {_listed(broken, 5)}"
         print(f"{what}: {text}", file=sys.stderr)
     if missing:
-        text = f"left out {len(missing)} of {total}, as their pictures are not there: {_listed(missing, 3)}"
-        print(f"{what}: {text}", file=sys.stderr)
+        text = f"left out {len(missing)} of {total}, whose pictures are not there"
+        print(f"{what}: {text}: {_listed(missing, 3)}", file=sys.stderr)
 
 
 class LoadedImages(NamedTuple):
