@@ -203,7 +203,7 @@ def test_many_broken_lines_stop_with_file_and_line_numbers(forty):
     with pytest.raises(
         UserError, match=r"captions\.jsonl.*line 1: no such picture.*line 9"
     ) as caught:
-        read_folder(forty).captions
+        read_folder(forty)
     assert str(caught.value).count("line ") == 10 and "\n" not in str(caught.value)
 
 
@@ -223,7 +223,7 @@ def test_a_text_file_that_is_not_utf8_is_broken(tmp_path):
     draw(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"a\.txt, line 1: .*save the file as UTF-8"):
-        read_folder(tmp_path).captions
+        read_folder(tmp_path)
 
 
 def test_a_row_with_another_number_of_fields_is_broken(forty):
@@ -244,7 +244,7 @@ def test_a_quote_that_is_never_closed_loses_each_line_it_swallows(forty):
 def test_a_csv_without_the_columns_is_an_error(forty, header):
     (forty / "captions.csv").write_text(f"{header}\n00.png,x\n")
     with pytest.raises(UserError, match=r"captions\.csv, line 1"):
-        read_folder(forty).captions
+        read_folder(forty)
 
 
 def test_files_from_windows_are_read(forty):

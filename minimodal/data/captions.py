@@ -61,9 +61,6 @@ def split_named(text: object) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-# --- tables --------------------------------------------------------------------------------------
-
-
 def _plain(key: object) -> str:
     return re.sub(r"[\s_-]+", "_", str(key).strip().lower())
 
@@ -217,9 +214,8 @@ class Pictures:
     def find(self, name: str, *, near: str = "") -> str | None:
         """The one picture that a caption file in the folder `near` calls `name`; None if in doubt.
 
-        An exact path comes first. Otherwise the last part must agree (whatever the case, the form
-        of its accents, and a suffix left out), and the folders as far as both have any: both
-        photos/cat.jpg and cat.jpg may be called /home/me/photos/cat.jpg.
+        An exact path comes first. Otherwise the last part must agree (in any case and form of
+        accents, or without suffix), and the folders as far as both have any.
         """
         exact = posixpath.normpath(posixpath.join(near, name.replace("\\", "/")))
         if exact in self.files:

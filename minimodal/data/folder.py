@@ -127,18 +127,12 @@ def read_folder(path: str | os.PathLike, table: Path | None = None) -> Folder:
             text = " without a picture" * (suffix in TEXTS)
         unread[kind_of(name) + text] += suffix not in SUFFIXES
     _read_beside(root, beside, pictures, found=found)
-    return found._replace(captions=dict(sorted(found.captions.items())))
+    return found._replace(captions=dict(sorted(found.captions.items())), unused=+unread)
 
 
-class Layout(NamedTuple):
-    """What the folders say that pictures lie in, an entry a picture; nothing unless of all."""
-
-    splits: np.ndarray  # (N,) "train", "val", "test"
-    classes: list[str]
-
-
-def read_layout(names: Sequence[str], stated: dict[str, str]) -> Layout:
-    """Splits and classes by folders: train/cats/1.jpg, below whatever folders all share."""
+def read_layout(names: Sequence[str], stated: dict[str, str]) -> tuple[list[str], list[str]]:
+    """The split and the class of each picture by folders such as train/cats/1.jpg, below those
+    that all share; an empty list where folders do not say it of all pictures."""
     folders = [name.split("/")[:-1] for name in names]
     shared = len(os.path.commonprefix(folders))
     folders = [parts[shared:] for parts in folders]
@@ -148,10 +142,10 @@ def read_layout(names: Sequence[str], stated: dict[str, str]) -> Layout:
     splits = [stated.get(name) or split for name, split in zip(names, by_folder, strict=True)]
     known = all(splits) and "train" in splits and len(set(splits)) > 1
     classes = ["/".join(parts) for parts in folders if len(parts) == 1]
-    in_classes = len(classes) == len(names) and len(set(classes)) > 1
     # images/ and masks/ are no classes.
-    in_classes = in_classes and not any(SISTERS.match(f"{label.lower()}/") for label in classes)
-    return Layout(np.array(splits if known else []), classes if in_classes else [])
+    sisters = any(SISTERS.match(f"{label.lower()}/") for label in classes)
+    in_classes = len(classes) == len(names) and len(set(classes)) > 1 and not sisters
+    return splits if known else [], classes if in_classes else []
 
 
 def open_folder(
@@ -171,7 +165,7 @@ def open_folder(
     found = read_folder(path, table)
     captions, unused = found.captions, found.unused
     if not captions:
-        there = f"; there are {told(unused)}" * any(unused.values())
+        there = f"; there are {told(unused)}" * bool(unused)
         raise UserError(
             f"{path}: no pictures ({' '.join(SUFFIXES)}) in this folder or below{there}; give the"
             " folder that contains them"
@@ -188,13 +182,13 @@ def open_folder(
         where = f"the names of {len(set(classes))} folders, as classes"
     if split == "all":
         chosen = np.arange(len(names))
-    elif len(splits) == 0:
+    elif not splits:
         chosen, rule = split_by_name(names, split, seed=seed), " (a tenth, by name, is val)"
     else:
         held = "val" if "val" in splits else "test"
-        chosen = np.flatnonzero(splits == {"train": "train", "val": held}[split])
+        chosen = np.flatnonzero(np.array(splits) == (held if split == "val" else split))
         rule = f" (the folders or captions say what is train and {held})"
-        unused["pictures of test"] += int((splits == "test").sum()) * (held == "val")
+        unused["pictures of test"] += splits.count("test") * (held == "val")
     chosen = chosen[first_n(len(chosen), limit, seed=seed)]
     files = [Path(path, names[i]) for i in chosen]
     loaded = load_images(files, image_size, what=f"{name} {path}", total=len(names))

@@ -30,7 +30,7 @@ from minimodal.data.listing import AVIF
 from minimodal.errors import UserError
 
 # Named one by one, because Pillow knows more: it would hand an EPS file to Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
 # Just below Pillow's own limit, above which it prints a warning for every picture.
 MAX_PIXELS = 89_000_000
 BROKEN_SHARE = 0.05
@@ -182,7 +182,7 @@ def skip_or_stop(
         print(f"{what}: {text}", file=sys.stderr)
     if missing:
         text = f"left out {len(missing)} of {total}, whose pictures are not there"
-        print(f"{what}: {text}: {_listed(missing, 3)}", file=sys.stderr)
+        print(f"{what}: {text}: {_listed(missing, 5)}", file=sys.stderr)
 
 
 class LoadedImages(NamedTuple):

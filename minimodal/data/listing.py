@@ -8,15 +8,12 @@ may lie beside one's pictures.
 import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from PIL import features
 
 AVIF = (".avif",) if features.check("avif") else ()  # in Pillow from 11.3 on
 JPEGS = (".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp")
-NETPBM = (".ppm", ".pgm", ".pbm", ".pnm")
-OTHERS = (".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
-SUFFIXES = (*JPEGS, *OTHERS, *NETPBM, *AVIF)
+SUFFIXES = (*JPEGS, ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *AVIF)
 TEXTS = (".txt", ".caption", ".captions", ".json")  # captions beside a picture
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".token")
 # What a drawn picture says in its first bytes; drawing.py writes it.
@@ -26,13 +23,6 @@ ADVICE = {
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z"), " (unpack)"),
     ".parquet": " (export as CSV)",
 }
-
-
-class Listing(NamedTuple):
-    """The files in and below a folder, and how much else there is of each kind."""
-
-    files: list[str]  # sorted relative a/b.png
-    unread: Counter[str]
 
 
 def suffix_of(name: str) -> str:
@@ -61,14 +51,13 @@ def _why_not(file: Path) -> str:
     return ""
 
 
-def list_files(folder: Path) -> Listing:
-    """All files in and below a folder that can be read; hidden ones are passed over."""
+def list_files(folder: Path) -> tuple[list[str], Counter[str]]:
+    """All files in and below a folder that can be read, as sorted relative a/b.png, and how much
+    else there is of each kind; hidden ones are passed over."""
     found, unread, seen = [], Counter(), set()
-
-    def locked(error: OSError) -> None:
-        unread["folders that cannot be opened"] += 1
-
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=locked):
+    locked = "folders that cannot be opened"
+    walk = os.walk(folder, followlinks=True, onerror=lambda error: unread.update([locked]))
+    for here, folders, files in walk:
         place, real = Path(here), os.path.realpath(here)
         weights = {"model.safetensors", "state"} & {*folders, *files}
         is_run = place != folder and "config.json" in files and weights
@@ -86,4 +75,4 @@ def list_files(folder: Path) -> Listing:
                 unread[why] += 1
                 found += [] if why else [(place.relative_to(folder) / name).as_posix()]
     del unread[""]
-    return Listing(sorted(found), unread)
+    return sorted(found), unread
