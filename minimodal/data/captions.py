@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,8 +62,9 @@ def split_named(text: object) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _plain(key: object) -> str:
-    return re.sub(r"[\s_-]+", "_", str(key).strip().lower())
+@lru_cache(maxsize=4096)  # every entry has the same few
+def _plain(key: str) -> str:
+    return re.sub(r"[\s_-]+", "_", key.strip().lower())
 
 
 def _value(record: dict, keys: tuple[str, ...]) -> object:
@@ -92,9 +94,8 @@ def _entry(number: int, record: object) -> Line:
         image, captions = _value(record, IMAGE_KEYS), _value(record, CAPTION_KEYS)
         if not isinstance(image, str) or not image.strip():
             raise ValueError("no picture name")
-        return Line(
-            number, _bare(image), caption_texts(captions), "", split_named(record.get("split"))
-        )
+        split = split_named(record.get("split"))
+        return Line(number, _bare(image), caption_texts(captions), split=split)
     except ValueError as error:
         return Line(number, error=str(error))
 

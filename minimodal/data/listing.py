@@ -7,7 +7,7 @@ may lie beside one's pictures.
 
 import os
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import features
 
@@ -27,7 +27,7 @@ ADVICE = {
 
 def suffix_of(name: str) -> str:
     """The suffix in lower case, ".jpg" of a/B.JPG."""
-    return PurePosixPath(name).suffix.lower()
+    return os.path.splitext(name)[1].lower()
 
 
 def kind_of(name: str) -> str:
