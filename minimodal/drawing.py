@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
+from minimodal.data.listing import DRAWN
 from minimodal.data.oracle import Verdict
 from minimodal.data.oracle_edits import EditVerdict
 from minimodal.errors import UserError
@@ -98,6 +99,7 @@ def grid(
     step_x, step_y = width + MARGIN, height + text_height + MARGIN
     rows = places[-1][0] + 1
     canvas = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), PAPER)
+    canvas.info[DRAWN] = True
     pen = ImageDraw.Draw(canvas)
     for i, picture in enumerate(pictures.cpu().numpy()):
         x, y = MARGIN + places[i][1] * step_x, MARGIN + places[i][0] * step_y
@@ -183,8 +185,11 @@ def save_whole(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG."""
-    save_whole(path, lambda file: picture.save(file, format="PNG"))
+    """Write a PNG; one that `grid` drew says so, and is then no picture among the data."""
+    mark = PngImagePlugin.PngInfo()
+    if DRAWN in picture.info:
+        mark.add_text("Software", DRAWN)
+    save_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=mark))
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, *, seconds: float = 0.15) -> None:
@@ -193,7 +198,8 @@ def save_gif(frames: Sequence[Image.Image], path: Path, *, seconds: float = 0.15
 
     def save(file: Path) -> None:
         frames[0].save(
-            file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
-        )
+            file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0,
+            comment=DRAWN,
+        )  # fmt: skip
 
     save_whole(path, save)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minimodal.data.coco import open_coco, read_captions
+from minimodal.data.coco import open_coco
+from minimodal.data.folder import read_folder
 from minimodal.errors import UserError
 
 
@@ -30,6 +31,10 @@ def write_part(root, part: str, count: int, *, bare: int = 0, first: int = 0) ->
 
 def write_json(root, part: str, content) -> None:
     (root / "annotations" / f"captions_{part}.json").write_text(json.dumps(content))
+
+
+def read_part(root, part: str) -> dict:
+    return read_folder(root / part, root / "annotations" / f"captions_{part}.json").captions
 
 
 def ids(source) -> list[int]:
@@ -61,7 +66,8 @@ def test_pictures_without_a_caption_are_left_out_and_counted(tmp_path, capsys):
     write_part(tmp_path, "train2017", 10, bare=3)
     write_part(tmp_path, "val2017", 2)
     assert ids(open_coco(tmp_path)) == list(range(7))
-    assert "left out 3 of 10 without a caption" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train2017, train: 7 of 10 pictures, 14 captions; not used: 3 pictures without" in said
 
 
 def test_without_val2017_a_part_of_train_is_kept_out(tmp_path):
@@ -114,9 +120,9 @@ def test_a_broken_annotation_is_skipped_and_named(tmp_path, capsys, bad):
     content = write_part(tmp_path, "train2017", 20)
     content["annotations"].insert(4, bad)
     write_json(tmp_path, "train2017", content)
-    captions = read_captions(tmp_path / "annotations" / "captions_train2017.json")
+    captions = read_part(tmp_path, "train2017")
     assert sum(map(len, captions.values())) == 40
-    assert "annotations[4]" in capsys.readouterr().err
+    assert "skipped 1 broken of 41: entry 5: " in capsys.readouterr().err
 
 
 def test_many_broken_annotations_stop_with_a_list(tmp_path):
@@ -124,17 +130,18 @@ def test_many_broken_annotations_stop_with_a_list(tmp_path):
     for entry in content["annotations"][:3]:
         entry["image_id"] = 999
     write_json(tmp_path, "train2017", content)
-    with pytest.raises(UserError, match=r"3 of 40.*annotations\[0\].*annotations\[2\]"):
+    with pytest.raises(UserError, match="3 of 40.*entry 1: .*entry 3: "):
         open_coco(tmp_path)
 
 
-def test_a_file_name_outside_the_folder_is_a_broken_entry(tmp_path, capsys):
+def test_a_file_name_outside_the_folder_is_never_opened(tmp_path, capsys):
     content = write_part(tmp_path, "train2017", 40)
     content["images"][0]["file_name"] = "../../secret.png"
     write_json(tmp_path, "train2017", content)
-    captions = read_captions(tmp_path / "annotations" / "captions_train2017.json")
-    assert len(captions) == 39
-    assert "leads out of the folder" in capsys.readouterr().err
+    captions = read_part(tmp_path, "train2017")
+    assert sum(map(len, captions.values())) == 78
+    said = capsys.readouterr().err
+    assert "left out 2 of 80, whose pictures are not there" in said and "secret.png" in said
 
 
 @pytest.mark.parametrize(
@@ -153,3 +160,42 @@ def test_the_published_layout_is_read_whole(shared):
     assert sum(len(data.all_captions(i)) for i in range(281)) == 1406
     val = open_coco(shared / "data" / "coco_mini", image_size=32, split="val")
     assert len(val) == 45 and sum(len(val.all_captions(i)) for i in range(45)) == 225
+
+
+# --- what people have of it ----------------------------------------------------------------------
+
+
+def test_half_of_the_pictures_missing_leaves_the_other_half_and_is_said(coco, capsys):
+    for i in range(20):
+        (coco / "train2017" / f"{i:012}.png").unlink()
+    assert ids(open_coco(coco)) == list(range(20, 40))
+    said = capsys.readouterr().err
+    assert "left out 40 of 80, whose pictures are not there" in said
+    assert "train2017, all: 20 of 20 pictures, 40 captions from captions_train2017.json" in said
+
+
+def test_a_limit_is_a_number_of_pictures_that_are_there(coco):
+    for i in range(20):
+        (coco / "train2017" / f"{i:012}.png").unlink()
+    assert len(open_coco(coco, limit=20)) == 20
+
+
+def test_without_any_of_its_pictures_coco_is_an_error(coco):
+    for file in (coco / "train2017").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="no picture"):
+        open_coco(coco)
+
+
+def test_coco_2014_is_read_where_2017_is_not_there(tmp_path):
+    write_part(tmp_path, "train2014", 6)
+    write_part(tmp_path, "val2014", 3, first=50)
+    assert ids(open_coco(tmp_path)) == list(range(6))
+    assert ids(open_coco(tmp_path, split="val")) == [50, 51, 52]
+    assert ids(open_coco(tmp_path, "val2014")) == [50, 51, 52]
+
+
+def test_a_part_that_is_there_is_named_where_another_was_meant(tmp_path):
+    write_part(tmp_path, "val2017", 3)
+    with pytest.raises(UserError, match=":val2017 uses the part that is there"):
+        open_coco(tmp_path)

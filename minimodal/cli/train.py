@@ -189,7 +189,9 @@ def train(arguments: argparse.Namespace) -> None:
     """Train one system."""
     system = arguments.command
     for part in split_spec(arguments.data):
-        parse_spec(part)  # before anything slow
+        path = parse_spec(part).path  # before anything slow
+        if path and Path(path).resolve() == arguments.out.resolve():
+            raise UserError(f"--out {arguments.out} is the data folder: choose one for the run")
     if kind_of(arguments.data) == "edits" and system != "dalle":
         raise UserError(
             f"--data {arguments.data}: pairs of pictures are for a dalle; use shapes for a {system}"

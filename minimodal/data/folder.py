@@ -1,168 +1,151 @@
-"""A folder of your own pictures, at any depth, with captions in one of three forms.
+"""A folder of your own pictures, at any depth, with captions in any of the common forms.
 
-    cat.jpg + cat.txt     every line that is not empty is a caption
-    captions.jsonl        one object a line, {"image": "a/cat.jpg", "caption": "a cat"}
-    captions.csv          a header, then one row a caption: image,caption
+    cat.jpg + cat.txt     every line that is not empty is a caption; also cat.caption, cat.jpg.txt,
+                          cat.json with a caption in it, and text/cat.txt for images/cat.jpg
+    captions.jsonl, metadata.csv, …    a table of pictures and captions, see captions.py
+    cats/1.jpg            where there is no caption at all: a folder a class, with CIFAR's templates
 
-The picture's key may be image, file, file_name or path, the caption's caption, captions or text
-(in JSON also a list of them); paths are relative to the caption file and stay below it. All
-captions that are found for a picture count. Broken lines are skipped and named, more than 5 % stop
-with a list. Pictures without a caption are left out, unless none has any: such a folder can train
-a VQGAN. There is no official split: a tenth, chosen by a hash of the names, is "val".
+All captions that are found for a picture count. Broken entries are skipped and named, more than
+5 % stop with a list. Pictures without a caption are left out, unless none has any: such a folder
+can train a VQGAN. The split is that of the captions or of folders called train and val or test;
+where there is neither, a tenth, chosen by a hash of the names, is "val". Every reading ends with
+one line of what was used and what was not.
 """
 
-import csv
-import io
-import json
 import os
+import posixpath
+import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from minimodal.data.images import (
-    SUFFIXES,
-    ImageSource,
-    clean_caption,
-    files_below,
-    first_n,
-    inside,
-    load_images,
-    skip_or_stop,
-    split_by_name,
-)
+import numpy as np
+
+from minimodal.data.captions import SISTERS, Pictures, read_beside, read_table, split_named
+from minimodal.data.cifar import class_captions
+from minimodal.data.images import ImageSource, first_n, load_images, skip_or_stop, split_by_name
+from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
 from minimodal.errors import UserError
 
-IMAGE_KEYS = ("image", "file", "file_name", "path")
-CAPTION_KEYS = ("caption", "captions", "text")
 ADD_CAPTIONS = (
     "Add a .txt file beside each picture (cat.txt for cat.jpg), or a captions.jsonl with lines"
     ' such as {"image": "cat.jpg", "caption": "a cat"}, or a captions.csv with the columns'
     " image,caption"
 )
+CAPTIONS = tuple(f"captions{suffix}" for suffix in TABLES if suffix != ".txt")  # nothing else
+# A line of YOLO's box files, which lie where captions do: a class and four or more numbers.
+BOXES = re.compile(r"\d+( [\d.e+-]+){4,}")
 
 
-class Line(NamedTuple):
-    """One line of a caption file: either a picture with captions, or what is wrong with it."""
+class Folder(NamedTuple):
+    """What is in a folder."""
 
-    number: int
-    image: str = ""
-    captions: tuple[str, ...] = ()
-    error: str = ""
+    captions: dict[str, list[str]]  # of each picture, by relative file name
+    splits: dict[str, str]  # of the pictures whose captions say it
+    sources: dict[str, None]  # the files or kinds of files that had captions, in order
+    unused: Counter[str]
 
 
-def _entry(number: int, *, image: object, captions: object) -> Line:
-    texts = captions if isinstance(captions, list) else [captions]
-    # In a list an empty caption among others does no harm.
-    texts = [text for text in texts if text != ""] or [""]
+def _read_table(file: Path, near: str, pictures: Pictures, *, found: Folder, must: bool) -> bool:
+    """Add what a caption file says; False for one that says nothing of any picture here, which is
+    an error where it must."""
+    broken, missing, good = [], [], []
+    word = "entry" if suffix_of(file.name) == ".json" else "line"
     try:
-        return Line(number, inside(image), tuple(clean_caption(text) for text in texts))
-    except ValueError as error:
-        return Line(number, error=str(error))
+        for line in read_table(file):
+            picture = pictures.find(line.image, near=near)
+            if line.error:
+                broken.append(f"{word} {line.number}: {line.error}")
+            elif picture is None:
+                missing.append(f"{word} {line.number}: no such picture, {line.image!r}")
+            else:
+                good.append((picture, line))
+    except UserError as error:
+        if must:
+            raise
+        broken.append(str(error).removeprefix(f"{file}, "))
+    if not good and not must:
+        if suffix_of(file.name) not in TEXTS:  # of a kind that holds nothing but tables
+            print(f"{file}: not used: {[*broken, *missing, 'empty'][0]}", file=sys.stderr)
+        return False
+    total = len(good) + len(broken) + len(missing)
+    if total == 0:
+        raise UserError(f"{file}: has no entries with a picture and a caption; mend or remove it")
+    skip_or_stop(broken, total, what=f"{file}, captions", missing=missing)
+    for picture, line in good:
+        found.captions.setdefault(picture, []).extend(line.captions)
+        split = line.split or found.splits.get(picture) or split_named(file.stem)
+        if split:
+            found.splits[picture] = split
+    found.sources[file.name] = None
+    return True
 
 
-def _value(record: dict, keys: tuple[str, ...]) -> object:
-    for key in keys:
-        if key in record:
-            return record[key]
-    raise ValueError(f"no {' or '.join(repr(key) for key in keys)}")
-
-
-def read_jsonl(path: Path) -> Iterator[Line]:
-    """The lines of a captions.jsonl; empty ones are passed over."""
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            record = json.loads(raw.decode("utf-8-sig"))
-            if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
-            image, captions = _value(record, IMAGE_KEYS), _value(record, CAPTION_KEYS)
-        except UnicodeDecodeError:
-            yield Line(number, error="not UTF-8")
-        except json.JSONDecodeError as error:
-            yield Line(number, error=f"not JSON: {error.msg}")
-        except (ValueError, RecursionError) as error:
-            yield Line(number, error=str(error))
-        else:
-            yield _entry(number, image=image, captions=captions)
-
-
-def read_csv(path: Path) -> Iterator[Line]:
-    """The rows of a captions.csv under their header; empty ones are passed over."""
-    # An escaped byte survives to clean_caption or the file system, and is refused there by line.
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [cell.strip() for cell in next(rows, [])]
-    except csv.Error as error:
-        raise UserError(f"{path}, line 1: not a CSV header ({error})") from None
-    columns = {name: i for i, name in reversed(list(enumerate(header)))}
-    try:
-        image_at, caption_at = _value(columns, IMAGE_KEYS), _value(columns, CAPTION_KEYS)
-    except ValueError as error:
-        raise UserError(f"{path}, line 1: {error} among the columns {header}") from None
-    while True:
-        before = rows.line_num
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            # A quote that is never closed swallows the rest of the file: each line is lost.
-            for number in range(before + 1, rows.line_num + 1):
-                yield Line(number, error=str(error))
-            continue
-        if len(row) == len(header):
-            yield _entry(rows.line_num, image=row[image_at], captions=row[caption_at])
-        elif row:
-            yield Line(rows.line_num, error=f"{len(row)} fields, the header has {len(header)}")
-
-
-def _read_caption_file(root: Path, name: str, *, captions: dict[str, list[str]]) -> None:
-    folder = PurePosixPath(name).parent
-    read = {"captions.jsonl": read_jsonl, "captions.csv": read_csv}[PurePosixPath(name).name]
-    total, broken = 0, []
-    for line in read(root / name):
-        total += 1
-        image = str(folder / line.image)
-        if line.error:
-            broken.append(f"line {line.number}: {line.error}")
-        elif image not in captions and not os.path.isfile(root / image):
-            broken.append(f"line {line.number}: no such picture, {line.image!r}")
-        else:
-            captions.setdefault(image, []).extend(line.captions)
-    skip_or_stop(broken, total, what=f"{root / name}, lines")
-
-
-def _read_text_files(root: Path, names: list[str], *, captions: dict[str, list[str]]) -> None:
-    texts = {name for name in names if name.lower().endswith(".txt")}
-    by_stem = {name[:-4]: name for name in texts}
-    total, broken = 0, []
-    for image in list(captions):
-        name = by_stem.get(str(PurePosixPath(image).with_suffix("")))
-        if name is None:
-            continue
-        total += 1
-        try:
-            lines = (root / name).read_bytes().decode("utf-8-sig").splitlines()
-            captions[image] += [clean_caption(line) for line in lines if line.strip()]
-        except (OSError, ValueError) as error:
-            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-            broken.append(f"{name}, line 1: {reason}")
-    skip_or_stop(broken, total, what=f"{root}, .txt files")
-
-
-def read_folder(path: str | os.PathLike) -> dict[str, list[str]]:
-    """The captions of every picture in and below a folder, by relative file name, sorted."""
-    root = Path(path)
-    names = files_below(root)
-    captions: dict[str, list[str]] = {name: [] for name in names if name.lower().endswith(SUFFIXES)}
+def _read_beside(root: Path, names: Sequence[str], pictures: Pictures, *, found: Folder) -> None:
+    """Add the files beside pictures; JSON without a caption in it is counted, not broken."""
+    broken = []
     for name in names:
-        if PurePosixPath(name).name in ("captions.jsonl", "captions.csv"):
-            _read_caption_file(root, name, captions=captions)
-    _read_text_files(root, names, captions=captions)
-    return dict(sorted(captions.items()))
+        suffix = suffix_of(name)
+        try:
+            texts = read_beside(root / name)
+        except (OSError, ValueError, RecursionError) as error:
+            if suffix == ".json":
+                found.unused[".json without a caption"] += 1
+            else:
+                broken.append(f"{name}, line 1: {error}")
+            continue
+        if texts and all(BOXES.fullmatch(text) for text in texts):
+            found.unused[f"{suffix} of boxes"] += 1
+            continue
+        for picture in pictures.beside(name):
+            found.captions[picture] += texts
+        found.sources[suffix] = None
+    skip_or_stop(broken, len(names), what=f"{root}, captions beside pictures")
+
+
+def read_folder(path: str | os.PathLike, table: Path | None = None) -> Folder:
+    """What is in and below a folder: pictures, their captions, and all that is neither.
+
+    `table`: the one file that has the captions, wherever it lies
+    """
+    root, (files, unread) = Path(path), list_files(Path(path))
+    pictures, beside = Pictures(files), []
+    found = Folder({n: [] for n in files if suffix_of(n) in SUFFIXES}, {}, {}, unread)
+    if table is not None:
+        _read_table(table, "", pictures, found=found, must=True)
+    for name in files:
+        suffix, text = suffix_of(name), ""
+        if table is None and suffix in TEXTS and pictures.beside(name):
+            beside.append(name)
+            continue
+        if table is None and suffix in TABLES:
+            near, must = posixpath.dirname(name), posixpath.basename(name) in CAPTIONS
+            if _read_table(root / name, near, pictures, found=found, must=must):
+                continue
+            text = " without a picture" * (suffix in TEXTS)
+        unread[kind_of(name) + text] += suffix not in SUFFIXES
+    _read_beside(root, beside, pictures, found=found)
+    return found._replace(captions=dict(sorted(found.captions.items())), unused=+unread)
+
+
+def read_layout(names: Sequence[str], stated: dict[str, str]) -> tuple[list[str], list[str]]:
+    """The split and the class of each picture by folders such as train/cats/1.jpg, below those
+    that all share; an empty list where folders do not say it of all pictures."""
+    folders = [name.split("/")[:-1] for name in names]
+    shared = len(os.path.commonprefix(folders))
+    folders = [parts[shared:] for parts in folders]
+    by_folder = [split_named(parts[0]) if parts else "" for parts in folders]
+    if all(by_folder):
+        folders = [parts[1:] for parts in folders]
+    splits = [stated.get(name) or split for name, split in zip(names, by_folder, strict=True)]
+    known = all(splits) and "train" in splits and len(set(splits)) > 1
+    classes = ["/".join(parts) for parts in folders if len(parts) == 1]
+    # images/ and masks/ are no classes.
+    sisters = any(SISTERS.match(f"{label.lower()}/") for label in classes)
+    in_classes = len(classes) == len(names) and len(set(classes)) > 1 and not sisters
+    return splits if known else [], classes if in_classes else []
 
 
 def open_folder(
@@ -172,28 +155,54 @@ def open_folder(
     split: str = "train",
     limit: int | None = None,
     seed: int = 0,
-    workers: int = 2,
+    table: Path | None = None,
+    name: str = "folder",
 ) -> ImageSource:
-    """A folder of pictures as a data source; `has_captions` is False where it has none at all."""
-    path = Path(path)
-    captions = read_folder(path)
+    """A folder of pictures as a data source; `has_captions` is False where it has none at all.
+
+    `split` may be "all", too; `table` as in `read_folder`, `name` that of the source
+    """
+    found = read_folder(path, table)
+    captions, unused = found.captions, found.unused
     if not captions:
+        there = f"; there are {told(unused)}" * bool(unused)
         raise UserError(
-            f"{path}: no pictures ({' '.join(SUFFIXES)}) in this folder or below; give the folder"
-            " that contains them"
+            f"{path}: no pictures ({' '.join(SUFFIXES)}) in this folder or below{there}; give the"
+            " folder that contains them"
         )
-    names = [name for name, texts in captions.items() if texts] or list(captions)
-    if len(names) < len(captions):
-        bare = len(captions) - len(names)
-        print(f"{path}: left out {bare} of {len(captions)} without a caption", file=sys.stderr)
-    total = len(names)
-    names = [names[i] for i in split_by_name(names, split, seed=seed)]
-    names = [names[i] for i in first_n(len(names), limit, seed=seed)]
-    files = [path / name for name in names]
-    loaded = load_images(files, image_size, workers=workers, what=f"folder {path}", total=total)
+    names = [file for file, texts in captions.items() if texts] or list(captions)
+    unused["pictures without a caption"] += len(captions) - len(names)
+    splits, classes = read_layout(names, found.splits)
+    rule = ""
+    where = ", ".join([*found.sources][:5]) + ", …" * (len(found.sources) > 5)
+    if captions[names[0]]:
+        classes = []
+    elif classes:
+        captions = {n: class_captions(label) for n, label in zip(names, classes, strict=True)}
+        where = f"the names of {len(set(classes))} folders, as classes"
+    if split == "all":
+        chosen = np.arange(len(names))
+    elif not splits:
+        chosen, rule = split_by_name(names, split, seed=seed), " (a tenth, by name, is val)"
+    else:
+        held = "val" if "val" in splits else "test"
+        chosen = np.flatnonzero(np.array(splits) == (held if split == "val" else split))
+        rule = f" (the folders or captions say what is train and {held})"
+        unused["pictures of test"] += splits.count("test") * (held == "val")
+    chosen = chosen[first_n(len(chosen), limit, seed=seed)]
+    files = [Path(path, names[i]) for i in chosen]
+    loaded = load_images(files, image_size, what=f"{name} {path}", total=len(names))
+    unused["broken pictures"] += len(loaded.broken)
+    kept, labels = chosen[loaded.kept], sorted(set(classes))
+    lists = [captions[names[i]] for i in kept]
+    line = f"{path}, {split}: {len(kept):,} of {len(names):,} pictures{rule}"
+    line += f", {sum(map(len, lists)):,} captions from {where}" if where else ", no captions"
+    print(line + f"; not used: {told(unused)}" * any(unused.values()), file=sys.stderr)
     return ImageSource(
-        name="folder",
+        name=name,
         pixels=loaded.images,
-        caption_lists=[captions[names[i]] for i in loaded.kept],
+        caption_lists=lists,
+        labels=np.array([labels.index(classes[i]) for i in kept], np.int64) if labels else None,
+        class_names=tuple(label.replace("_", " ") for label in labels) or None,
         add_captions=ADD_CAPTIONS,
     )

@@ -20,18 +20,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from minimodal.data.listing import AVIF
 from minimodal.errors import UserError
 
 # Named one by one, because Pillow knows more: it would hand an EPS file to Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
 # Just below Pillow's own limit, above which it prints a warning for every picture.
 MAX_PIXELS = 89_000_000
 BROKEN_SHARE = 0.05
@@ -169,17 +168,30 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
 # --- many pictures -------------------------------------------------------------------------------
 
 
-def skip_or_stop(broken: Sequence[str], total: int, *, what: str) -> None:
-    """Name the broken ones among `total` on stderr; more than 5 % of them are a `UserError`."""
+def _listed(names: Sequence[str], most: int) -> str:
+    return "; ".join(names[:most]) + ("; …" if len(names) > most else "")
+
+
+def skip_or_stop(
+    broken: Sequence[str], total: int, *, what: str, missing: Sequence[str] = ()
+) -> None:
+    """Name the broken ones among `total` on stderr; more than 5 % of them are a `UserError`.
+
+    `missing`: those whose files are not there. Nobody can mend them, so any number is left out.
+    """
     if len(broken) > BROKEN_SHARE * total:
-        listed = "; ".join(broken[:10]) + ("; …" if len(broken) > 10 else "")
         raise UserError(
-            f"{what}: {len(broken)} of {total} are broken, more than {BROKEN_SHARE:.0%}: {listed}."
-            " Mend or remove them."
+            f"{what}: {len(broken)} of {total} are broken, more than {BROKEN_SHARE:.0%}:"
+            f" {_listed(broken, 10)}. Mend or remove them."
         )
+    if missing and len(missing) + len(broken) == total:
+        raise UserError(f"{what}: no picture is where they say: {_listed(missing, 10)}")
     if broken:
-        listed = "; ".join(broken[:5]) + ("; …" if len(broken) > 5 else "")
-        print(f"{what}: skipped {len(broken)} broken of {total}: {listed}", file=sys.stderr)
+        text = f"skipped {len(broken)} broken of {total}: {_listed(broken, 5)}"
+        print(f"{what}: {text}", file=sys.stderr)
+    if missing:
+        text = f"left out {len(missing)} of {total}, whose pictures are not there"
+        print(f"{what}: {text}: {_listed(missing, 5)}", file=sys.stderr)
 
 
 class LoadedImages(NamedTuple):
@@ -239,8 +251,12 @@ def load_images(
     broken = [(os.fspath(p), r) for p, r in zip(paths, reasons, strict=True) if r is not None]
     named = [f"{path} ({reason})" for path, reason in broken]
     skip_or_stop(named, max(len(paths), total or 0), what=f"{what}, pictures")
-    if named and len(named) == len(paths):
-        raise UserError(f"{what}: a split has broken pictures only: {named[0]}. Mend or remove it.")
+    # Few of a large set, and yet most of those that were asked for.
+    if 2 * len(named) > len(paths):
+        raise UserError(
+            f"{what}: {len(named)} of the {len(paths)} pictures chosen are broken, such as"
+            f" {named[0]}. Mend or remove them."
+        )
     kept = np.array([i for i, reason in enumerate(reasons) if reason is None], np.int64)
     for to, i in enumerate(kept):  # close the gaps in place: a copy would double the memory
         if to < i:
@@ -248,7 +264,7 @@ def load_images(
     return LoadedImages(images[: len(kept)], kept, broken)
 
 
-# --- captions and names that come out of files ---------------------------------------------------
+# --- captions that come out of files -------------------------------------------------------------
 
 
 def clean_caption(text: object) -> str:
@@ -261,18 +277,10 @@ def clean_caption(text: object) -> str:
     try:
         caption.encode("utf-8")
     except UnicodeEncodeError:  # JSON may hold half a surrogate pair, which no tokenizer can read
-        raise ValueError("a caption is not valid Unicode") from None
+        raise ValueError("a caption is not valid Unicode: save the file as UTF-8") from None
+    if "\0" in caption:
+        raise ValueError("a caption holds zero bytes: save the file as UTF-8")
     return caption
-
-
-def inside(name: object) -> str:
-    """A relative path that stays in its folder, as a/b.png; ValueError for any other."""
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError("an empty picture name")
-    path = PurePosixPath(name.strip().replace("\\", "/"))
-    if path.is_absolute() or PureWindowsPath(name.strip()).drive or ".." in path.parts:
-        raise ValueError(f"{name!r} leads out of the folder")
-    return str(path)
 
 
 # --- which pictures ------------------------------------------------------------------------------
@@ -401,19 +409,3 @@ def join_sources(sources: Sequence[ImageSource]) -> ImageSource:
         class_names=first.class_names if keep else None,
         add_captions=first.add_captions,
     )
-
-
-def files_below(folder: Path) -> list[str]:
-    """All files in and below a folder, as sorted relative a/b.png; hidden ones left out."""
-    found, seen = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link to a folder above would go round for ever
-            folders.clear()
-            continue
-        seen.add(real)
-        # "._a.jpg" and "__MACOSX" are what a Mac's archives add: not pictures, whatever the suffix
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
-        relative = Path(here).relative_to(folder)
-        found += [(relative / f).as_posix() for f in files if not f.startswith(".")]
-    return sorted(found)

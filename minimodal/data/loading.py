@@ -1,7 +1,7 @@
 """From a data SPEC on the command line to a source, and from a step number to a batch.
 
     shapes | shapes:hard | shapes:edits | cifar10:PATH | cifar100:PATH |
-    coco:PATH[:train2017|val2017] | folder:PATH
+    coco:PATH[:train2017|val2017|…] | folder:PATH
 
 each with an optional `:N` behind it, for N pictures only; several with commas between are trained
 on together and scored on the first. `open_data` gives an object with
@@ -33,7 +33,7 @@ KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder")
 WORLDS = {None: ShapesSource, "hard": HardSource, "edits": EditsSource}
 FORMS = (
     "shapes, shapes:hard, shapes:edits, cifar10:PATH, cifar100:PATH, "
-    "coco:PATH[:train2017|val2017], folder:PATH"
+    "coco:PATH[:train2017|val2017|…], folder:PATH"
 )
 
 

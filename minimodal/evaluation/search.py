@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimodal.clip import CLIP
-from minimodal.data.images import SUFFIXES, files_below, open_rgb
+from minimodal.data.images import open_rgb
+from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
 from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
@@ -313,9 +314,10 @@ def scan(folder: Path) -> dict[str, Stamp]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{folder}: {what}; give the folder of the pictures to search")
-    found = {}
-    for name in files_below(folder):
-        if not name.lower().endswith(SUFFIXES):
+    found, (files, unread) = {}, list_files(folder)
+    for name in files:
+        if suffix_of(name) not in SUFFIXES:
+            unread[kind_of(name)] += suffix_of(name) not in (*TABLES, *TEXTS)  # they may be there
             continue
         try:
             status = os.stat(folder / name)
@@ -323,7 +325,10 @@ def scan(folder: Path) -> dict[str, Stamp]:
             continue
         found[name] = (status.st_size, status.st_mtime_ns)
     if not found:
-        raise UserError(f"{folder}: no pictures in it; expected files {', '.join(SUFFIXES)}")
+        there = f"; there are {told(unread)}" if any(unread.values()) else ""
+        raise UserError(f"{folder}: no pictures in it; expected files {', '.join(SUFFIXES)}{there}")
+    if any(unread.values()):
+        print(f"{folder}: {len(found):,} pictures; not read: {told(unread)}", file=sys.stderr)
     return found
 
 
