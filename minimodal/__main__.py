@@ -1,8 +1,8 @@
-"""What to do with trained models: `python -m minimodal --help`."""
+"""All commands: `python -m minimodal --help`."""
 
 import sys
 
-from minimodal.cli.main import main
+from minimodal.cli.start import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -148,6 +148,7 @@ def load(
         elif run["kind"] == "clip":
             model = CLIP(rebuild(CLIPConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
+            model.words = KnownWords.load(path / "words.json")
         elif run["kind"] == "vqgan-prior":
             model = VQGANPrior(rebuild(VQGANPriorConfig, run["model"]))
             model.class_names = run["model"]["class_names"]

@@ -150,6 +150,19 @@ def study(dalle: DALLE, arguments: argparse.Namespace, sampling: dict) -> dict[s
     return scores
 
 
+def fitting(dalle: DALLE, captions: list[str]) -> list[str]:
+    """The captions that a DALL·E has room for; how many others there are is said."""
+    room = dalle.config.text_length
+    fits = [c for c in captions if len(dalle.tokenizer.encode(dalle.words.readable(c))) <= room]
+    if len(fits) < len(captions):
+        said = f"{len(captions) - len(fits)} of {len(captions)} captions have more than the {room} "
+        said += "tokens that this DALL·E reads"
+        if not fits:
+            raise UserError(said)
+        print(f"{said}: left out", file=sys.stderr)
+    return fits
+
+
 def dalle_on_data(
     dalle: DALLE, spec: str, size: int, arguments: argparse.Namespace, found: Networks
 ) -> Evaluation:
@@ -168,7 +181,8 @@ def dalle_on_data(
             n=pictures["judge"], sampling=sampling,
         )  # fmt: skip
     else:
-        captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
+        every = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
+        captions = fitting(dalle, every)
     if found.clip is not None:
         distinct = list(dict.fromkeys(captions))
         pictures["clip"] = len(distinct)

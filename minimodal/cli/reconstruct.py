@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_uint8
+from minimodal.cli.common import read_each
 from minimodal.cli.which_clip import shown
 from minimodal.data.images import open_rgb
 from minimodal.drawing import grid, make_folder, save_png
@@ -155,8 +156,8 @@ def scores(name: str, pair: Pair, size: int) -> dict:
     }
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Reconstruct, draw the grid, print."""
+def run(arguments: argparse.Namespace) -> int:
+    """Reconstruct, draw the grid, print; returns the exit status."""
     if arguments.size is not None and arguments.size < SMALLEST:
         raise UserError(f"--size {arguments.size}: expected {SMALLEST} pixels or more")
     if arguments.out.suffix.lower() != ".png":
@@ -164,12 +165,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
     device = pick_device(arguments.device)
-    pictures = [read_picture(name, arguments.size) for name in arguments.pictures]
+    read, refused = read_each(arguments.pictures, lambda name: read_picture(name, arguments.size))
     vqgan = load(vqgan_folder(arguments.vqgan), kind="vqgan").to(device)
     make_folder(arguments.out.parent)
-    pairs = [reconstruct(vqgan, picture) for picture in pictures]
+    pairs = [reconstruct(vqgan, picture) for _, picture in read]
     size = vqgan.quantizer.size
-    found = [scores(name, pair, size) for name, pair in zip(arguments.pictures, pairs, strict=True)]
+    found = [scores(name, pair, size) for (name, _), pair in zip(read, pairs, strict=True)]
     height = max(pair.before.shape[-2] for pair in pairs)
     width = max(pair.before.shape[-1] for pair in pairs)
     tiles, captions = [], []
@@ -182,9 +183,10 @@ def run(arguments: argparse.Namespace) -> None:
     used = len(torch.cat([pair.indices.flatten() for pair in pairs]).unique())
     if arguments.json:
         made = {"vqgan": str(arguments.vqgan), "grid": str(arguments.out), "codes_used": used}
-        print(json.dumps(made | {"codebook": size, "pictures": found}))
-        return
+        print(json.dumps(made | {"codebook": size, "pictures": found, "left_out": refused}))
+        return 1 if refused else 0
     for score in found:
         print(f"{shown(score['file'])}  PSNR {score['psnr']:.2f} dB  SSIM {score['ssim']:.4f}  "
               f"{score['different_codes']} different codes of {score['codes']}")  # fmt: skip
     print(f"{arguments.out}: before, after, difference; {used} of {size} codes used")
+    return 1 if refused else 0

@@ -19,10 +19,12 @@ def add_merges_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:
-    """--clip, --merges and --device."""
+    """--clip, --merges, --allow-unseen and --device."""
     parser.add_argument("--clip", type=Path, default=DEFAULT, metavar="RUN|CHECKPOINT",
         help=f"a clip run, a demo folder or an original CLIP (default: {DEFAULT})")  # fmt: skip
     add_merges_flag(parser)
+    parser.add_argument("--allow-unseen", action="store_true",
+        help="words, too, that no caption of the CLIP's training had")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimodal.clip import CLIP
-from minimodal.data.images import SUFFIXES, files_below, open_rgb
+from minimodal.data.images import SUFFIXES, files_below, opened
 from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
@@ -151,12 +151,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def read_picture(clip: CLIP, path: Path) -> Tensor | Broken:
-    """A picture file as CLIP wants it: upright and in RGB, large JPEGs decoded smaller.
+    """A picture file as `clip.preprocess(Image.open(path))` makes it.
 
     returns: (3, H, W) float32, normalised
     """
     try:
-        return clip.preprocess(open_rgb(path, at_least=clip.config.image_size))
+        with opened(path) as picture:
+            return clip.preprocess(picture)
     except UserError as error:
         # What the disk or permissions refuse may work next time without a change of the file.
         passing = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
