@@ -13,11 +13,10 @@ import torch
 
 from minimodal.blocks.pixels import to_float
 from minimodal.cli.common import check_seed, read_each, read_labels
-from minimodal.cli.which_clip import shown
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.errors import UserError
 from minimodal.evaluation.reading import caption_scores, describe
-from minimodal.runs import dalle_folder, load
+from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 
 ABOUT = "what a DALL·E says that pictures show"
@@ -55,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--candidates {arguments.candidates}: expected {MOST} or fewer; more --rounds try more"
         )
     device = pick_device(arguments.device)
-    dalle = load(dalle_folder(arguments.run), kind="dalle").to(device)
+    dalle = load(run_of("dalle", arguments.run, "--run"), kind="dalle").to(device)
     if not arguments.allow_unseen:
         dalle.words.check(labels)
     dalle.tokenize(labels or [""])  # too long ones are refused before any picture is read
@@ -85,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"pictures": pictures, "left_out": refused}))
         return status
     for name, one in zip(names, found, strict=True):
-        print(f"{shown(name)}  {shown(one['caption'])}")
+        print(f"{name}  {one['caption']}")
         for label, probability in one.get("probabilities", {}).items():
-            print(f"  {probability:6.1%}  {shown(label)}")
+            print(f"  {probability:6.1%}  {label}")
     return status

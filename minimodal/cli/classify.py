@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minimodal.cli.common import check_choice, read_each, read_labels
-from minimodal.cli.which_clip import add_clip_flags, load_clip, shown
+from minimodal.cli.which_clip import add_clip_flags, load_clip
 from minimodal.data.images import opened
 from minimodal.errors import UserError
 from minimodal.evaluation.zero_shot import (
@@ -99,6 +99,6 @@ def told(
         return
     for name, found in best_first:
         width = max(len(label) for label, _ in found)
-        print(shown(name))
+        print(name)
         for label, probability in found:
-            print(f"  {shown(label):{width}}  {probability:6.1%}")
+            print(f"  {label:{width}}  {probability:6.1%}")

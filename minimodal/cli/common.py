@@ -93,16 +93,14 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except OSError as error:
-        where = error.filename or "a file"
+    except OSError as error:  # a full disk, or a reader that has gone
         try:
             sys.stdout.flush()
-        except OSError:  # it was stdout; closing it at exit must not fail a second time
+        except OSError:  # closing it at exit must not fail a second time
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            where = "what is printed"
-        if isinstance(error, BrokenPipeError):  # its reader has gone, and wants no words
+        if isinstance(error, BrokenPipeError):  # nobody there to tell
             return 1
-        print(f"error: cannot write {where}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return 2
     return status
 
@@ -110,10 +108,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
 def check_choice(labels: list[str], how: str) -> list[str]:
     """Labels, if there are several to choose from."""
     if len(labels) == 1:
-        raise UserError(
-            f"'{labels[0][:60]}' is a single label, which would be 100 % of any picture: give "
-            f"others to choose from, {how}"
-        )
+        raise UserError(f"'{labels[0][:60]}' alone is 100 % of any picture: give others, {how}")
     return labels
 
 

@@ -150,19 +150,6 @@ def study(dalle: DALLE, arguments: argparse.Namespace, sampling: dict) -> dict[s
     return scores
 
 
-def fitting(dalle: DALLE, captions: list[str]) -> list[str]:
-    """The captions that a DALL·E has room for; how many others there are is said."""
-    room = dalle.config.text_length
-    fits = [c for c in captions if len(dalle.tokenizer.encode(dalle.words.readable(c))) <= room]
-    if len(fits) < len(captions):
-        said = f"{len(captions) - len(fits)} of {len(captions)} captions have more than the {room} "
-        said += "tokens that this DALL·E reads"
-        if not fits:
-            raise UserError(said)
-        print(f"{said}: left out", file=sys.stderr)
-    return fits
-
-
 def dalle_on_data(
     dalle: DALLE, spec: str, size: int, arguments: argparse.Namespace, found: Networks
 ) -> Evaluation:
@@ -181,8 +168,11 @@ def dalle_on_data(
             n=pictures["judge"], sampling=sampling,
         )  # fmt: skip
     else:
-        every = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
-        captions = fitting(dalle, every)
+        captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
+    room = dalle.config.text_length
+    long = sum(len(dalle.tokenizer.encode(dalle.words.readable(c))) > room for c in captions)
+    if long:
+        print(f"{long} of {len(captions)} captions are cut to {room} tokens", file=sys.stderr)
     if found.clip is not None:
         distinct = list(dict.fromkeys(captions))
         pictures["clip"] = len(distinct)
@@ -194,7 +184,7 @@ def dalle_on_data(
         pictures["copies"] = len(captions[:100])
         scores |= copies
     manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
-    return Evaluation(scores, manifest)
+    return Evaluation(scores, manifest | {"captions_cut": long})
 
 
 def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
@@ -292,7 +282,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_seed(arguments.seed)
     device = pick_device(arguments.device)
     if not target.exists():
-        raise UserError(f"{target}: no such run; `python train.py demo` makes runs/demo")
+        raise UserError(f"{target}: no such run; `python -m minimodal train demo` makes runs/demo")
     if is_demo(target):
         if arguments.data not in (None, "shapes"):
             raise UserError(f"{target} holds several runs: give one of them with --data")

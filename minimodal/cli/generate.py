@@ -32,7 +32,7 @@ from minimodal.data.shapes import concatenate, parse
 from minimodal.drawing import folders, grid, save_gif, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
-from minimodal.runs import dalle_folder, load
+from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 from minimodal.vqgan_prior import VQGANPrior
 
@@ -343,7 +343,7 @@ def generate(arguments: argparse.Namespace) -> None:
     device = pick_device(arguments.device)
     clip = None
     if arguments.method == "dalle":
-        folder = dalle_folder(arguments.run)
+        folder = run_of("dalle", arguments.run, "--run")
         model = load(folder, kind="dalle").to(device)
         clip = clip_for(arguments, folder, device) if arguments.rerank else None
     else:

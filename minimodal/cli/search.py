@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.cli.which_clip import add_clip_flags, load_clip, shown
+from minimodal.cli.which_clip import add_clip_flags, load_clip
 from minimodal.clip import CLIP, embed_captions
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.drawing import grid, make_folder, save_png
@@ -107,7 +107,7 @@ def draw(out: Path, files: list[Path], scores: list[float]) -> None:
         try:
             tiles.append(centre_square(open_rgb(file, at_least=TILE), TILE))
         except UserError as error:  # it was there when the index was made
-            print(f"left out of the grid: {shown(str(error))}", file=sys.stderr)
+            print(f"left out of the grid: {error}", file=sys.stderr)
             continue
         captions.append(f"{score:.3f} {file.name}")
     if not tiles:
@@ -147,7 +147,7 @@ def told(
     """Print what was found, in words or as JSON."""
     if not arguments.json:
         for file, score in zip(files, scores, strict=True):
-            print(f"{score:7.4f}  {shown(str(file))}")
+            print(f"{score:7.4f}  {file}")
         if arguments.out is not None:
             print(f"{arguments.out}: the grid")
         return

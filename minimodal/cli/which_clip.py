@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from minimodal.clip import CLIP
-from minimodal.errors import UserError
-from minimodal.runs import load
+from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 
 DEFAULT = Path("runs/demo/clip")
@@ -28,23 +27,8 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
-def clip_folder(path: Path) -> Path:
-    """The clip run of a demo folder, or the path itself."""
-    if not path.exists():
-        raise UserError(
-            f"--clip {path}: no such file or folder; `python train.py demo` makes {DEFAULT}, "
-            "or give --clip CHECKPOINT"
-        )
-    demo = (path / "clip" / "config.json").exists() and not (path / "config.json").exists()
-    return path / "clip" if demo else path
-
-
 def load_clip(arguments: argparse.Namespace) -> CLIP:
     """The CLIP of a command line, on its device."""
     device = pick_device(arguments.device)  # before the loading, which takes longer
-    return load(clip_folder(arguments.clip), kind="clip", merges=arguments.merges).to(device)
-
-
-def shown(text: str) -> str:
-    """A file's name for the terminal; bytes in it that are no UTF-8 are written as \\udc…"""
-    return text.encode("utf-8", "backslashreplace").decode()
+    path = run_of("clip", arguments.clip, "--clip")
+    return load(path, kind="clip", merges=arguments.merges).to(device)
