@@ -46,7 +46,7 @@ def save_kinds(folder: Path) -> list[Path]:
     clear.putalpha(Image.linear_gradient("L").resize(picture.size))
     clear.save(folder / "clear.png")
     clear.quantize(8).save(folder / "palette.png")
-    Image.fromarray((halves[..., 0].astype(np.uint16) * 100)).save(folder / "deep.png")
+    Image.fromarray(halves[..., 0].astype(np.uint16) * 100).save(folder / "deep.png")
     noise = np.random.default_rng(0).integers(0, 256, (1333, 2000, 3), np.uint8)
     Image.fromarray(noise).resize((2000, 1333)).save(folder / "large.jpg", quality=80)
     return sorted(folder.iterdir())

@@ -609,7 +609,7 @@ def test_bad_input_is_refused_in_one_line(run, words, message):
 def test_a_missing_or_wrong_clip_is_named(run, tmp_path):
     (tmp_path / "bare").mkdir()
     said = refusal(run("pics", "red", clip=tmp_path / "absent"))
-    assert "python train.py demo" in said and "--clip CHECKPOINT" in said
+    assert "python -m minimodal train demo" in said and "give --clip with a run" in said
     assert "bare is no run folder" in refusal(run("pics", "red", clip=tmp_path / "bare"))
 
 
