@@ -36,7 +36,7 @@ from minimodal.data.images import SUFFIXES, files_below, opened
 from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
-VERSION = 1  # of the file
+VERSION = 2  # of the file and of how pictures are read
 FILE = "index.safetensors"
 OLD = 3600  # seconds after which nobody is still writing a file
 BATCH = 64  # pictures that the encoder sees at once
