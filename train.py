@@ -2,7 +2,7 @@
 
 import sys
 
-from minimodal.cli.train import main
+from minimodal.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(module="train"))

@@ -5,6 +5,18 @@ systems are `minimodal.clip`, `minimodal.vqgan` and `minimodal.dalle`; what they
 in `minimodal.blocks`, and loaders for each kind of original in `minimodal.pretrained`.
 """
 
-from minimodal.runs import load
+from importlib import import_module
+from typing import Any
 
-__all__ = ["load"]
+__version__ = "0.1.0"
+__all__ = ["load"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    """What needs PyTorch, on first use: a Ctrl-C in the seconds that PyTorch's import takes is then
+    one that a command can answer."""
+    if name == "load":
+        return import_module("minimodal.runs").load
+    if name in ("clip", "vqgan", "dalle", "blocks", "pretrained"):
+        return import_module(f"minimodal.{name}")
+    raise AttributeError(f"module 'minimodal' has no attribute '{name}'")

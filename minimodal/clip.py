@@ -24,7 +24,8 @@ from minimodal.blocks.contrastive import both_ways, rows_cross_entropy, unit
 from minimodal.blocks.conv import ResidualBlock
 from minimodal.blocks.resnet import ResNetEncoder
 from minimodal.blocks.transformer import Transformer
-from minimodal.data.images import centre_square, resize_then_crop, to_rgb
+from minimodal.data.images import centre_square, resize_then_crop, upright_rgb
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 
 # Means and deviations of the colour channels of the original's training pictures.
@@ -289,6 +290,7 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(start)))
         self.logit_bias = nn.Parameter(torch.full((1,), -10.0)) if config.logit_bias else None
         self.tokenizer = None  # set by whoever builds or loads the model
+        self.words = KnownWords()  # of training
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Pictures to embeddings, not normalised.
@@ -329,17 +331,20 @@ class CLIP(nn.Module):
                 "this CLIP has no tokenizer: load a run with minimodal.load; for an original "
                 "checkpoint give CLIP's merges file, bpe_simple_vocab_16e6.txt.gz"
             )
+        if self.words.words:  # as the captions of training had them
+            texts = [*map(self.words.readable, [texts] if isinstance(texts, str) else texts)]
         return self.tokenizer(texts, self.config.text_length, truncate=truncate)
 
     def preprocess(self, picture: Image.Image) -> Tensor:
-        """A Pillow picture as CLIP wants it.
+        """A Pillow picture as CLIP wants it: an original's as OpenAI reads it, with its pixels as
+        they lie; for a run upright and on white, as training reads its pictures.
 
         returns: (3, H, W) float32, normalised
         """
         size = self.config.image_size
         if self.config.preprocessing != "square":
             return clip_preprocess(picture, size, self.reading)
-        return normalize(torch.from_numpy(centre_square(to_rgb(picture), size))[None])[0]
+        return normalize(torch.from_numpy(centre_square(upright_rgb(picture), size))[None])[0]
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

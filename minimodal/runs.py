@@ -157,6 +157,7 @@ def load(
         elif run["kind"] == "clip":
             model = CLIP(rebuild(CLIPConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
+            model.words = KnownWords.load(path / "words.json")
         elif run["kind"] == "vqgan-prior":
             model = VQGANPrior(rebuild(VQGANPriorConfig, run["model"]))
             model.class_names = run["model"]["class_names"]
@@ -175,13 +176,14 @@ def load(
     return model.eval()
 
 
-def dalle_folder(run: Path) -> Path:
-    """The dalle run of a demo folder, or the run itself."""
-    if (run / "config.json").exists() or not (run / "dalle" / "config.json").exists():
-        if not run.exists():
-            raise UserError(
-                f"--run {run}: no such folder; `python train.py demo` makes runs/demo, "
-                "or give a folder that train.py wrote"
-            )
-        return run
-    return run / "dalle"
+def run_of(kind: str, path: Path, flag: str) -> Path:
+    """The run of a system ("vqgan", "vqgan-prior", "clip", "dalle") in a demo folder, or the path
+    itself, which the user gave with a flag."""
+    if not path.exists():
+        raise UserError(
+            f"{flag} {path}: no such file or folder; `python -m minimodal train demo` makes "
+            f"runs/demo, or give {flag} with a run or an original checkpoint"
+        )
+    inside = path / kind
+    demo = (inside / "config.json").exists() and not (path / "config.json").exists()
+    return inside if demo else path

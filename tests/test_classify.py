@@ -205,6 +205,15 @@ def test_labels_and_templates_come_out_of_files(run):
         (("a.png",), "--labels --labels-file is required"),
         (("a.png", "--labels", "a,b", "--labels-file", "c"), "not allowed with"),
         (("a.png", "--labels", ""), "--labels is empty"),
+        (("a.png", "--labels", "zebra"), "'zebra' alone is 100 % of any picture"),
+        (
+            ("a.png", "--labels", "a; b|c"),
+            "'a; b|c' alone is 100 % of any picture: give",
+        ),
+        (
+            ("a.png", "--labels-file", "one"),
+            "any picture: give others, one a line",
+        ),
         (("a.png", "--labels", "a,,b"), "label 2 of 3 is empty"),
         (("a.png", "--labels", "a,b, a"), "the label 'a' occurs twice"),
         (("a.png", "--labels", "a,b", "--template", "a photo"), "'a photo' needs {} once"),
@@ -215,9 +224,12 @@ def test_labels_and_templates_come_out_of_files(run):
         (("a.png", "--labels-file", "absent"), "cannot read absent: No such"),
         (("a.png", "--labels-file", "empty"), "empty is empty; expected"),
         (("a.png", "--labels", "a," + "red " * 99), "label 'red red"),
-        (("absent.png", "--labels", "a,b"), "absent.png: no such file"),
-        (("folder", "--labels", "a,b"), "folder: is a folder"),
-        (("a.png", "bad.png", "--labels", "a,b"), "bad.png: cannot be read as a picture"),
+        (
+            ("absent.png", "--labels", "a,b"),
+            "absent.png: cannot be read as a picture: no such",
+        ),
+        (("folder", "--labels", "a,b"), "folder: cannot be read as a picture: is a folder"),
+        (("bad.png", "absent", "--labels", "a,b"), "bad.png: cannot be read as a picture"),
         (("a.png", "--labels", "a,b", "--top", "0"), "--top 0: expected 1 or more"),
         (("a.png", "--labels", "a,b", "--device", "tpu"), "tpu: expected auto, cpu or cuda"),
         (("a.png", "--labels", "a,b", "--tmplate", "x"), "did you mean --template"),
@@ -226,13 +238,14 @@ def test_labels_and_templates_come_out_of_files(run):
 def test_bad_input_is_refused_in_one_line(run, words, message):
     Path("bad.png").write_text("no picture")
     Path("empty").write_text(" \n\n")
+    Path("one").write_text("zebra\n")
     Path("folder").mkdir()
     assert message in refusal(run(*words))
 
 
 def test_a_missing_clip_says_how_to_get_one(run, tmp_path):
     said = refusal(run("a.png", "--labels", "a,b", clip=tmp_path / "absent"))
-    assert "python train.py demo" in said and "--clip CHECKPOINT" in said
+    assert "python -m minimodal train demo" in said and "--clip with a run or an original" in said
 
 
 # --- what the commands share ---------------------------------------------------------------------

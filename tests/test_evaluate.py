@@ -196,6 +196,19 @@ def test_a_dalle_on_pictures_with_captions_is_scored_by_a_clip(run, demo, tmp_pa
     assert status == 0 and 0 <= scores["clip_recall_at_1"] <= 1 and "nearer" in scores
 
 
+def test_captions_longer_than_those_of_training_are_cut_and_counted(run, tmp_path):
+    own = captioned(tmp_path / "own")
+    data = f"folder:{own}"
+    val = open_data(data, image_size=6, split="val")
+    number = int(val.all_captions(0)[0].split()[1])
+    (own / f"{number:02}.txt").write_text("far more words than any caption of the training had")
+    demo = write_demo(tmp_path / "demo", data=data, temperature=1.0)
+    words = (demo / "dalle", "--data", data, "--clip", demo / "clip", "-n", "4", "--out", "e.json")
+    status, out, err = run(*words, "--json")
+    assert status == 0 and f"1 of {min(4, len(val))} captions are cut to 20 tokens" in err
+    assert json.loads(out)["manifest"]["captions_cut"] == 1
+
+
 def test_the_manifest_counts_the_pictures_drawn_for_each_score(run, tmp_path, monkeypatch):
     data, seen = f"cifar10:{cifar(tmp_path / 'cifar')}", []
     judge = SimpleNamespace(classify=lambda x: (seen.append(len(x)), torch.zeros(len(x)).long())[1])

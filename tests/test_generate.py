@@ -369,7 +369,7 @@ def test_a_missing_or_wrong_run_is_named(run, demo, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     for folder, message in (
-        (tmp_path / "absent", "absent: no such folder"),
+        (tmp_path / "absent", "absent: no such file or folder"),
         (tmp_path / "file", "file is no run folder"),
         (tmp_path / "empty", "empty is no run folder"),
         (demo / "clip", "holds a trained clip, not a dalle"),

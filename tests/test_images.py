@@ -1,6 +1,7 @@
 """minimodal/data/images.py: picture files of every kind, broken ones, splits, the source."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -150,7 +151,7 @@ def png_claiming(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("side", [9_450, 30_000])
+@pytest.mark.parametrize("side", [14_500, 30_000])
 def test_a_giant_picture_is_refused_by_name_before_it_is_decoded(tmp_path, side):
     file = tmp_path / "giant.png"
     file.write_bytes(png_claiming(side, side))
@@ -158,6 +159,21 @@ def test_a_giant_picture_is_refused_by_name_before_it_is_decoded(tmp_path, side)
         warnings.simplefilter("error")
         with pytest.raises(UserError, match="giant.png.*pixels"):
             im.decode(file, 8)
+
+
+def test_a_picture_of_108_million_pixels_is_no_giant(tmp_path):
+    file = tmp_path / "phone.png"
+    file.write_bytes(png_claiming(12_000, 9_000))  # its pixels are missing
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="truncated|broken"):
+            im.decode(file, 8)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="is no file"):
+        im.open_rgb(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize(

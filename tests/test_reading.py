@@ -198,14 +198,14 @@ def test_labels_have_words_that_training_had_unless_others_are_allowed(call):
     ("words", "message"),
     [
         (["absent.png"], "absent.png"),
-        (["grey.png", "--labels", "a,,b"], "--labels 'a,,b'"),
+        (["grey.png", "--labels", "a,,b"], "label 2 of 3 is empty"),
         (["grey.png", "--candidates", "100000000"], "expected 1024 or fewer"),
         (["grey.png", "--rounds", "0"], "--rounds 0: expected 1 or more"),
-        (["grey.png", "--labels", "a red circle " * 30], "is too long"),
+        (["grey.png", "--labels", "a star," + "a red circle " * 30], "is too long"),
         (["grey.png", "--seeed", "1"], "did you mean --seed?"),
         (["grey.png", "--seed", "-1"], "--seed -1: expected from 0"),
         (["grey.png", "--seed", str(2**64)], f"--seed {2**64}: expected from 0"),
-        (["grey.png", "--labels", "a star,a  star"], "'a star' comes up twice"),
+        (["grey.png", "--labels", "a star,a  star"], "label 'a star' occurs twice"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, words, message):

@@ -245,15 +245,12 @@ def test_a_broken_picture_is_named_and_not_read_until_it_changes(folder, seen, c
     assert list(index.broken) == ["bad.jpg", "empty.png"] and len(index.names) == 4
     said = capsys.readouterr().err
     assert "skipped 2 broken of 6: bad.jpg (not a picture" in said and "empty.png" in said
-    opened = []
-    original = search.open_rgb
-    monkeypatch.setattr(
-        search, "open_rgb", lambda path, **more: opened.append(path.name) or original(path, **more)
-    )
-    assert refresh(make(), folder)[0].broken == index.broken and opened == []
+    read, original = [], search.opened
+    monkeypatch.setattr(search, "opened", lambda path: read.append(path.name) or original(path))
+    assert refresh(make(), folder)[0].broken == index.broken and read == []
     paint(folder / "empty.png", COLORS["red"])
     mended, changes = refresh(make(), folder)
-    assert opened == ["empty.png"] and changes == (1, 0) and list(mended.broken) == ["bad.jpg"]
+    assert read == ["empty.png"] and changes == (1, 0) and list(mended.broken) == ["bad.jpg"]
 
 
 def test_at_most_five_broken_pictures_are_listed(folder, capsys):
@@ -265,14 +262,14 @@ def test_at_most_five_broken_pictures_are_listed(folder, capsys):
 
 
 def test_what_the_disk_refuses_is_tried_again(folder, monkeypatch):
-    original = search.open_rgb
+    original = search.opened
 
-    def refuse(path, **more):
+    def refuse(path):
         if path.name == "green.png":
             raise UserError(f"{path}: …") from PermissionError(13, "Permission denied")
-        return original(path, **more)
+        return original(path)
 
-    monkeypatch.setattr(search, "open_rgb", refuse)
+    monkeypatch.setattr(search, "opened", refuse)
     assert list(refresh(make(), folder)[0].broken) == ["green.png"]
     monkeypatch.undo()
     index, changes = refresh(make(), folder)
@@ -498,7 +495,7 @@ def test_json_is_one_object_and_all_that_stdout_has(run, folder):
     (folder / "bad.png").touch()
     status, out, err = run("pics", "a red circle", "-k", "2", "--json", "--out", "new/grid.png")
     told = json.loads(out)
-    assert status == 0 and out.count("\n") == 1 and len(told["results"]) == 2
+    assert status == 1 and out.count("\n") == 1 and len(told["results"]) == 2
     assert told["index"] == {"pictures": 4, "new": 4, "removed": 0, "broken": 1}
     assert "bad.png" in err and pixels(told["grid"]).shape[1] > 2 * 128
     (folder / "green.png").unlink()
@@ -612,7 +609,7 @@ def test_bad_input_is_refused_in_one_line(run, words, message):
 def test_a_missing_or_wrong_clip_is_named(run, tmp_path):
     (tmp_path / "bare").mkdir()
     said = refusal(run("pics", "red", clip=tmp_path / "absent"))
-    assert "python train.py demo" in said and "--clip CHECKPOINT" in said
+    assert "python -m minimodal train demo" in said and "give --clip with a run" in said
     assert "bare is no run folder" in refusal(run("pics", "red", clip=tmp_path / "bare"))
 
 

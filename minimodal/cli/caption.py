@@ -10,16 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
-from minimodal.cli.common import check_seed
-from minimodal.cli.which_clip import shown
-from minimodal.dalle import DALLE
+from minimodal.cli.common import check_seed, read_each, read_labels
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.errors import UserError
 from minimodal.evaluation.reading import caption_scores, describe
-from minimodal.runs import dalle_folder, load
+from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 
 ABOUT = "what a DALL·E says that pictures show"
@@ -45,35 +42,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(rest="pictures")
 
 
-def labels_of(arguments: argparse.Namespace) -> list[str]:
-    """The labels of a command line, none where it has none."""
-    if arguments.labels is None:
-        return []
-    labels = [" ".join(label.split()) for label in arguments.labels.split(",")]
-    if not all(labels):
-        raise UserError(f"--labels '{arguments.labels}': expected captions such as 'a cat,a dog'")
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise UserError(f"--labels: '{twice[:60]}' comes up twice")
-    return labels
-
-
-@torch.no_grad()
-def codes_of(dalle: DALLE, paths: list[str], device: str) -> Tensor:
-    """Pictures as the stream reads them.
-
-    returns: (B, h, w) int64
-    """
-    if dalle.config.pictures > 1:
-        raise UserError("this DALL·E is of pairs: its captions say what becomes of a picture")
-    side = dalle.config.grid * dalle.factor
-    pixels = np.stack([centre_square(open_rgb(path), side) for path in paths])
-    return dalle.encode_pictures(to_float(torch.from_numpy(pixels).to(device)))
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Caption and print."""
-    labels = labels_of(arguments)
+def run(arguments: argparse.Namespace) -> int:
+    """Caption and print; returns the exit status."""
+    labels = [] if arguments.labels is None else read_labels(arguments.labels)
     check_seed(arguments.seed)
     for name in ("candidates", "rounds"):
         if getattr(arguments, name) < 1:
@@ -83,11 +54,17 @@ def run(arguments: argparse.Namespace) -> None:
             f"--candidates {arguments.candidates}: expected {MOST} or fewer; more --rounds try more"
         )
     device = pick_device(arguments.device)
-    dalle = load(dalle_folder(arguments.run), kind="dalle").to(device)
+    dalle = load(run_of("dalle", arguments.run, "--run"), kind="dalle").to(device)
     if not arguments.allow_unseen:
         dalle.words.check(labels)
     dalle.tokenize(labels or [""])  # too long ones are refused before any picture is read
-    codes = codes_of(dalle, arguments.pictures, device)
+    if dalle.config.pictures > 1:
+        raise UserError("this DALL·E is of pairs: its captions say what becomes of a picture")
+    side = dalle.config.grid * dalle.factor
+    read, refused = read_each(arguments.pictures, lambda name: centre_square(open_rgb(name), side))
+    names, pixels = [name for name, _ in read], np.stack([square for _, square in read])
+    with torch.no_grad():
+        codes = dalle.encode_pictures(to_float(torch.from_numpy(pixels).to(device)))  # (B, h, w)
     found = []
     if labels:
         shares = caption_scores(dalle, codes, labels).softmax(-1).tolist()
@@ -101,11 +78,13 @@ def run(arguments: argparse.Namespace) -> None:
                 dalle, one, generator=generator, n=arguments.candidates, rounds=arguments.rounds
             )
             found.append({"caption": best.caption, "log_likelihood": best.score})
+    status = 1 if refused else 0
     if arguments.json:
-        files = zip(arguments.pictures, found, strict=True)
-        print(json.dumps({"pictures": [{"file": name, **one} for name, one in files]}))
-        return
-    for name, one in zip(arguments.pictures, found, strict=True):
-        print(f"{shown(name)}  {shown(one['caption'])}")
+        pictures = [{"file": name, **one} for name, one in zip(names, found, strict=True)]
+        print(json.dumps({"pictures": pictures, "left_out": refused}))
+        return status
+    for name, one in zip(names, found, strict=True):
+        print(f"{name}  {one['caption']}")
         for label, probability in one.get("probabilities", {}).items():
-            print(f"  {probability:6.1%}  {shown(label)}")
+            print(f"  {probability:6.1%}  {label}")
+    return status

@@ -1,21 +1,19 @@
 """`python -m minimodal classify IMG … --labels "cat,dog"`: which label goes with a picture.
 
-Pictures are read upright and in RGB, whatever is transparent on white. Read
-`evaluation/zero_shot.py` for what happens to them.
+Pictures are read as `CLIP.preprocess` does; `evaluation/zero_shot.py` has what happens to them.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 
-from minimodal.cli.which_clip import add_clip_flags, load_clip, shown
-from minimodal.data.images import open_rgb
+from minimodal.cli.common import check_choice, read_each, read_labels
+from minimodal.cli.which_clip import add_clip_flags, load_clip
+from minimodal.data.images import opened
 from minimodal.errors import UserError
 from minimodal.evaluation.zero_shot import (
-    BATCH,
     ZeroShotClassifier,
     check_labels,
     check_templates,
@@ -48,10 +46,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def labels_of(arguments: argparse.Namespace) -> list[str]:
     """The labels of a command line."""
     if arguments.labels_file is not None:
-        return check_labels(read_lines(arguments.labels_file))
-    if not arguments.labels.strip():
-        raise UserError("--labels is empty; give labels such as --labels 'cat,dog'")
-    return check_labels(arguments.labels.split(","))
+        return check_choice(check_labels(read_lines(arguments.labels_file)), "one a line")
+    return read_labels(arguments.labels)
 
 
 def templates_of(arguments: argparse.Namespace) -> list[str] | None:
@@ -62,46 +58,47 @@ def templates_of(arguments: argparse.Namespace) -> list[str] | None:
     return check_templates(given) if given else None
 
 
-def classified(classifier: ZeroShotClassifier, paths: list[Path]) -> Iterator[Tensor]:
-    """The probabilities (N,) of each picture in turn; a few pictures are in memory at once."""
-    for first in range(0, len(paths), BATCH):
-        yield from classifier.probabilities([open_rgb(p) for p in paths[first : first + BATCH]])
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Classify and print."""
+def run(arguments: argparse.Namespace) -> int:
+    """Classify and print; returns the exit status."""
     labels, templates = labels_of(arguments), templates_of(arguments)
     if arguments.top is not None and arguments.top < 1:
         raise UserError(f"--top {arguments.top}: expected 1 or more labels")
-    paths = [Path(name) for name in arguments.pictures]
-    for path in paths:  # before the model is loaded
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "no such file"
-            raise UserError(f"{path}: {what}; give picture files")
-    classifier = ZeroShotClassifier(load_clip(arguments), labels, templates)
+    clip = load_clip(arguments)
+    if not arguments.allow_unseen:
+        clip.words.check([*labels, *(template.format("") for template in templates or [])])
+    classifier = ZeroShotClassifier(clip, labels, templates)
+
+    def probabilities(name: str) -> Tensor:
+        with opened(name) as picture:
+            image = clip.preprocess(picture)
+        return classifier.logits(image[None])[0].float().softmax(-1)  # (N,)
+
+    found, refused = read_each(arguments.pictures, probabilities)
     best_first = []
-    for row in classified(classifier, paths):  # all, before a word is printed
+    for name, row in found:
         order = row.argsort(descending=True, stable=True)[: arguments.top].tolist()
-        best_first.append([(classifier.labels[i], float(row[i])) for i in order])
-    told(arguments, classifier, best_first)
+        best_first.append((name, [(classifier.labels[i], float(row[i])) for i in order]))
+    told(arguments, classifier, best_first, refused)
+    return 1 if refused else 0
 
 
 def told(
     arguments: argparse.Namespace,
     classifier: ZeroShotClassifier,
-    best_first: list[list[tuple[str, float]]],
+    best_first: list[tuple[str, list[tuple[str, float]]]],
+    refused: list[str],
 ) -> None:
     """Print each picture's labels, in words or as JSON."""
     if arguments.json:
         pictures = [
             {"file": name, "label": found[0][0], "probabilities": dict(found)}
-            for name, found in zip(arguments.pictures, best_first, strict=True)
+            for name, found in best_first
         ]
         made = {"clip": str(arguments.clip), "templates": classifier.templates}
-        print(json.dumps(made | {"pictures": pictures}))
+        print(json.dumps(made | {"pictures": pictures, "left_out": refused}))
         return
-    for name, found in zip(arguments.pictures, best_first, strict=True):
+    for name, found in best_first:
         width = max(len(label) for label, _ in found)
-        print(shown(name))
+        print(name)
         for label, probability in found:
-            print(f"  {shown(label):{width}}  {probability:6.1%}")
+            print(f"  {label:{width}}  {probability:6.1%}")

@@ -1,22 +1,34 @@
-"""What every command shares: errors as one line, exit statuses, a parser that suggests.
-
-Status 0: done; 2: bad input, said in one line on stderr; 130: stopped by Ctrl-C.
+"""What every command shares: errors as one line, exit statuses, a parser that suggests, labels, and
+what becomes of pictures that cannot be read.
 """
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from minimodal import __version__
 from minimodal.data.images import open_rgb
 from minimodal.errors import UserError
+from minimodal.evaluation.zero_shot import check_labels
+
+STATUSES = (
+    "Exit status 0: done; 1: done, but for pictures that cannot be read, each named on stderr; "
+    "2: nothing done, and one line on stderr says why; 130: stopped by Ctrl-C."
+)
+HOME = re.compile(r"(?:^|(?<=\w[=:,]))~(?=/)")  # in --out=~/x and folder:~/x no shell fills it in
+BETWEEN = re.compile(r"[;|，、]")  # what some put between labels instead of a comma
+Found = TypeVar("Found")
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,12 +36,25 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.add_argument("--version", action="version", version=f"minimodal {__version__}")
         self._negative_number_matcher = re.compile(r"-\.?\d")  # values, too: -5,0,3,6 and -1e-3
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave with status 2."""
         print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(2)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """As argparse, but where stdout is full it is noticed here, not while Python shuts down."""
+        sys.stdout.flush()
+        super().exit(status, message)
+
+    def parse_known_args(self, args=None, namespace=None) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse; with no argument where there is something to say, help comes first."""
+        args = sys.argv[1:] if args is None else args
+        if not args and any(a.required or not a.option_strings for a in self._actions):
+            self.print_help()
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """As argparse, with a suggestion for a misspelt flag."""
@@ -53,10 +78,14 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
-def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
-    """Run a command on its arguments; returns the exit status."""
+def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
+    """Run a command on its arguments; returns its exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names and labels that its encoding lacks: \\u…
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error says it better
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        command(sys.argv[1:] if argv is None else argv)
+        status = command([HOME.sub(os.path.expanduser("~"), word) for word in argv]) or 0
         sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,11 +93,54 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader has gone; closing stdout again at exit must not fail a second time.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+    except OSError as error:  # a full disk, or a reader that has gone
+        try:
+            sys.stdout.flush()
+        except OSError:  # closing it at exit must not fail a second time
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # nobody there to tell
+            return 1
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def check_choice(labels: list[str], how: str) -> list[str]:
+    """Labels, if there are several to choose from."""
+    if len(labels) == 1:
+        raise UserError(f"'{labels[0][:60]}' alone is 100 % of any picture: give others, {how}")
+    return labels
+
+
+def read_labels(text: str) -> list[str]:
+    """What `--labels A,B,…` says."""
+    if not text.strip():
+        raise UserError("--labels is empty; give labels such as --labels 'cat,dog'")
+    labels = check_choice(check_labels(text.split(",")), "with commas between them")
+    if odd := next(filter(BETWEEN.search, labels), None):
+        print(f"--labels: '{odd[:60]}' is taken for one: commas part labels", file=sys.stderr)
+    return labels
+
+
+def read_each(
+    names: Sequence[str], read: Callable[[str], Found]
+) -> tuple[list[tuple[str, Found]], list[str]]:
+    """Each file with what `read` makes of it, and what is wrong with those that cannot be read.
+
+    Their errors go to stderr, too; where no file is left they are a `UserError`.
+    """
+    found, refused = [], []
+    for name in names:
+        try:
+            found.append((name, read(name)))
+        except UserError as error:
+            refused.append(str(error))
+    if not found:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise UserError(refused[0] + more)
+    for message in refused:
+        print(f"left out: {message}", file=sys.stderr)
+    return found, refused
 
 
 def check_seed(seed: int) -> None:

@@ -169,6 +169,10 @@ def dalle_on_data(
         )  # fmt: skip
     else:
         captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
+    room = dalle.config.text_length
+    long = sum(len(dalle.tokenizer.encode(dalle.words.readable(c))) > room for c in captions)
+    if long:
+        print(f"{long} of {len(captions)} captions are cut to {room} tokens", file=sys.stderr)
     if found.clip is not None:
         distinct = list(dict.fromkeys(captions))
         pictures["clip"] = len(distinct)
@@ -180,7 +184,7 @@ def dalle_on_data(
         pictures["copies"] = len(captions[:100])
         scores |= copies
     manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
-    return Evaluation(scores, manifest)
+    return Evaluation(scores, manifest | {"captions_cut": long})
 
 
 def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
@@ -280,7 +284,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_seed(arguments.seed)
     device = pick_device(arguments.device)
     if not target.exists():
-        raise UserError(f"{target}: no such run; `python train.py demo` makes runs/demo")
+        raise UserError(f"{target}: no such run; `python -m minimodal train demo` makes runs/demo")
     if is_demo(target):
         if arguments.data not in (None, "shapes"):
             raise UserError(f"{target} holds several runs: give one of them with --data")

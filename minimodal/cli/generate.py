@@ -32,10 +32,11 @@ from minimodal.data.shapes import concatenate, parse
 from minimodal.drawing import folders, grid, save_gif, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
-from minimodal.runs import dalle_folder, load
+from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 from minimodal.vqgan_prior import VQGANPrior
 
+ABOUT = "draw pictures for prompts"
 OF_PRIORS = ("size", "keep", "stride")  # flags of generate_prior.py alone
 OF_CAPTIONS = (  # those that it has no use for
     "rerank", "clip", "merges", "activation", "truncate", "allow_unseen", "redraw", "gif", "first",
@@ -60,9 +61,9 @@ def read_box(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def make_parser() -> Parser:
+def make_parser(prog: str = "generate.py") -> Parser:
     """The flags of generate.py."""
-    parser = Parser(prog="generate.py", description="Draw pictures for prompts.")
+    parser = Parser(prog=prog, description=ABOUT)
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT",
         help="what to draw: captions, or classes of a vqgan-prior, which needs none")  # fmt: skip
@@ -175,6 +176,8 @@ def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
     if not place.exists():
         raise UserError(f"--rerank needs a CLIP and there is none in {place}; give --clip RUN")
     clip = load(place, kind="clip", merges=arguments.merges, activation=arguments.activation)
+    if not arguments.allow_unseen:
+        clip.words.check(arguments.prompts)
     clip.tokenize(arguments.prompts, truncate=True)  # say before the drawing that it cannot
     return clip.to(device)
 
@@ -341,7 +344,7 @@ def generate(arguments: argparse.Namespace) -> None:
     device = pick_device(arguments.device)
     clip = None
     if arguments.method == "dalle":
-        folder = dalle_folder(arguments.run)
+        folder = run_of("dalle", arguments.run, "--run")
         model = load(folder, kind="dalle").to(device)
         clip = clip_for(arguments, folder, device) if arguments.rerank else None
     else:
@@ -356,6 +359,6 @@ def generate(arguments: argparse.Namespace) -> None:
         show(arguments, model, clip, paint(arguments, model, device))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str = "generate.py") -> int:
     """The command; returns the exit status."""
-    return run_command(lambda argv: generate(make_parser().parse_args(argv)), argv)
+    return run_command(lambda argv: generate(make_parser(prog).parse_args(argv)), argv)

@@ -7,14 +7,13 @@ pictures than those of the training, with `--complete` the upper part of a pictu
 
 import argparse
 import sys
-from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
 from minimodal.cli.common import randomness, read_picture
 from minimodal.errors import UserError
-from minimodal.runs import load
+from minimodal.runs import load, run_of
 from minimodal.vqgan_prior import VQGANPrior
 
 
@@ -42,23 +41,11 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     return width, height
 
 
-def prior_folder(run: Path) -> Path:
-    """The vqgan-prior run of a folder of runs, or the path itself."""
-    if not run.exists():
-        raise UserError(
-            f"--run {run}: no such file or folder; give a run of train.py vqgan-prior, or an "
-            "original checkpoint"
-        )
-    inside = run / "vqgan-prior"
-    has_own = (run / "config.json").exists()
-    return inside if (inside / "config.json").exists() and not has_own else run
-
-
 def load_prior(arguments: argparse.Namespace, device: str) -> VQGANPrior:
     """The model of a command line, with what it is asked for checked."""
     if arguments.keep is not None and arguments.complete is None:
         raise UserError("--keep is how much of a picture stays: give one with --complete IMG")
-    prior = load(prior_folder(arguments.run), kind="vqgan-prior").to(device)
+    prior = load(run_of("vqgan-prior", arguments.run, "--run"), kind="vqgan-prior").to(device)
     for name in arguments.prompts:
         prior.label_of(name)
     return prior

@@ -1,13 +1,15 @@
-"""`python -m minimodal COMMAND …`: what one can do with a trained model.
+"""`python -m minimodal COMMAND …`, or `minimodal COMMAND …`: all that one can do.
 
-Each command is a module with `add_flags(parser)` and `run(arguments)`; COMMANDS lists them.
+Each command is a module with `add_flags(parser)` and `run(arguments)`, which may return the exit
+status; COMMANDS lists them. SCRIPTS are those that have a file beside the package, too.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from minimodal.cli import caption, classify, evaluate, reconstruct, search
-from minimodal.cli.common import Parser, run_command
+from minimodal.cli import caption, classify, evaluate, generate, reconstruct, search, train
+from minimodal.cli.common import STATUSES, Parser, run_command
 
 COMMANDS = {
     "classify": classify,
@@ -16,6 +18,8 @@ COMMANDS = {
     "caption": caption,
     "evaluate": evaluate,
 }
+SCRIPTS = {"train": train, "generate": generate}
+PROGRAM = "python -m minimodal"
 
 
 class WordsAnywhere(Parser):
@@ -35,9 +39,11 @@ class WordsAnywhere(Parser):
 
 def make_parser() -> Parser:
     """The parser of all commands."""
-    about = "Use trained models; train.py makes them, generate.py draws."
-    parser = WordsAnywhere(prog="python -m minimodal", description=about)
+    about = "Train models, draw with them and use them. " + STATUSES
+    parser = WordsAnywhere(prog=PROGRAM, description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in SCRIPTS.items():
+        commands.add_parser(name, help=module.ABOUT)
     for name, module in COMMANDS.items():
         module.add_flags(commands.add_parser(name, help=module.ABOUT, description=module.ABOUT))
     return parser
@@ -45,9 +51,12 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in SCRIPTS:
+        return SCRIPTS[argv[0]].main(argv[1:], prog=f"{PROGRAM} {argv[0]}")
 
-    def command(argv: Sequence[str]) -> None:
+    def command(argv: Sequence[str]) -> int | None:
         arguments = make_parser().parse_args(argv)
-        COMMANDS[arguments.command].run(arguments)
+        return COMMANDS[arguments.command].run(arguments)
 
     return run_command(command, argv)

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_uint8
-from minimodal.cli.which_clip import shown
+from minimodal.cli.common import read_each
 from minimodal.data.images import open_rgb
 from minimodal.drawing import grid, make_folder, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr, ssim
-from minimodal.runs import load
+from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 from minimodal.vqgan import VQGAN
 
@@ -60,17 +60,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(rest="pictures")
 
 
-def vqgan_folder(path: Path) -> Path:
-    """The vqgan run of a demo folder, or the path itself."""
-    if not path.exists():
-        raise UserError(
-            f"--vqgan {path}: no such file or folder; `python train.py demo` makes {DEFAULT}, "
-            "or give --vqgan CHECKPOINT"
-        )
-    demo = (path / "vqgan" / "config.json").exists() and not (path / "config.json").exists()
-    return path / "vqgan" if demo else path
-
-
 def read_picture(name: str, size: int | None) -> Tensor:
     """A picture at the size that it is reconstructed at.
 
@@ -81,15 +70,13 @@ def read_picture(name: str, size: int | None) -> Tensor:
     wanted = size or min(longer, LONGEST)
     if wanted != longer:
         if size is None:
-            print(
-                f"{shown(name)}: shrunk to {wanted} pixels, --size N for another", file=sys.stderr
-            )
+            print(f"{name}: shrunk to {wanted} pixels, --size N for another", file=sys.stderr)
         width, height = (max(1, round(side * wanted / longer)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     if min(picture.size) < SMALLEST:
         shrunk = f", and {picture.width} x {picture.height} at --size {wanted}"
         raise UserError(
-            f"{shown(name)} is {original.width} x {original.height} pixels"
+            f"{name} is {original.width} x {original.height} pixels"
             f"{shrunk if wanted != longer else ''}: expected {SMALLEST} or more a side"
         )
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
@@ -155,8 +142,8 @@ def scores(name: str, pair: Pair, size: int) -> dict:
     }
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Reconstruct, draw the grid, print."""
+def run(arguments: argparse.Namespace) -> int:
+    """Reconstruct, draw the grid, print; returns the exit status."""
     if arguments.size is not None and arguments.size < SMALLEST:
         raise UserError(f"--size {arguments.size}: expected {SMALLEST} pixels or more")
     if arguments.out.suffix.lower() != ".png":
@@ -164,12 +151,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
     device = pick_device(arguments.device)
-    pictures = [read_picture(name, arguments.size) for name in arguments.pictures]
-    vqgan = load(vqgan_folder(arguments.vqgan), kind="vqgan").to(device)
+    read, refused = read_each(arguments.pictures, lambda name: read_picture(name, arguments.size))
+    vqgan = load(run_of("vqgan", arguments.vqgan, "--vqgan"), kind="vqgan").to(device)
     make_folder(arguments.out.parent)
-    pairs = [reconstruct(vqgan, picture) for picture in pictures]
+    pairs = [reconstruct(vqgan, picture) for _, picture in read]
     size = vqgan.quantizer.size
-    found = [scores(name, pair, size) for name, pair in zip(arguments.pictures, pairs, strict=True)]
+    found = [scores(name, pair, size) for (name, _), pair in zip(read, pairs, strict=True)]
     height = max(pair.before.shape[-2] for pair in pairs)
     width = max(pair.before.shape[-1] for pair in pairs)
     tiles, captions = [], []
@@ -177,14 +164,15 @@ def run(arguments: argparse.Namespace) -> None:
         kinds = (pair.before, pair.after, difference(pair))
         tiles += [on_canvas(tile, height, width) for tile in kinds]
         words = f"PSNR {score['psnr']:.1f} dB, SSIM {score['ssim']:.3f}"
-        captions += [shown(Path(score["file"]).name), words, f"difference x {GAIN}"]
+        captions += [Path(score["file"]).name, words, f"difference x {GAIN}"]
     save_png(grid(torch.stack(tiles), captions, columns=3), arguments.out)
     used = len(torch.cat([pair.indices.flatten() for pair in pairs]).unique())
     if arguments.json:
         made = {"vqgan": str(arguments.vqgan), "grid": str(arguments.out), "codes_used": used}
-        print(json.dumps(made | {"codebook": size, "pictures": found}))
-        return
+        print(json.dumps(made | {"codebook": size, "pictures": found, "left_out": refused}))
+        return 1 if refused else 0
     for score in found:
-        print(f"{shown(score['file'])}  PSNR {score['psnr']:.2f} dB  SSIM {score['ssim']:.4f}  "
+        print(f"{score['file']}  PSNR {score['psnr']:.2f} dB  SSIM {score['ssim']:.4f}  "
               f"{score['different_codes']} different codes of {score['codes']}")  # fmt: skip
     print(f"{arguments.out}: before, after, difference; {used} of {size} codes used")
+    return 1 if refused else 0

@@ -1,8 +1,8 @@
 """`python -m minimodal search FOLDER "a red circle"`: the pictures that go best with words.
 
 Or with other pictures, or with both at once, weighted. The first search of a folder embeds its
-pictures, later ones what has changed; read `evaluation/search.py` for how. Pictures are read
-upright and in RGB, whatever is transparent on white.
+pictures, later ones what has changed; read `evaluation/search.py` for how. Pictures are read as
+`CLIP.preprocess` does.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.cli.which_clip import add_clip_flags, load_clip, shown
+from minimodal.cli.which_clip import add_clip_flags, load_clip
 from minimodal.clip import CLIP, embed_captions
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.drawing import grid, make_folder, save_png
@@ -91,6 +91,8 @@ def query_of(clip: CLIP, arguments: argparse.Namespace, weights: list[float]) ->
     """
     units = []
     if arguments.prompts:
+        if not arguments.allow_unseen:
+            clip.words.check(arguments.prompts)
         clip.tokenize(arguments.prompts)  # embed_captions would cut one that is too long
         units.append(embed_captions(clip, arguments.prompts).float().cpu())
     if arguments.image:
@@ -105,7 +107,7 @@ def draw(out: Path, files: list[Path], scores: list[float]) -> None:
         try:
             tiles.append(centre_square(open_rgb(file, at_least=TILE), TILE))
         except UserError as error:  # it was there when the index was made
-            print(f"left out of the grid: {shown(str(error))}", file=sys.stderr)
+            print(f"left out of the grid: {error}", file=sys.stderr)
             continue
         captions.append(f"{score:.3f} {file.name}")
     if not tiles:
@@ -114,8 +116,8 @@ def draw(out: Path, files: list[Path], scores: list[float]) -> None:
     save_png(grid(torch.from_numpy(np.stack(tiles)), captions, columns=columns, tile=TILE), out)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Bring the index up to date, search, print, draw."""
+def run(arguments: argparse.Namespace) -> int:
+    """Bring the index up to date, search, print, draw; returns the exit status."""
     check(arguments)
     weights = weights_of(arguments)
     if arguments.out is not None:
@@ -131,6 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         draw(arguments.out, files, scores)
     told(arguments, weights, files, scores, index, changes)
+    return 1 if index.broken else 0
 
 
 def told(
@@ -144,7 +147,7 @@ def told(
     """Print what was found, in words or as JSON."""
     if not arguments.json:
         for file, score in zip(files, scores, strict=True):
-            print(f"{score:7.4f}  {shown(str(file))}")
+            print(f"{score:7.4f}  {file}")
         if arguments.out is not None:
             print(f"{arguments.out}: the grid")
         return

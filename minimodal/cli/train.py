@@ -35,6 +35,7 @@ from minimodal.training.recipes import (
 )
 from minimodal.training.report import write_report
 
+ABOUT = "train a system, or all of them on the demo"
 SYSTEMS = {
     "vqgan": "pictures as grids of codes",
     "clip": "pictures and captions in one space",
@@ -141,9 +142,9 @@ def spec_kind(argv: Sequence[str]) -> str:
     return kind_of(known.data)
 
 
-def make_parser(argv: Sequence[str]) -> Parser:
+def make_parser(argv: Sequence[str], prog: str = "train.py") -> Parser:
     """The parser of train.py for this command line's kind of data."""
-    parser = Parser(prog="train.py", description="Train a system, or all of them on the demo.")
+    parser = Parser(prog=prog, description=ABOUT)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_demo_flags(commands.add_parser("demo", help="every stage on the Shapes world, then scores"))
     for system in SYSTEMS:
@@ -215,11 +216,11 @@ def train(arguments: argparse.Namespace) -> None:
         write_report(arguments.out)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str = "train.py") -> int:
     """The command; returns the exit status."""
 
     def command(argv: Sequence[str]) -> None:
-        arguments = make_parser(argv).parse_args(argv)
+        arguments = make_parser(argv, prog).parse_args(argv)
         if arguments.command == "demo":
             run_demo(arguments)
         else:

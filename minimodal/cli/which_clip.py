@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from minimodal.clip import CLIP
-from minimodal.errors import UserError
-from minimodal.runs import NOT_THERE, load
+from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 
 DEFAULT = Path("runs/demo/clip")
@@ -22,28 +21,18 @@ def add_merges_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:
-    """--clip, --merges, --activation and --device."""
+    """--clip, --merges, --activation, --allow-unseen and --device."""
     parser.add_argument("--clip", type=Path, default=DEFAULT, metavar="RUN|CHECKPOINT",
         help=f"a clip run, a demo folder or an original CLIP (default: {DEFAULT})")  # fmt: skip
     add_merges_flag(parser)
+    parser.add_argument("--allow-unseen", action="store_true",
+        help="words, too, that no caption of the CLIP's training had")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-
-
-def clip_folder(path: Path) -> Path:
-    """The clip run of a demo folder, or the path itself."""
-    if not path.exists():
-        raise UserError(f"--clip {path}: {NOT_THERE}; `python train.py demo` makes {DEFAULT}")
-    demo = (path / "clip" / "config.json").exists() and not (path / "config.json").exists()
-    return path / "clip" if demo else path
 
 
 def load_clip(arguments: argparse.Namespace) -> CLIP:
     """The CLIP of a command line, on its device."""
     device = pick_device(arguments.device)  # before the loading, which takes longer
-    path, how = clip_folder(arguments.clip), arguments.activation
+    path = run_of("clip", arguments.clip, "--clip")
+    how = arguments.activation
     return load(path, kind="clip", merges=arguments.merges, activation=how).to(device)
-
-
-def shown(text: str) -> str:
-    """A file's name for the terminal; bytes in it that are no UTF-8 are written as \\udc…"""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,8 +1,8 @@
 """Picture files become uint8 arrays, and arrays with captions become a data source.
 
-Bottom up: `open_rgb` reads one file of any common kind as an upright RGB picture; `decode` crops
-it to a square, uint8 (3, S, S); `load_images` does so for a whole data set, up front and in
-memory, so that a broken file is named in the first seconds and never stops a training at night.
+Bottom up: `opened` opens one file of any common kind, `open_rgb` makes it an upright RGB picture;
+`decode` crops it to a square, uint8 (3, S, S); `load_images` does so for a whole data set, up front
+and in memory: a broken file is named in the first seconds and never stops a training at night.
 A few broken files are skipped and counted; more than 5 % stop with a list.
 
 `ImageSource` is what CIFAR, COCO and a folder turn into: pictures uint8 (N, 3, S, S) and, for
@@ -16,8 +16,9 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -31,8 +32,9 @@ from minimodal.errors import UserError
 
 # Named one by one, because Pillow knows more: it would hand an EPS file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(["AVIF"] if AVIF else []))
-# Just below Pillow's own limit, above which it prints a warning for every picture.
-MAX_PIXELS = 89_000_000
+# What the largest cameras of phones make. Pillow's own limit (89 million) makes room for it.
+MAX_PIXELS = 210_000_000
+Image.MAX_IMAGE_PIXELS = max(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or 0)
 BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.1
 
@@ -55,22 +57,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _open_rgb(source: str | os.PathLike | bytes, at_least: int | None) -> Image.Image:
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with Image.open(file, formats=FORMATS) as picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
-        if at_least is not None:
-            # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time;
-            # twice the wanted size leaves the final, better filter enough to work on.
-            picture.draft(None, (2 * at_least, 2 * at_least))
-        picture.load()
-        try:
-            upright = ImageOps.exif_transpose(picture)
-        except Exception:  # damaged EXIF beside sound pixels: keep them as they lie
-            upright = picture
-        return to_rgb(upright)
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """A picture in RGB, on white, and turned as its EXIF says."""
+    picture.load()  # here, where what is damaged is an error
+    try:
+        upright = ImageOps.exif_transpose(picture)
+    except Exception:  # damaged EXIF beside sound pixels: keep them as they lie
+        upright = picture
+    return to_rgb(upright)
 
 
 def _reason(error: Exception) -> str:
@@ -83,19 +77,39 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+@contextmanager
+def opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
+    """A picture file (a path, or its bytes) as `Image.open` gives it: in its mode, not turned.
+
+    What cannot be read, there or in the body, is a `UserError` naming the file.
+    """
+    try:
+        if not isinstance(source, bytes) and os.path.exists(source) and not os.path.isfile(source):
+            raise ValueError("is a folder" if os.path.isdir(source) else "is no file")  # a pipe
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                most = MAX_PIXELS // 10**6
+                raise ValueError(f"{width} x {height} pixels, more than {most} million")
+            yield picture
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error…
+        name = "picture" if isinstance(source, bytes) else os.fspath(source)
+        raise UserError(f"{name}: cannot be read as a picture: {_reason(error)}") from error
+
+
 def open_rgb(source: str | os.PathLike | bytes, *, at_least: int | None = None) -> Image.Image:
     """Read a picture file (a path, or its bytes) as an upright RGB picture on white.
 
     `at_least`: the shorter side that the caller will resize to; a large JPEG is then decoded
     smaller, but not below twice that. Whatever cannot be read is a `UserError` naming the file.
     """
-    try:
-        return _open_rgb(source, at_least)
-    except (
-        Exception
-    ) as error:  # damaged files make Pillow raise OSError, SyntaxError, struct.error…
-        name = "picture" if isinstance(source, bytes) else os.fspath(source)
-        raise UserError(f"{name}: cannot be read as a picture: {_reason(error)}") from error
+    with opened(source) as picture:
+        if at_least is not None:
+            # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time;
+            # twice the wanted size leaves the final, better filter enough to work on.
+            picture.draft(None, (2 * at_least, 2 * at_least))
+        return upright_rgb(picture)
 
 
 def centre_square(picture: Image.Image, size: int) -> np.ndarray:
@@ -236,9 +250,9 @@ def load_images(
 
     def read(i: int) -> str | None:
         try:
-            images[i] = centre_square(_open_rgb(paths[i], size), size)
-        except Exception as error:  # see open_rgb
-            return _reason(error)
+            images[i] = decode(paths[i], size)
+        except Exception as error:
+            return _reason(error.__cause__ or error)
         return None
 
     pool = ThreadPoolExecutor(workers)

@@ -55,18 +55,21 @@ class KnownWords:
             before = word
         return "".join(pieces)
 
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that no caption had; none where they were not recorded."""
+        pieces = split(self.readable(prompt).lower()) if self.words else []
+        return [word for piece in pieces if (word := piece.strip()) and word not in self.words]
+
     def check(self, prompts: Iterable[str]) -> None:
         """Refuse prompts with a word that no caption had."""
-        for prompt in prompts if self.words else ():
-            for piece in split(self.readable(prompt).lower()):
-                word = piece.strip()
-                if word and word not in self.words:
-                    near = difflib.get_close_matches(word, sorted(self.words), n=1, cutoff=0.7)
-                    hint = f"; did you mean '{near[0]}'? Else" if near else ";"
-                    raise UserError(
-                        f"'{prompt[:60]}': no caption of the training had '{word}', so the model "
-                        f"does not know it{hint} use other words, or --allow-unseen"
-                    )
+        for prompt in prompts:
+            for word in self.unknown(prompt):
+                near = difflib.get_close_matches(word, sorted(self.words), n=1, cutoff=0.7)
+                hint = f"; did you mean '{near[0]}'? Else" if near else ";"
+                raise UserError(
+                    f"'{prompt[:60]}': no caption of the training had '{word}', so the model "
+                    f"does not know it{hint} use other words, or --allow-unseen"
+                )
 
     def save(self, path: Path) -> None:
         """Write them as a JSON list, a piece a line."""

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimodal.clip import CLIP
-from minimodal.data.images import open_rgb
+from minimodal.data.images import opened
 from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
 from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 
-VERSION = 1  # of the file
+VERSION = 2  # of the file and of how pictures are read
 FILE = "index.safetensors"
 OLD = 3600  # seconds after which nobody is still writing a file
 BATCH = 64  # pictures that the encoder sees at once
@@ -152,12 +152,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def read_picture(clip: CLIP, path: Path) -> Tensor | Broken:
-    """A picture file as CLIP wants it: upright and in RGB, large JPEGs decoded smaller.
+    """A picture file as `clip.preprocess(Image.open(path))` makes it.
 
     returns: (3, H, W) float32, normalised
     """
     try:
-        return clip.preprocess(open_rgb(path, at_least=clip.config.image_size))
+        with opened(path) as picture:
+            return clip.preprocess(picture)
     except UserError as error:
         # What the disk or permissions refuse may work next time without a change of the file.
         passing = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None

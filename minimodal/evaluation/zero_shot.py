@@ -41,8 +41,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:
-    """Labels without spaces around them; an empty or repeated one is a `UserError`."""
-    stripped = [label.strip() for label in labels]
+    """Labels with single spaces only; an empty or repeated one is a `UserError`."""
+    stripped = [" ".join(label.split()) for label in labels]
     if not stripped:
         raise UserError("no labels; give at least one")
     if "" in stripped:
@@ -71,7 +71,8 @@ def default_prompts(clip: CLIP, labels: Sequence[str]) -> tuple[list[str], list[
     """Names and templates that make captions such as the CLIP was trained with.
 
     A run on Shapes knows "a large red circle" and no photos, one on CIFAR the captions of
-    `data/cifar.py`, with the article that fits. All others get the paper's "a photo of a {}".
+    `data/cifar.py`, with the article that fits. All others get the paper's "a photo of a {}", but
+    for a run whose captions did not have these words.
     """
     data = str(getattr(clip, "run", {}).get("data")).split(":")[0]
     if data == "shapes":
@@ -79,7 +80,7 @@ def default_prompts(clip: CLIP, labels: Sequence[str]) -> tuple[list[str], list[
     if data in ("cifar10", "cifar100"):
         nouns = [n if n.startswith(ARTICLES) else class_captions(n)[0] for n in labels]
         return nouns, list(TEMPLATES)
-    return list(labels), ["a photo of a {}"]
+    return list(labels), ["{}" if clip.words.unknown("a photo of a") else "a photo of a {}"]
 
 
 class ZeroShotClassifier:

@@ -154,6 +154,8 @@ def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CL
         train = ShapesSource(
             train.seed, image_size=train.image_size, contrast=True, length=len(train) // 4 * 4
         )
+    whole = isinstance(train, ImageSource)  # a world without end has all its words early
+    words = captions_of(train, len(train) if whole else min(len(train), TOKENIZER_PICTURES))
     model = replace(
         recipe.model,
         vocab_size=tokenizer.vocab_size,
@@ -167,6 +169,7 @@ def build_clip(recipe: CLIPRecipe, spec: str, *, limit: int | None = None) -> CL
         train=train,
         val=val,
         tokenizer=tokenizer,
+        words=KnownWords.of(words),
         batch_size=recipe.engine.batch_size,
         seed=recipe.engine.seed,
     )

@@ -166,6 +166,8 @@ def sample(training: Training, out: Path) -> None:
 def how_to_resume(world: int) -> str:
     """The command line that goes on with this run."""
     words = [word for word in sys.argv if word != "--resume"]
+    if Path(words[0]).name == "__main__.py":  # python -m minimodal
+        words[:1] = ["-m", "minimodal"]
     start = ["torchrun", f"--nproc_per_node={world}"] if world > 1 else ["python"]
     return shlex.join([*start, *words, "--resume"])
 

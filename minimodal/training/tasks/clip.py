@@ -32,8 +32,10 @@ from minimodal.clip import (
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.data.loading import DataSource, batch_indices, distinct_rows
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
+from minimodal.training.checkpoint import write_atomically
 from minimodal.training.contract import Phase
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
@@ -85,7 +87,9 @@ class CLIPTask:
         tokenizer: Tokenizer,
         batch_size: int,
         seed: int,
+        words: KnownWords | None = None,
     ) -> None:
+        self.words = words or KnownWords()
         if training.difference_weight > 0 and batch_size % 4:
             raise UserError(f"batch_size {batch_size}: difference_weight needs a multiple of 4")
         if training.same_class and train.labels is None:
@@ -247,5 +251,6 @@ class CLIPTask:
         return {**asdict(self.model.config), "training": training}
 
     def save_files(self, out: Path) -> None:
-        """The tokenizer."""
+        """The tokenizer and the known words."""
         self.tokenizer.save(out / "tokenizer.json")
+        write_atomically(out / "words.json", self.words.save)
