@@ -41,6 +41,7 @@ class Line:
         self.model = mlp((4, width, width, 1), config.seed)
         self.phases = (Phase("all", (self.model,)),)
         self.extra: dict[str, nn.Module] = {}
+        self.events: dict[str, int] = {}
         self.gather = lambda x: x
 
     def batch(self, step, rows):

@@ -266,10 +266,7 @@ def write(result: dict[str, Any], place: Path) -> None:
     """Write the result as JSON, whole or not at all."""
     make_folder(place.parent)
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    try:
-        write_atomically(place, lambda path: path.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror or error}") from None
+    write_atomically(place, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def run(arguments: argparse.Namespace) -> None:

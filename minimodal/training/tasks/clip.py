@@ -34,6 +34,7 @@ from minimodal.data.loading import DataSource, batch_indices, distinct_rows
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
+from minimodal.training.checkpoint import write_atomically
 from minimodal.training.contract import Phase
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
@@ -97,6 +98,7 @@ class CLIPTask:
         self.model = seeded(lambda: CLIP(config), seed)
         self.phases = (Phase("clip", (self.model,)),)
         self.extra: dict[str, nn.Module] = {}
+        self.events: dict[str, int] = {}
         self.gather: Callable[[Tensor], Tensor] = identity
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -248,4 +250,4 @@ class CLIPTask:
 
     def save_files(self, out: Path) -> None:
         """The tokenizer."""
-        self.tokenizer.save(out / "tokenizer.json")
+        write_atomically(out / "tokenizer.json", self.tokenizer.save)
