@@ -153,10 +153,9 @@ def state_for(out: Path, config: dict[str, Any], *, resume: bool) -> dict[str, A
     if state is not None:
         check_same(out, config)
     elif (out / "model.safetensors").exists():
-        left = "can still be used" if has_weights(out) else "is damaged, too"
         raise UserError(
-            f"{out} has no complete training state to resume from; its model.safetensors {left}: "
-            "train in another --out"
+            f"{out} has no complete training state to resume from; its model.safetensors can "
+            "still be used, if it is whole: train in another --out"
         )
     else:
         print(f"{out} has no training state yet: starting from the beginning", file=sys.stderr)
@@ -171,15 +170,11 @@ def settings(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], st
     return {"data": config.get("data"), **config.get("train", {}), **training}, model, data
 
 
-def as_flags(values: dict[str, Any], names: list[str]) -> str:
-    """Settings as they are written on a command line."""
-    words = []
-    for name in names:
-        value = values.get(name)
-        value = ("no", "yes")[value] if isinstance(value, bool) else value
-        value = ",".join(map(str, value)) if isinstance(value, list) else value
-        words.append(f"--{name.replace('_', '-')} {'none' if value in ('', None) else value}")
-    return " ".join(words)
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is written on a command line."""
+    value = ("no", "yes")[value] if isinstance(value, bool) else value
+    value = ",".join(map(str, value)) if isinstance(value, list) else value
+    return f"--{name.replace('_', '-')} {'none' if value in ('', None) else value}"
 
 
 def check_same(out: Path, config: dict[str, Any]) -> None:
@@ -192,21 +187,17 @@ def check_same(out: Path, config: dict[str, Any]) -> None:
         now["precision"] = before.get("precision")
     if data is not None and data == new_data:  # the pictures decide, not where they lie
         now |= {"data": before["data"], "limit": before["limit"]}
-
-    def changed(old: dict, new: dict) -> list[str]:
-        names = [name for name in {**old, **new} if name not in MAY_CHANGE]
-        return [name for name in names if old.get(name) != new.get(name)]
-
     end = "resume it with the same or train in another --out"
-    names = changed(before, now)
-    inside = "vqgan" if "vqgan" in names else "data"  # what only hashes tell apart
-    if inside == "vqgan" or (data != new_data and not {"data", "limit"} & {*names}):
-        raise UserError(f"--{inside} holds something else than when {out} was trained; {end}")
-    if not names:  # what the model is follows from flags, which say it better
-        before, now, names = model, new_model, changed(model, new_model)
-    if names:
-        then = as_flags(before, names)
-        raise UserError(f"{out} was trained with {then}, not {as_flags(now, names)}; {end}")
+    # What the model is follows from flags, which say it better.
+    for old, new in ((before, now), (model, new_model)):
+        names = [name for name in {**old, **new} if name not in MAY_CHANGE]
+        names = [name for name in names if old.get(name) != new.get(name)]
+        inside = "vqgan" if "vqgan" in names else "data"  # what only hashes tell apart
+        if inside == "vqgan" or (data != new_data and not {"data", "limit"} & {*names}):
+            raise UserError(f"--{inside} holds something else than when {out} was trained; {end}")
+        if names:
+            then, here = (" ".join(as_flag(n, part.get(n)) for n in names) for part in (old, new))
+            raise UserError(f"{out} was trained with {then}, not {here}; {end}")
 
 
 def clean(out: Path) -> None:
@@ -230,15 +221,6 @@ def save_weights(out: Path, module: nn.Module) -> None:
     tensors = {name: tensor.clone() for name, tensor in weights_of(module).items()}
     # Not save_file: its files are for their owner alone.
     write_atomically(out / "model.safetensors", lambda path: path.write_bytes(save(tensors)))
-
-
-def has_weights(out: Path) -> bool:
-    """Whether model.safetensors is there, in full length."""
-    try:
-        with safe_open(out / "model.safetensors", "pt"):
-            return True
-    except (SafetensorError, OSError):
-        return False
 
 
 def git_commit() -> str | None:
@@ -322,7 +304,11 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 def last_of_finished(out: Path) -> dict[str, Any] | None:
     """The last line of a run that has ended and has its weights; None of any other."""
     lines = read_metrics(out)
-    return lines[-1] if lines and lines[-1].get("done") and has_weights(out) else None
+    try:
+        with safe_open(out / "model.safetensors", "pt"):  # looks whether all of it is there
+            return lines[-1] if lines and lines[-1].get("done") else None
+    except (SafetensorError, OSError):
+        return None
 
 
 def append_metrics(out: Path, line: dict[str, Any]) -> None:
