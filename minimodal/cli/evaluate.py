@@ -176,7 +176,7 @@ def dalle_on_data(
             dalle, found.clip, distinct, seed=arguments.seed, sampling=sampling
         )
     drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=sampling)
-    if copies := copies_of_training(dalle, drawn):
+    if copies := copies_of_training(dalle, drawn, spec):
         pictures["copies"] = len(captions[:100])
         scores |= copies
     manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}

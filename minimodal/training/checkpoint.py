@@ -63,19 +63,19 @@ def lock(out: Path) -> Iterator[None]:
     make_folder(out)
     with contextlib.ExitStack() as opened:
         with asking("write", out / ".lock"):
-            file = opened.enter_context(open(out / ".lock", "a+"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"process {file.read()} is training in {out}: wait until it ends, stop it, or give "
-                "another --out"
-            ) from None
-        except OSError as error:  # some network file systems
-            print(f"{out} cannot be locked: {error.strerror}", file=sys.stderr)
-        file.truncate(0)
-        print(os.getpid(), "on", platform.node(), end="", file=file, flush=True)
+            file = opened.enter_context(open(out / ".lock", "a+b", buffering=0))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"process {file.read().decode()} is training in {out}: wait until it ends, "
+                    "stop it, or give another --out"
+                ) from None
+            except OSError as error:  # some network file systems
+                print(f"{out} cannot be locked: {error.strerror}", file=sys.stderr)
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}".encode())
         yield
 
 

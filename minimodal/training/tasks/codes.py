@@ -92,7 +92,7 @@ def copy_vqgan(vqgan: VQGAN, run: Path, out: Path) -> None:
 
     Of a run its files, of an original checkpoint the converted weights.
     """
-    (out / "vqgan").mkdir(exist_ok=True)
+    make_folder(out / "vqgan")
     if not run.is_dir():
         model = {**asdict(vqgan.config), "training": {}}
         save_config(out / "vqgan", {"kind": "vqgan", "model": model, "data": "", "train": {}})
