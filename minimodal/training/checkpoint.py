@@ -188,6 +188,7 @@ def check_same(out: Path, config: dict[str, Any]) -> None:
     if data is not None and data == new_data:  # the pictures decide, not where they lie
         now |= {"data": before["data"], "limit": before["limit"]}
     end = "resume it with the same or train in another --out"
+    end = end if data == new_data else f"its pictures or captions were others; {end}"
     # What the model is follows from flags, which say it better.
     for old, new in ((before, now), (model, new_model)):
         names = [name for name in {**old, **new} if name not in MAY_CHANGE]
