@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -172,16 +173,43 @@ def folders(*wanted: Path) -> Iterator[None]:
                 place.rmdir()
 
 
+@contextmanager
+def asking(what: str, path: Path) -> Iterator[None]:
+    """Put into words what the system refuses while a block reads or writes `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save has trouble of its own to tell; what the disk said came before it.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(f"cannot {what} {path}: {reason.strerror or reason}") from None
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file, then give it its name. Where the disk is full or refuses,
+    that is an error, and what was there before is still whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with asking("write", path):
+        try:
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except Exception:
+            temporary.unlink(missing_ok=True)  # it may have filled the disk
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name itself has to reach the disk
+        finally:
+            os.close(folder)
+
+
 def save_whole(path: Path, save: Callable[[Path], None]) -> None:
     """Write a picture file whole or not at all; folders on the way are made."""
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    write_atomically(path, save)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:

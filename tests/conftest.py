@@ -1,11 +1,18 @@
 """What every test shares: no network, and where the real data sets are, if they are anywhere."""
 
 import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 import torch
+
+# In the background (`nohup pytest &`) both are ignored, also in the processes that tests start.
+for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, usual)
 
 # The models of the tests are tiny: a second thread costs more in waiting than it saves.
 torch.set_num_threads(1)

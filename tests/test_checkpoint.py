@@ -28,7 +28,7 @@ def start(*words: object) -> subprocess.Popen:
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
@@ -58,8 +58,9 @@ def test_a_run_killed_at_any_instant_ends_as_if_it_had_not_been(tmp_path):
     words = [f"{name}={value}" for name, value in fields.items()]
     chance = random.Random(0)
     for _ in range(3):
-        process = start("gan", tmp_path / "killed", *words, "delay=0.005", "--resume")
         before = newest_step(tmp_path / "killed")
+        hang = f"hang={before + 19}"  # it is not done before it is killed
+        process = start("gan", tmp_path / "killed", *words, "delay=0.005", hang, "--resume")
         wait_for(lambda b=before: newest_step(tmp_path / "killed") > b, process)
         time.sleep(chance.random() * 0.1)
         process.kill()
@@ -107,7 +108,7 @@ def test_ctrl_c_ends_with_status_130_and_a_state_to_resume(tmp_path):
     process = start("line", out, "steps=100000", "checkpoint_every=0", "delay=0.002")
     wait_for(lambda: (out / "metrics.jsonl").exists() and checkpoint.read_metrics(out), process)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "toys.py" in said and "--resume" in said and "Traceback" not in said
     step = newest_step(out)
@@ -128,6 +129,32 @@ def signal_in_step(monkeypatch, step: int, *numbers: int) -> None:
     monkeypatch.setattr(toys.Line, "after_step", interrupted)
 
 
+@pytest.fixture
+def handled():
+    """A function that sets how a signal is handled, until the end of the test."""
+    before = []
+    yield lambda number, how: before.append((number, signal.signal(number, how)))
+    for number, how in reversed(before):
+        signal.signal(number, how)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal that ends with a signal")
+def test_the_end_of_the_terminal_finishes_the_step_and_saves_it(tmp_path, monkeypatch, handled):
+    handled(signal.SIGHUP, signal.SIG_DFL)
+    signal_in_step(monkeypatch, 4, signal.SIGHUP)
+    with pytest.raises(Interrupted):
+        toys.train("line", tmp_path / "run")
+    assert checkpoint.newest_state(tmp_path / "run")["step"] == 5
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal that ends with a signal")
+def test_under_nohup_the_end_of_the_terminal_stops_nothing(tmp_path, monkeypatch, handled):
+    handled(signal.SIGHUP, signal.SIG_IGN)
+    signal_in_step(monkeypatch, 4, signal.SIGHUP)
+    assert toys.train("line", tmp_path / "run")[1]["step"] == 8
+
+
 def test_sigterm_finishes_the_step_and_saves_it(tmp_path, monkeypatch):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     signal_in_step(monkeypatch, 4, signal.SIGTERM)
@@ -139,7 +166,9 @@ def test_sigterm_finishes_the_step_and_saves_it(tmp_path, monkeypatch):
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_the_second_ctrl_c_aborts_at_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_the_second_ctrl_c_aborts_at_once(tmp_path, monkeypatch, handled, before):
+    handled(signal.SIGINT, before)
     signal_in_step(monkeypatch, 4, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         toys.train("line", tmp_path / "run")
@@ -220,11 +249,133 @@ def test_a_run_killed_after_its_last_step_is_completed(tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("left", [1000, 0, None])
+def test_lost_weights_are_written_again_from_the_state_bit_for_bit(tmp_path, left):
+    toys.train("line", tmp_path / "run", ema_decay=0.9)
+    weights = tmp_path / "run" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink() if left is None else weights.write_bytes(whole[:left])
+    toys.train("line", tmp_path / "run", ema_decay=0.9, resume=True)
+    assert weights.read_bytes() == whole
+
+
+def test_a_finished_run_answers_where_nothing_can_be_written(finished, monkeypatch, capsys):
+    out, _ = finished
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr(os, "replace", None)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    _, summary = toys.train("line", out, resume=True, ema_decay=0.9)
+    assert summary["step"] == 8 and "is done" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_garbage_in_metrics_is_left_out(tmp_path):
+    toys.train("line", tmp_path)
+    lines = checkpoint.read_metrics(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'\x00\xff\xfe\n5\n[]\n{"step": "x"}\n{"loss": 1}\n' + b"[" * 100_000)
+    assert checkpoint.read_metrics(tmp_path) == lines
+    assert toys.train("line", tmp_path, resume=True, steps=10)[1]["step"] == 10
+    assert (tmp_path / "metrics.jsonl").read_bytes().isascii()
+
+
+# ---- disks and other processes
+
+
+def test_on_a_full_disk_the_last_state_stays_whole_and_one_line_says_so(tmp_path):
+    resource = pytest.importorskip("resource")
+    toys.train("line", tmp_path, steps=4)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limits[1]))  # a state is larger
+    try:
+        with pytest.raises(UserError, match="cannot write .*step-00000006.pt: File too large"):
+            toys.train("line", tmp_path, steps=8, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert checkpoint.newest_state(tmp_path)["step"] == 4
+    state = checkpoint.state_path(tmp_path, 4)
+    assert state.read_bytes() == before[state]
+
+
+def test_every_file_of_a_run_has_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        toys.train("line", tmp_path / "run")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_in_a_folder_is_refused_and_names_the_first(tmp_path, resume):
+    pytest.importorskip("fcntl")
+    says = f"process {os.getpid()} on .* is training in"
+    with checkpoint.lock(tmp_path / "run"), pytest.raises(UserError, match=says):
+        toys.train("line", tmp_path / "run", resume=resume)
+    assert toys.train("line", tmp_path / "run", resume=resume)[1]["step"] == 8
+
+
+def test_the_lock_of_a_process_that_has_died_is_no_obstacle(tmp_path):
+    (tmp_path / ".lock").write_text("1 on elsewhere")
+    assert toys.train("line", tmp_path)[1]["step"] == 8
+
+
+# ---- what a run is resumed with
+
+
+def described(data: str = "folder:D", pictures: str = "1a", **changes) -> dict:
+    """A CLIP run's configuration, with some of its settings changed."""
+    train = {"lr": 0.1, "limit": None, "precision": "float32"}
+    training = {"loss": "softmax", "flip": False, "data": pictures}
+    model = {"stem": [4, 8], "logit_bias": False}
+    for part in (train, training, model):
+        part |= {name: value for name, value in changes.items() if name in part}
+    model["training"] = training
+    return {"kind": "clip", "data": data, "model": model, "train": train}
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"lr": 0.5}, "trained with --lr 0.1, not --lr 0.5;"),
+        ({"limit": 10, "pictures": "2b"}, "with --limit none, not --limit 10;"),
+        ({"data": "folder:E", "pictures": "2b"}, "with --data folder:D, not --data folder:E;"),
+        ({"pictures": "2b"}, "--data holds something else than when"),
+        ({"loss": "sigmoid", "logit_bias": True}, "with --loss softmax, not --loss sigmoid;"),
+        ({"lr": 0.5, "flip": True}, "with --lr 0.1 --flip no, not --lr 0.5 --flip yes;"),
+        ({"stem": [4]}, "with --stem 4,8, not --stem 4;"),
+    ],
+)
+def test_what_differs_is_named_as_flags_with_both_values(tmp_path, change, says):
+    checkpoint.save_config(tmp_path, described())
+    with pytest.raises(UserError, match=says):
+        checkpoint.check_same(tmp_path, described(**change))
+
+
+@pytest.mark.parametrize("change", [{"data": "folder:/moved/D"}, {"limit": 20}])
+def test_the_same_pictures_may_lie_elsewhere_or_be_counted(tmp_path, change):
+    checkpoint.save_config(tmp_path, described())
+    checkpoint.check_same(tmp_path, described(**change))
+
+
+@pytest.mark.parametrize("steps", [8, 10])
+def test_where_the_data_lies_now_is_written_down(tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(toys.Line, "config", lambda self: {"training": {"data": "1a"}})
+    toys.train("line", tmp_path)
+    stored = checkpoint.load_run_config(tmp_path)
+    checkpoint.save_config(tmp_path, {**stored, "data": "folder:old", "git_commit": "1a2b"})
+    toys.train("line", tmp_path, resume=True, steps=steps)
+    assert checkpoint.load_run_config(tmp_path)["data"] == "toy"
+
+
 @pytest.mark.parametrize(
     "name, change", [("lr", {"lr": 0.5}), ("seed", {"seed": 3}), ("width", {"width": 8})]
 )
 def test_resuming_with_another_configuration_names_the_field(finished, name, change):
-    with pytest.raises(UserError, match=f"trained with {name} "):
+    with pytest.raises(UserError, match=f"trained with --{name} "):
         toys.train("line", finished[0], resume=True, **{"ema_decay": 0.9, **change})
 
 
@@ -235,7 +386,7 @@ def test_of_a_group_of_settings_only_the_changed_one_is_named(tmp_path):
 
     checkpoint.save_config(tmp_path, described(False))
     checkpoint.check_same(tmp_path, described(False))
-    with pytest.raises(UserError, match="trained with flip False, not True;"):
+    with pytest.raises(UserError, match="trained with --flip no, not --flip yes;"):
         checkpoint.check_same(tmp_path, described(True))
 
 

@@ -240,6 +240,13 @@ def test_where_the_training_data_has_changed_or_gone_it_is_said(capsys):
         assert copies_of_training(run, drawn) == {} and said in capsys.readouterr().err
 
 
+def test_training_data_that_has_moved_is_found_where_the_run_is_measured():
+    moved = trained("shapes")
+    moved.run["data"] = "folder:nowhere"
+    inside = torch.from_numpy(ShapesSource(0).images(np.arange(40, 50)))
+    assert copies_of_training(moved, inside, "shapes")["nearest_training_picture"] == 0
+
+
 class Sighted:
     """A judge that reads the number that `Numbers` painted."""
 

@@ -37,12 +37,12 @@ def test_the_demo_leaves_what_the_contract_says_and_ctrl_c_loses_nothing(tmp_pat
     out = tmp_path / "demo"
     process = start(out, 0.7)
     logs = [out / name / "metrics.jsonl" for name in ("vqgan", "clip")]
-    for _ in range(1200):  # both train at the same time
+    for _ in range(6000):  # both train at the same time
         if all(log.exists() and log.read_text() for log in logs):
             break
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert all(list((out / name / "state").iterdir()) for name in ("vqgan", "clip"))

@@ -59,7 +59,7 @@ def together(command: list[str], *, ranks: int = 2) -> None:
         )
         for rank in range(ranks)
     ]  # fmt: skip
-    said = [process.communicate(timeout=120)[1] for process in started]
+    said = [process.communicate(timeout=600)[1] for process in started]
     assert all(process.returncode == 0 for process in started), "\n".join(said)
 
 

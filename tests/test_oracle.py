@@ -1,6 +1,5 @@
 """The oracle reads true pictures right, and does not take spoilt ones for true."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -84,13 +83,8 @@ def blurred_and_noisy(pictures: np.ndarray) -> np.ndarray:
 def test_ten_thousand_clean_pictures_are_all_read_right():
     scenes = draw_scenes(5, np.arange(10_000), pairs="all")
     pictures = render(scenes)
-    read(pictures[:8])
-    start = time.perf_counter()
     readings = read(pictures)
-    rate = 10_000 / (time.perf_counter() - start)
-    print(f"read {rate:,.0f} pictures a second")
     assert all(is_read_right(r, scenes, row) for row, r in enumerate(readings))
-    assert rate > 1000 / 3
 
 
 def test_blur_and_noise_do_not_matter():

@@ -91,3 +91,48 @@ def test_more_steps_for_a_finished_run_let_it_go_on():
     longer = Pace(400)
     longer.restore(Pace(100).state(), step=100, seconds=5.0)
     assert longer.progress(100) == 0.25
+
+
+def test_in_a_run_of_steps_events_come_at_their_steps():
+    pace = Pace(3000)
+    assert [pace.when(step) for step in (0, 1499, 1500)] == [0, 1499, 1500]
+
+
+@pytest.mark.parametrize("each", [1.2, 0.05])
+def test_on_the_clock_events_come_at_their_places_of_the_run(each):
+    pace = Pace(3000, 10.0)
+    last, _ = run_clock(pace, lambda step, seconds: each)
+    assert last == pytest.approx(600 / each, rel=TOLERANCE)
+    first = next(step for step in range(last) if pace.when(step) >= 1500)
+    assert first == pytest.approx(last / 2, rel=TOLERANCE)
+    assert pace.when(last - 1) > 2900
+
+
+def test_what_has_begun_does_not_end_when_more_minutes_are_given():
+    pace = Pace(3000, 1.0)
+    run_clock(pace, lambda step, seconds: 0.5)
+    longer = Pace(3000, 10.0)
+    longer.restore(pace.state(), step=120, seconds=60.0)
+    assert longer.progress(120) == pytest.approx(0.1) and longer.when(120) == 3000
+
+
+def test_a_kept_path_has_its_events_at_the_same_steps_whatever_steps_are_asked_for():
+    pace = Pace(3000, 1.0)
+    run_clock(pace, lambda step, seconds: 0.4)
+    again = Pace(500, 1.0)
+    again.restore(pace.state(), step=80, seconds=32.0)
+    assert [again.when(s) for s in range(80, 160)] == [pace.when(s) for s in range(80, 160)]
+
+
+def test_events_of_a_run_of_steps_go_on_from_its_place_when_it_gets_minutes():
+    steps, clock = Pace(1000), Pace(3000, 10.0)
+    clock.restore(steps.state(), step=400, seconds=60.0)
+    assert clock.when(400) == 400 and clock.when(4000) == 1000
+
+
+def test_on_the_clock_of_an_older_minimodal_what_has_begun_goes_on():
+    pace = Pace(3000, 1.0)
+    pace.restore({"limit": 60.0, "legs": [[0, 0.0, 1000]]}, step=500, seconds=30.0)
+    assert pace.when(500) == 1500  # half of the run
+    pace.restore({"limit": 60.0, "legs": [[0, 0.0, 10000]]}, step=2500, seconds=15.0)
+    assert pace.when(2500) == 2500

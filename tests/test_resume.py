@@ -31,7 +31,7 @@ def start(*arguments: str) -> subprocess.Popen:
 def test_a_killed_run_resumes_to_the_very_same_weights(kind, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = start(kind, str(whole))
-    _, said = done.communicate(timeout=120)
+    _, said = done.communicate(timeout=600)
     assert done.returncode == 0, said
     # Both runs of DALL·E have to learn the same codes.
     if kind in ("dalle", "vqgan-prior"):
@@ -44,7 +44,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(kind, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     resumed = start(kind, str(killed), "--resume")
-    _, said = resumed.communicate(timeout=120)
+    _, said = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, said
     one, two = (load_file(run / "model.safetensors") for run in (whole, killed))
     assert one.keys() == two.keys()

@@ -447,7 +447,7 @@ def test_the_rows_of_a_kept_index_are_mapped_and_not_read(tmp_path):
         pytest.skip("needs /proc")
     asked = [sys.executable, "-c", script, str(tmp_path / FILE)]
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(asked, capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=root, timeout=600)
     grown, count = map(int, done.stdout.split())
     assert count == 40_000 and grown < 5_000  # kB
 
@@ -622,6 +622,6 @@ def test_the_module_can_be_run(folder, clip_run):
     words = [str(folder), "red", "-k", "1", "--clip", str(clip_run), "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-m", "minimodal", "search", *words],
-        capture_output=True, text=True, cwd=root, timeout=120,
+        capture_output=True, text=True, cwd=root, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1 and done.stderr == ""

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import time
 from dataclasses import fields
 
 import numpy as np
@@ -622,22 +621,3 @@ def test_bad_options_are_user_errors():
             ShapesSource(0, **options)
     with pytest.raises(IndexError):
         ShapesSource(0, length=10).images(np.array([10]))
-
-
-def test_rendering_is_fast():
-    scenes = draw_scenes(0, np.arange(8192))
-    render(scenes[:64])
-    start = time.perf_counter()
-    render(scenes)
-    rate = 8192 / (time.perf_counter() - start)
-    print(f"rendered {rate:,.0f} pictures a second")
-    assert rate > 20_000 / 3
-
-
-def test_captioning_is_fast():
-    source = ShapesSource(0)
-    start = time.perf_counter()
-    source.captions(np.arange(20_000), np.random.default_rng(0))
-    rate = 20_000 / (time.perf_counter() - start)
-    print(f"wrote {rate:,.0f} captions a second")
-    assert rate > 20_000 / 3

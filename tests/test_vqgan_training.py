@@ -104,6 +104,38 @@ def test_quantizers_without_a_codebook_on_data_need_no_warm_start(kind):
     assert make(kind).warm_start == 0
 
 
+def test_events_follow_the_plan_where_the_clock_decides_how_many_steps_there_are():
+    task = make("ema", warm_start=30, discriminator_start=40, gan_start=60, gan_ramp=20)
+    assert [task.game_weight(step) for step in (0, 7)] == [0, 0]
+    task.when = lambda step: 10.0 * step  # a tenth of the plan's steps
+    weight = task.training.gan_weight
+    assert [task.game_weight(step) for step in (6, 7, 8)] == pytest.approx([0, weight / 2, weight])
+    images = torch.zeros(2, 3, 32, 32)
+    losses = [task.discriminator_loss(images, images, step)[0] for step in (3, 4)]
+    assert [loss.requires_grad for loss in losses] == [False, True]
+    assert task.after_step(2, []) == {}  # the last of the warm start
+    assert task.model.quantizer.codebooks[0].counts.any()
+
+
+def test_codes_are_placed_late_where_the_end_of_the_warm_start_was_skipped():
+    task = make("ema", warm_start=30)
+    task.before_step(2, [])
+    assert not task.model.quantizer.codebooks[0].counts.any()
+    task.when = lambda step: 100.0
+    task.before_step(3, [])
+    assert task.model.quantizer.codebooks[0].counts.any()
+
+
+def test_a_run_that_ends_early_says_what_it_never_did(tmp_path, capsys):
+    trained("ema", tmp_path / "short", steps=4)
+    assert (
+        "vqgan: ended at step 4 before its discriminator learned, before its discriminator took "
+        "part; --resume with more --steps or --minutes goes on"
+    ) in capsys.readouterr().err
+    trained("ema", tmp_path / "short", steps=12, resume=True)
+    assert "ended at step" not in capsys.readouterr().err
+
+
 def test_without_a_warm_start_codes_are_placed_before_the_first_step():
     task = make("ema", warm_start=0)
     task.before_step(0, [])

@@ -36,14 +36,19 @@ class Line:
 
     name = "line"
 
-    def __init__(self, config: TrainConfig, *, width: int = 16, delay: float = 0.0) -> None:
-        self.train_config, self.width, self.delay = config, width, delay
+    def __init__(
+        self, config: TrainConfig, *, width: int = 16, delay: float = 0.0, hang: int = -1
+    ) -> None:
+        self.train_config, self.width, self.delay, self.hang = config, width, delay, hang
         self.model = mlp((4, width, width, 1), config.seed)
         self.phases = (Phase("all", (self.model,)),)
         self.extra: dict[str, nn.Module] = {}
+        self.events: dict[str, int] = {}
         self.gather = lambda x: x
 
     def batch(self, step, rows):
+        if step == self.hang:  # whoever started this will end it
+            time.sleep(3600)
         rng = np.random.default_rng((self.train_config.seed, step))
         x = rng.standard_normal((self.train_config.batch_size, 4), dtype=np.float32)
         y = np.sin(x.sum(1, keepdims=True))
@@ -79,8 +84,10 @@ class Gan(Line):
 
     name = "gan"
 
-    def __init__(self, config: TrainConfig, *, width: int = 16, delay: float = 0.0) -> None:
-        super().__init__(config, width=width, delay=delay)
+    def __init__(
+        self, config: TrainConfig, *, width: int = 16, delay: float = 0.0, hang: int = -1
+    ) -> None:
+        super().__init__(config, width=width, delay=delay, hang=hang)
         self.model.register_buffer("mean", torch.zeros(4))
         self.judge = mlp((5, 16, 1), config.seed + 1)
         self.extra = {"judge": self.judge}
@@ -115,11 +122,14 @@ class Gan(Line):
 TASKS = {"line": Line, "gan": Gan}
 
 
-def train(kind: str, out, *, resume: bool = False, delay: float = 0.0, width: int = 16, **fields):
+def train(
+    kind: str, out, *, resume: bool = False, delay: float = 0.0, width: int = 16, hang: int = -1,
+    **fields,
+):  # fmt: skip
     """Train a toy on the CPU in float32; gives the task and the summary."""
     settings = {"steps": 8, "batch_size": 8, "log_every": 2, "checkpoint_every": 3, "warmup": 3}
     config = TrainConfig(**{**settings, "precision": "float32", **fields})
-    task = TASKS[kind](config, width=width, delay=delay)
+    task = TASKS[kind](config, width=width, delay=delay, hang=hang)
     summary = engine.run(task, config, Path(out), data_spec="toy", resume=resume, device="cpu")
     return task, summary
 

@@ -194,6 +194,6 @@ def weigh(
     return WeighedGame(term, weight)
 
 
-def adversarial_ramp(step: int, *, start: int, ramp: int) -> float:
+def adversarial_ramp(step: float, *, start: int, ramp: int) -> float:
     """The share of the generator's adversarial term at a step: 0, then rising to 1."""
     return min(max((step - start) / max(ramp, 1), 0.0), 1.0)

@@ -180,7 +180,7 @@ def dalle_on_data(
             dalle, found.clip, distinct, seed=arguments.seed, sampling=sampling
         )
     drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=sampling)
-    if copies := copies_of_training(dalle, drawn):
+    if copies := copies_of_training(dalle, drawn, spec):
         pictures["copies"] = len(captions[:100])
         scores |= copies
     manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
@@ -272,10 +272,7 @@ def write(result: dict[str, Any], place: Path) -> None:
     """Write the result as JSON, whole or not at all."""
     make_folder(place.parent)
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    try:
-        write_atomically(place, lambda path: path.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror or error}") from None
+    write_atomically(place, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def run(arguments: argparse.Namespace) -> None:

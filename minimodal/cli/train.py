@@ -8,6 +8,7 @@ all there is, with the values that the recipe for the given --data has. Read `re
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -86,9 +87,10 @@ def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: 
         if field.name in leave:
             continue
         value, kind = getattr(values, field.name), types[field.name]
+        kind = int if kind == (int | None) else kind
         converter = {bool: truth, tuple[int, ...]: numbers}.get(kind, kind)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        shown = "none" if shown == "" else shown
+        shown = "none" if shown in ("", None) else shown
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=converter,
@@ -118,7 +120,6 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
         )
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--limit", type=int, metavar="N", help="use at most N pictures")
     add_fields(parser, "engine", recipe.engine, ())
     add_fields(parser, "training", recipe.training, ())
     add_fields(parser, "model", recipe.model, DECIDED.get(system, ()))
@@ -175,14 +176,15 @@ def place_events(recipe: VQGANRecipe, given: VQGANRecipe, out: Path | None) -> V
 
 def build(recipe: Recipe, arguments: argparse.Namespace) -> Task:
     """The task of a command line."""
+    limit = recipe.engine.limit
     if isinstance(recipe, VQGANRecipe):
-        return build_vqgan(recipe, arguments.data, limit=arguments.limit)
+        return build_vqgan(recipe, arguments.data, limit=limit)
     if isinstance(recipe, CLIPRecipe):
-        return build_clip(recipe, arguments.data, limit=arguments.limit)
+        return build_clip(recipe, arguments.data, limit=limit)
     builder = build_vqgan_prior if isinstance(recipe, VQGANPriorRecipe) else build_dalle
     return builder(
         recipe, arguments.data, vqgan_run=run_folder(arguments.vqgan), device=arguments.device,
-        limit=arguments.limit,
+        limit=limit,
     )  # fmt: skip
 
 
@@ -212,7 +214,8 @@ def train(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         device=arguments.device,
     )
-    if distributed.start(arguments.device).main:
+    # A finished run may lie where nothing can be written.
+    if distributed.start(arguments.device).main and os.access(arguments.out, os.W_OK):
         write_report(arguments.out)
 
 

@@ -82,7 +82,9 @@ class KnownWords:
             return cls()
         try:
             pieces = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError:
             pieces = None
         if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
             raise UserError(f"{path} is damaged: expected a JSON list of words")

@@ -9,6 +9,7 @@ what was drawn where there is no oracle.
 Models in, dicts of numbers between 0 and 1 out. Read `scoreboard.py` before.
 """
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -298,25 +299,30 @@ def copying(
     )
 
 
-def copies_of_training(dalle: DALLE, drawn: Tensor) -> dict[str, float]:
+def copies_of_training(
+    dalle: DALLE, drawn: Tensor, measured: str | None = None
+) -> dict[str, float]:
     """`copying` from the data that a run was trained on, whatever it is evaluated on; nothing
     where that data is gone or has changed.
 
     drawn: (N, 3, H, W) uint8
+    measured: the SPEC that it is evaluated on, which may be where that data lies now
     """
-    spec, training = dalle.run["data"], dalle.run["model"]["training"]
+    training, reason = dalle.run["model"]["training"], ""
     pool = training["pictures"] // (2 if training["flip"] else 1)
-    try:
-        for limit in (None, pool):  # was it trained on all that the SPEC names, or with --limit?
+    specs = dict.fromkeys((dalle.run["data"], measured or dalle.run["data"]))
+    # Was it trained on all that the SPEC names, or with --limit?
+    for spec, limit in itertools.product(specs, (None, pool)):
+        try:
             train, val = (
                 open_data(spec, image_size=drawn.shape[-1], split=split, limit=limit)
                 for split in ("train", "val")
             )
             if train.fingerprint() == training["data"]:
                 return copying(drawn, train, val, pool=pool, flip=training["flip"])
-        reason = f"{spec} is no longer what it was"
-    except UserError as error:
-        reason = str(error)
+            reason = reason or f"{spec} is no longer what it was"
+        except UserError as error:
+            reason = reason or str(error)
     print(f"not looked for copies of training pictures: {reason}", file=sys.stderr)
     return {}
 

@@ -248,7 +248,10 @@ def write_index(path: Path, index: Index, model: str) -> None:
         for left in path.parent.glob(".*.tmp"):
             if left.stat().st_mtime < time.time() - OLD:  # of a search that was killed
                 left.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; what save_file writes is its owner's alone
         save_file({"embeddings": index.embeddings, "manifest": manifest}, temporary)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         print(f"the index cannot be kept in {path.parent}: {error}", file=sys.stderr)

@@ -202,9 +202,8 @@ def encode_data(
         and not any(counts.any() for counts in quantizer.usage_counts)
     ):
         raise UserError(
-            f"{vqgan_run} has no codes yet: its training ended before they were placed, at step "
-            f"{vqgan.run['model']['training']['warm_start']}; train it longer or with a smaller "
-            "--warm-start"
+            f"{vqgan_run} has no codes yet: its training ended before they were placed; train it "
+            "longer or with a smaller --warm-start"
         )
     train, val = open_both(spec, vqgan.config.image_size, limit)
     if captions:

@@ -4,12 +4,14 @@
     model.safetensors    the weights to use (averaged ones where EMA is on)
     state/step-N.pt      the newest two training states, with the SHA-256 in step-N.pt.sha256
     metrics.jsonl        one line a logged step
+    .lock                held by the process that trains, so that there is one
 
 Every file is written under another name, flushed to the disk and renamed, so that a name always
 stands for a whole file. A state is complete when it matches its checksum; the newest complete one
 wins. `load_run_config` and `load_weights` are for those who use a trained model.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -18,17 +20,22 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from minimodal.drawing import make_folder
+from minimodal.drawing import asking, make_folder, write_atomically
 from minimodal.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 # How long a run lasts and what it reports may change when it goes on; what it computes may not.
 MAY_CHANGE = (
@@ -38,20 +45,6 @@ MAY_CHANGE = (
 KEPT_STATES = 2
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file, then give it its name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself has to reach the disk
-    finally:
-        os.close(folder)
-
-
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     found = hashlib.sha256()
@@ -59,6 +52,31 @@ def digest(path: Path) -> str:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Keep a folder for this process; the kernel lets go of it however the process ends."""
+    if fcntl is None or (os.path.isdir(out) and not os.access(out, os.W_OK)):
+        yield  # where nobody can write there is nothing to keep
+        return
+    make_folder(out)
+    with contextlib.ExitStack() as opened:
+        with asking("write", out / ".lock"):
+            file = opened.enter_context(open(out / ".lock", "a+b", buffering=0))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"process {file.read().decode()} is training in {out}: wait until it ends, "
+                    "stop it, or give another --out"
+                ) from None
+            except OSError as error:  # some network file systems
+                print(f"{out} cannot be locked: {error.strerror}", file=sys.stderr)
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}".encode())
+        yield
 
 
 # ---- training states
@@ -82,10 +100,11 @@ def save_state(out: Path, state: dict[str, Any]) -> None:
     from the newest one.
     """
     path = state_path(out, state["step"])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
 
     def write(temporary: Path) -> None:
-        torch.save(state, temporary)
+        with open(temporary, "wb") as file:  # of a path torch.save does not say what went wrong
+            torch.save(state, file)
         line = f"{digest(temporary)}  {path.name}\n"
         write_atomically(checksum_path(path), lambda t: t.write_text(line))
 
@@ -98,8 +117,8 @@ def save_state(out: Path, state: dict[str, Any]) -> None:
 def damage(path: Path) -> str | None:
     """What is wrong with a state file; None for a complete one."""
     try:
-        expected = checksum_path(path).read_text().split()[0]
-    except (OSError, IndexError):
+        expected = checksum_path(path).read_text(errors="replace").split()[0]
+    except (FileNotFoundError, IndexError):
         return "it has no checksum"
     return None if digest(path) == expected else "it does not match its checksum"
 
@@ -107,7 +126,8 @@ def damage(path: Path) -> str | None:
 def newest_state(out: Path) -> dict[str, Any] | None:
     """The newest complete training state of a run; None if there is none."""
     for path in sorted((out / "state").glob("step-*.pt"), reverse=True):
-        wrong = damage(path)
+        with asking("read", path):
+            wrong = damage(path)
         if wrong is None:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,8 +143,6 @@ def state_for(out: Path, config: dict[str, Any], *, resume: bool) -> dict[str, A
     Nothing that exists is lost: without `resume` the folder must not hold a run, and with it
     the run must have been started with the same configuration.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out takes a folder")
     if not resume:
         names = ("config.json", "model.safetensors", "metrics.jsonl", "state")
         if any((out / name).exists() for name in names):
@@ -137,33 +155,50 @@ def state_for(out: Path, config: dict[str, Any], *, resume: bool) -> dict[str, A
     elif (out / "model.safetensors").exists():
         raise UserError(
             f"{out} has no complete training state to resume from; its model.safetensors can "
-            "still be used: train in another --out"
+            "still be used, if it is whole: train in another --out"
         )
     else:
         print(f"{out} has no training state yet: starting from the beginning", file=sys.stderr)
     return state
 
 
+def settings(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """What a run depends on: what the flags say, what the model is, and the hash of its data."""
+    model = dict(config.get("model", {}))
+    training = dict(model.pop("training", {}))
+    data = training.pop("data", None)
+    return {"data": config.get("data"), **config.get("train", {}), **training}, model, data
+
+
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is written on a command line."""
+    value = ("no", "yes")[value] if isinstance(value, bool) else value
+    value = ",".join(map(str, value)) if isinstance(value, list) else value
+    return f"--{name.replace('_', '-')} {'none' if value in ('', None) else value}"
+
+
 def check_same(out: Path, config: dict[str, Any]) -> None:
-    """Raise an error that names the first field in which `config` differs from the run's own."""
-    stored = load_run_config(out, kind=config["kind"])
-    new = json.loads(json.dumps(config))  # tuples become lists, as in the file
-    pairs = [("data", stored.get("data"), new["data"])]
-    for part in ("model", "train"):
-        theirs = stored.get(part, {})
-        names = new[part] if part == "train" else {**theirs, **new[part]}
-        pairs += [(name, theirs.get(name), new[part].get(name)) for name in names]
-    for name, before, now in pairs:
-        if name in MAY_CHANGE or (name == "precision" and now == "auto"):
-            continue
-        if before != now:
-            if isinstance(before, dict) and isinstance(now, dict):  # a part of the model's settings
-                changed = next(n for n in {**before, **now} if before.get(n) != now.get(n))
-                name, before, now = changed, before.get(changed), now.get(changed)
-            raise UserError(
-                f"{out} was trained with {name} {before}, not {now}; resume it with the same "
-                "or train in another --out"
-            )
+    """Raise an error that names the flags by which `config` differs from the run's own."""
+    before, model, data = settings(load_run_config(out, kind=config["kind"]))
+    # As in the file: tuples become lists.
+    now, new_model, new_data = settings(json.loads(json.dumps(config)))
+    before.setdefault("limit", now.get("limit"))  # of runs before it was kept
+    if now.get("precision") == "auto":
+        now["precision"] = before.get("precision")
+    if data is not None and data == new_data:  # the pictures decide, not where they lie
+        now |= {"data": before["data"], "limit": before["limit"]}
+    end = "resume it with the same or train in another --out"
+    end = end if data == new_data else f"its pictures or captions were others; {end}"
+    # What the model is follows from flags, which say it better.
+    for old, new in ((before, now), (model, new_model)):
+        names = [name for name in {**old, **new} if name not in MAY_CHANGE]
+        names = [name for name in names if old.get(name) != new.get(name)]
+        inside = "vqgan" if "vqgan" in names else "data"  # what only hashes tell apart
+        if inside == "vqgan" or (data != new_data and not {"data", "limit"} & {*names}):
+            raise UserError(f"--{inside} holds something else than when {out} was trained; {end}")
+        if names:
+            then, here = (" ".join(as_flag(n, part.get(n)) for n in names) for part in (old, new))
+            raise UserError(f"{out} was trained with {then}, not {here}; {end}")
 
 
 def clean(out: Path) -> None:
@@ -185,7 +220,8 @@ def save_weights(out: Path, module: nn.Module) -> None:
     """Write model.safetensors."""
     # safetensors refuses tensors that share memory, such as tied embeddings.
     tensors = {name: tensor.clone() for name, tensor in weights_of(module).items()}
-    write_atomically(out / "model.safetensors", lambda path: save_file(tensors, path))
+    # Not save_file: its files are for their owner alone.
+    write_atomically(out / "model.safetensors", lambda path: path.write_bytes(save(tensors)))
 
 
 def git_commit() -> str | None:
@@ -212,9 +248,9 @@ def versions() -> dict[str, str | None]:
 
 
 def save_config(out: Path, config: dict[str, Any]) -> None:
-    """Write config.json, with the versions and the commit that make the run."""
-    out.mkdir(parents=True, exist_ok=True)
-    whole = {**config, "versions": versions(), "git_commit": git_commit()}
+    """Write config.json, with the versions and the commit that make the run, or that it names."""
+    make_folder(out)
+    whole = {**config, "versions": versions(), "git_commit": git_commit(), **config}
     text = json.dumps(whole, indent=2) + "\n"
     write_atomically(out / "config.json", lambda path: path.write_text(text))
 
@@ -222,10 +258,15 @@ def save_config(out: Path, config: dict[str, Any]) -> None:
 def load_run_config(path: str | Path, *, kind: str | None = None) -> dict[str, Any]:
     """A run folder's config.json; with `kind` it must be a run of that kind."""
     file = Path(path) / "config.json"
-    if not file.is_file():
-        raise UserError(f"{path} is no run folder: it has no config.json; train.py writes one")
+    with asking("read", file):
+        try:
+            text = file.read_text(errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{path} is no run folder: it has no config.json; train.py writes one"
+            ) from None
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(text)
         found = config["kind"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged: expected the JSON that train.py writes") from None
@@ -255,33 +296,37 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a half-written last line is left out."""
+    """The lines of metrics.jsonl; what is none, such as a half-written one, is left out."""
     path = out / "metrics.jsonl"
+    with asking("read", path):
+        text = path.read_text(errors="replace") if path.exists() else ""
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
 
 def last_of_finished(out: Path) -> dict[str, Any] | None:
     """The last line of a run that has ended and has its weights; None of any other."""
     lines = read_metrics(out)
-    ended = lines and lines[-1].get("done") and (out / "model.safetensors").exists()
-    return lines[-1] if ended else None
+    try:
+        with safe_open(out / "model.safetensors", "pt"):  # looks whether all of it is there
+            return lines[-1] if lines and lines[-1].get("done") else None
+    except (SafetensorError, OSError):
+        return None
 
 
 def append_metrics(out: Path, line: dict[str, Any]) -> None:
     """Add a line to metrics.jsonl; what is no number becomes null, which JSON has."""
     bad = {k: None for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)}
-    with open(out / "metrics.jsonl", "a") as file:
+    path = out / "metrics.jsonl"
+    with asking("write", path), open(path, "a") as file:
         file.write(json.dumps(line | bad) + "\n")
 
 
 def truncate_metrics(out: Path, step: int) -> None:
     """Drop the lines after `step`: the steps that a resumed run takes again."""
-    kept = [line for line in read_metrics(out) if line.get("step", 0) <= step]
+    kept = [line for line in read_metrics(out) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
     write_atomically(out / "metrics.jsonl", lambda path: path.write_text(text))

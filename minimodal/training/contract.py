@@ -36,15 +36,17 @@ class TrainConfig:
     precision: str = "auto"  # auto, float32 or bfloat16
     compile: bool = False
     seed: int = 0
+    limit: int | None = None  # use at most N pictures
     log_every: int = 50
     evaluate_every: int = 0  # 0 = at the end only; also the next two
     sample_every: int = 0
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("log_every", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} {getattr(self, name)}: expected at least {least}")
+        for name in ("steps", "batch_size", "accumulate", "log_every", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}: expected at least 1")
         for name in ("minutes", "warmup", "weight_decay", "clip_norm", "min_lr_ratio",
                      "evaluate_every", "sample_every", "checkpoint_every"):  # fmt: skip
             if not getattr(self, name) >= 0:
@@ -78,7 +80,8 @@ class Task(Protocol):
     """What a system says about its training.
 
     Randomness is made in `batch`, from (seed, step, row), so that N processes equal one; the
-    engine sets `gather`, the identity on one process. Frozen helpers are the task's own business:
+    engine sets `gather`, the identity on one process, and `when`, the step of the plan that stands
+    where this one does (`pace.py`). Frozen helpers are the task's own business:
     neither `model` nor `extra` holds them.
     """
 
@@ -87,6 +90,7 @@ class Task(Protocol):
     phases: tuple[Phase, ...]
     extra: dict[str, nn.Module]  # other nets that training changes: the discriminator
     gather: Callable[[Tensor], Tensor]
+    events: dict[str, int]  # of a run: words for them, and from which step of its plan on
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Rows of the global batch of a step, on the CPU. Runs in a thread, ahead of time."""
@@ -125,7 +129,7 @@ class Task(Protocol):
 
 
 class Interrupted(SystemExit):
-    """Ctrl-C or SIGTERM: the state is saved; the process ends with status 130."""
+    """Ctrl-C, SIGTERM, a closed terminal: the state is saved; the process ends with status 130."""
 
     def __init__(self) -> None:
         super().__init__(130)

@@ -11,6 +11,7 @@ the same steps bit for bit. Read `contract.py` and `prepare.py` before.
 
 import contextlib
 import math
+import os
 import shlex
 import sys
 import time
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 from minimodal.training import checkpoint, distributed, probe
 from minimodal.training.batches import Batches
@@ -159,8 +161,16 @@ def sample(training: Training, out: Path) -> None:
     if picture is not None:
         image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
         path = out / "samples" / f"step-{training.step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         checkpoint.write_atomically(path, lambda file: image.save(file, format="PNG"))
+
+
+def say_what_is_missing(training: Training) -> None:
+    """One line of what a run that has ended never came to, if anything."""
+    last, task = training.pace.when(training.step - 1), training.task
+    if missing := [what for what, first in task.events.items() if last < first]:
+        print(f"{task.name}: ended at step {training.step} before {', before '.join(missing)}; "
+              "--resume with more --steps or --minutes goes on", file=sys.stderr)  # fmt: skip
 
 
 def how_to_resume(world: int) -> str:
@@ -231,7 +241,7 @@ def run(
     *, data_spec: str, resume: bool = False, device: str = "auto", most: int | None = None,
     whole: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a task into the run folder `out`.
+    """Train a task into the run folder `out`, where no other process may train meanwhile.
 
     most: steps, whatever the config's minutes leave room for
     whole: the time.time() at which all that this run is a part of will end, to be shown as the
@@ -245,47 +255,53 @@ def run(
     rows = micro_rows(config, here)
     described = {"kind": task.name, "model": task.config(), "train": asdict(config)}
     described |= {"data": data_spec}
-    state = first_state(out, described, here=here, resume=resume)
-    if state is not None:
-        if config.precision == "auto":  # as measured when the run began
-            stored = checkpoint.load_run_config(out)["train"]["precision"]
-            config = replace(config, precision=stored)
-        began -= state["seconds"]  # the clock goes on
-    training = build(task, config, here=here, most=most)
-    if state is not None:
-        training.restore(state)
-        ended = training.pace.progress(training.step) >= 1
-        before = distributed.from_main(summary(out, training.step) if ended else None)
-        if before is not None:
-            if here.main:
-                print(f"{out} is done: {training.step} steps, nothing to resume", file=sys.stderr)
-            return before
-    precision, flops, peak = measure(training, rows[0])
-    config = training.config = replace(config, precision=precision)
-    if here.main:
-        described["train"] = asdict(config)
-        checkpoint.save_config(out, described)
-        checkpoint.clean(out)
-        checkpoint.truncate_metrics(out, training.step)
-        task.save_files(out)
-    wrap(training)
-    end = None if config.minutes > 0 else config.steps
-    done = training.pace.progress(training.step)
-    progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main, whole=whole)
-    pin = here.device.type == "cuda"
-    batches = Batches(task, rows, first=training.step, end=end, pin=pin)
-    try:
-        with Signals(task.name) as signals:
-            loop(training, out, batches=batches, progress=progress, signals=signals, began=began)
-    except Interrupted:
-        progress.say(f"{task.name}: stopped after step {training.step}; the state is saved. Go on "
-                     f"with:\n  {how_to_resume(here.world)}")  # fmt: skip
-        raise
-    finally:
-        batches.close()
-        progress.close(training.step)
-    if here.main:
-        checkpoint.save_weights(out, training.best)
-        sample(training, out)
-        evaluate(training, out, done=True)
-    return distributed.from_main(summary(out, training.step))
+    with contextlib.ExitStack() as held:
+        state = first_state(out, described, here=here, resume=resume, held=held)
+        if state is not None:
+            stored = checkpoint.load_run_config(out)
+            if config.precision == "auto":  # as measured when the run began
+                config = replace(config, precision=stored["train"]["precision"])
+            began -= state["seconds"]  # the clock goes on
+        training = build(task, config, here=here, most=most)
+        if state is not None:
+            training.restore(state)
+            ended = training.pace.progress(training.step) >= 1
+            before = distributed.from_main(summary(out, training.step) if ended else None)
+            if before is not None:
+                if here.main:
+                    print(f"{out} is done: {training.step} steps, nothing to resume",
+                          file=sys.stderr)  # fmt: skip
+                    if stored.get("data") != data_spec and os.access(out, os.W_OK):
+                        checkpoint.save_config(out, {**stored, "data": data_spec})
+                return before
+        precision, flops, peak = measure(training, rows[0])
+        config = training.config = replace(config, precision=precision)
+        if here.main:
+            described["train"] = asdict(config)
+            checkpoint.save_config(out, described)
+            checkpoint.clean(out)
+            checkpoint.truncate_metrics(out, training.step)
+            task.save_files(out)
+        wrap(training)
+        end = None if config.minutes > 0 else config.steps
+        done = training.pace.progress(training.step)
+        progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main, whole=whole)
+        pin = here.device.type == "cuda"
+        batches = Batches(task, rows, first=training.step, end=end, pin=pin)
+        try:
+            with Signals(task.name) as signals:
+                loop(training, out, batches=batches, progress=progress, signals=signals,
+                     began=began)  # fmt: skip
+        except Interrupted:
+            progress.say(f"{task.name}: stopped after step {training.step}; the state is saved. "
+                         f"Go on with:\n  {how_to_resume(here.world)}")  # fmt: skip
+            raise
+        finally:
+            batches.close()
+            progress.close(training.step)
+        if here.main:
+            checkpoint.save_weights(out, training.best)
+            sample(training, out)
+            evaluate(training, out, done=True)
+            say_what_is_missing(training)
+        return distributed.from_main(summary(out, training.step))

@@ -7,6 +7,9 @@ A new leg begins where the end would be missed by more than a little, at the pro
 path is data: it is kept with the training state, and with it a run has the same learning rates
 again, whatever the clock says.
 
+What happens in the course of a run, such as the start of a GAN, is given in steps of a plan. A run
+on the clock takes more or fewer of them; `when` says which step of the plan it has come to.
+
 Seconds and steps in, progress between 0 and 1 out. Read nothing before this file.
 """
 
@@ -32,7 +35,9 @@ class Pace:
     def __init__(self, steps: int, minutes: float = 0.0, *, most: int | None = None) -> None:
         """steps: of the run, or the first guess where `minutes` limit it; most: they are planned,
         and there are no more than so many, whatever the minutes leave room for."""
-        self.limit, self.most = 60 * minutes, most
+        self.limit, self.most, self.planned = 60 * minutes, most, steps
+        # The step of the plan that has been reached for good; None while steps are what counts.
+        self.reached: float | None = 0.0 if minutes else None
         # From the second step on the clock knows better than a guess; one that is too short would
         # have used up the schedule by then.
         guess = max(steps, GUESS) if minutes and most is None else min(steps, most or steps)
@@ -50,6 +55,13 @@ class Pace:
         if step >= leg.end:
             return 1.0
         return leg.progress + (1 - leg.progress) * (step - leg.step) / (leg.end - leg.step)
+
+    def when(self, step: int) -> float:
+        """The step of the plan that stands where this one does: itself, unless the run goes by the
+        clock. What has begun does not end when more minutes are given."""
+        if self.reached is None:
+            return step
+        return max(self.reached, self.progress(step) * self.planned)
 
     def revise(self, step: int, seconds: float) -> None:
         """After a step: begin a new leg if this one would end much too early or too late.
@@ -79,13 +91,21 @@ class Pace:
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
-        return {"limit": self.limit, "legs": [list(leg) for leg in self.legs]}
+        legs = [list(leg) for leg in self.legs]
+        return {"limit": self.limit, "legs": legs, "planned": self.planned, "reached": self.reached}
 
     def restore(self, state: dict | None, *, step: int, seconds: float) -> None:
         """Go on on a kept path, or on a new one if the run is to last longer or shorter, or went by
         the clock and kept no path (an older minimodal's)."""
-        if self.limit and state and state["limit"] == self.limit:
-            self.legs = [Leg(*leg) for leg in state["legs"]]
-        elif self.limit:
+        state = state or {"limit": None, "legs": self.legs}
+        new, self.legs = self.legs, [Leg(*leg) for leg in state["legs"]]
+        self.planned = state.get("planned", self.planned)
+        self.reached = state.get("reached")  # None: by steps, or of an older minimodal
+        if self.limit or self.reached is not None:
+            self.reached = self.when(step)
+        if self.limit and state["limit"] == self.limit:
+            return
+        self.legs = new
+        if self.limit:
             done = min(1.0, seconds / self.limit)
             self.turn(step, done, step if done == 1 else round(step / max(done, 1e-9)))

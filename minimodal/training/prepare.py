@@ -9,6 +9,7 @@ through in the task's own shapes: (b, ...) with the rows of this process's micro
 import copy
 import sys
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,14 @@ def micro_rows(config: TrainConfig, here: Distributed) -> list[slice]:
 
 
 def first_state(
-    out: Path, description: dict[str, Any], *, here: Distributed, resume: bool
+    out: Path, description: dict[str, Any], *, here: Distributed, resume: bool, held: ExitStack
 ) -> dict[str, Any] | None:
-    """The state to start from, the same on all ranks; None to start afresh."""
+    """The state to start from, the same on all ranks; None to start afresh. The folder is kept
+    for this run until `held` is closed."""
     state, error = None, None
     if here.main:
         try:
+            held.enter_context(checkpoint.lock(out))
             state = checkpoint.state_for(out, description, resume=resume)
         except UserError as problem:
             error = str(problem)
@@ -174,6 +177,7 @@ def build(
         phases.append(Trained(phase, list(found.values()), optimizer, PhaseLoss(task, phase)))
     task.gather = distributed.gather
     pace = Pace(config.steps, config.minutes, most=most)
+    task.when = pace.when
     training = Training(task, config, here, phases, ema=None, pace=pace)
     if config.ema_decay > 0:
         ema = training.ema = copy.deepcopy(task.model).eval().requires_grad_(False)

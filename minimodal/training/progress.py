@@ -2,12 +2,13 @@
 
 `Progress` draws a bar where stderr is a terminal and prints one line every ten seconds elsewhere;
 both say the same: step, loss, samples a second, utilisation (the model's FLOP/s over the device's
-measured matmul peak) and the time left. `Signals` turns Ctrl-C and SIGTERM into a flag that the
-engine reads after each step.
+measured matmul peak) and the time left. `Signals` turns Ctrl-C, SIGTERM and the end of the
+terminal into a flag that the engine reads after each step.
 """
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -19,10 +20,11 @@ from tqdm import tqdm
 
 LINE_SECONDS = 10.0
 BAR_SECONDS = 0.1
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # which Windows does not have
 
 
 class Signals:
-    """Remembers the first Ctrl-C or SIGTERM; the second Ctrl-C aborts at once."""
+    """Remembers the first Ctrl-C, SIGTERM or closed terminal; the second Ctrl-C aborts at once."""
 
     def __init__(self, name: str) -> None:
         """name: of what is to stop, to be said."""
@@ -32,8 +34,11 @@ class Signals:
     def __enter__(self) -> "Signals":
         # Python allows handlers in the main thread only; elsewhere the caller handles signals.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.handle)
+            self.terminals = [number for number in (1, 2) if os.isatty(number)]
+            for number in {signal.SIGINT, signal.SIGTERM, HANGUP}:
+                # Under nohup the end of the terminal is to be ignored.
+                if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,8 +47,11 @@ class Signals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the signal. torchrun passes a Ctrl-C on as SIGTERM, which is no second one."""
+        for terminal in self.terminals if number == HANGUP else ():  # writing there fails now
+            os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         if number == signal.SIGINT:
-            signal.signal(number, self.before[number] or signal.default_int_handler)
+            before = self.before[number]  # nothing that could abort, where Ctrl-C was ignored
+            signal.signal(number, before if callable(before) else signal.default_int_handler)
             print(f"\n{self.name}: stopping after this step (Ctrl-C again: at once)",
                   file=sys.stderr)  # fmt: skip
         self.received = True

@@ -301,7 +301,7 @@ def vqgan_prior_small() -> VQGANPriorRecipe:
 # --- choosing ------------------------------------------------------------------------------------
 
 
-EVENTS = ("warm_start", "discriminator_start", "gan_start", "gan_ramp")
+EVENTS = ("warm_start", "gumbel_steps", "discriminator_start", "gan_start", "gan_ramp")
 
 
 def scale_events(recipe: VQGANRecipe, given: VQGANRecipe) -> VQGANRecipe:

@@ -101,6 +101,7 @@ class CLIPTask:
         self.model = seeded(lambda: CLIP(config), seed)
         self.phases = (Phase("clip", (self.model,)),)
         self.extra: dict[str, nn.Module] = {}
+        self.events: dict[str, int] = {}
         self.gather: Callable[[Tensor], Tensor] = identity
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -252,5 +253,5 @@ class CLIPTask:
 
     def save_files(self, out: Path) -> None:
         """The tokenizer and the known words."""
-        self.tokenizer.save(out / "tokenizer.json")
+        write_atomically(out / "tokenizer.json", self.tokenizer.save)
         write_atomically(out / "words.json", self.words.save)

@@ -17,6 +17,7 @@ from torch import Tensor
 from minimodal.blocks.pixels import to_float
 from minimodal.blocks.precision import full_float32
 from minimodal.data.loading import DataSource
+from minimodal.drawing import make_folder
 from minimodal.errors import UserError
 from minimodal.training.checkpoint import save_config, save_weights, write_atomically
 from minimodal.vqgan import VQGAN
@@ -73,11 +74,10 @@ def cached_codes(
     codes = tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
     if write:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_atomically(path, lambda file: write_array(file, codes.numpy()))
-        except OSError as error:  # beside someone else's checkpoint, perhaps, or on a full disk
-            print(f"cannot keep {path}: {error.strerror}; next time the pictures are encoded again",
-                  file=sys.stderr)  # fmt: skip
+        except UserError as error:  # beside someone else's checkpoint, perhaps, or on a full disk
+            print(f"{error}; next time the pictures are encoded again", file=sys.stderr)
     return codes
 
 
@@ -92,7 +92,7 @@ def copy_vqgan(vqgan: VQGAN, run: Path, out: Path) -> None:
 
     Of a run its files, of an original checkpoint the converted weights.
     """
-    (out / "vqgan").mkdir(exist_ok=True)
+    make_folder(out / "vqgan")
     if not run.is_dir():
         model = {**asdict(vqgan.config), "training": {}}
         save_config(out / "vqgan", {"kind": "vqgan", "model": model, "data": "", "train": {}})

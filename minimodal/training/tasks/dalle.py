@@ -93,6 +93,7 @@ class DALLETask:
         self.model = seeded(lambda: DALLE(config), seed)
         self.phases = (Phase("dalle", (self.model,)),)
         self.extra: dict[str, nn.Module] = {}
+        self.events: dict[str, int] = {}
         self.gather: Callable[[Tensor], Tensor] = identity
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -209,6 +210,6 @@ class DALLETask:
 
     def save_files(self, out: Path) -> None:
         """The tokenizer, and a copy of the VQGAN: the run works wherever it is moved."""
-        self.tokenizer.save(out / "tokenizer.json")
+        write_atomically(out / "tokenizer.json", self.tokenizer.save)
         write_atomically(out / "words.json", self.words.save)
         copy_vqgan(self.vqgan, self.vqgan_run, out)

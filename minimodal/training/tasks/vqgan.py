@@ -146,7 +146,13 @@ class VQGANTask:
         )
         self.extra: dict[str, nn.Module] = {"discriminator": self.discriminator}
         self.gather: Callable[[Tensor], Tensor] = identity
+        self.when: Callable[[int], float] = float  # without an engine steps are what counts
         self.warm_start = training.warm_start if self.model.quantizer.needs_start else 0
+        self.placed = False  # the codes, as far as has been looked
+        self.events = {"its codes were in use": self.warm_start}
+        if training.gan_weight > 0:
+            self.events["its discriminator learned"] = training.discriminator_start
+            self.events["its discriminator took part"] = training.gan_start + 1
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Pictures of a step."""
@@ -167,8 +173,10 @@ class VQGANTask:
     def before_step(self, step: int, batches: list[dict]) -> None:
         """Without a warm start the codes are placed on what the untrained encoder says. And of
         several micro-batches λ is taken once: their own would make another step of them."""
-        if step == 0 and self.warm_start == 0:
-            self.place_codes(step)
+        if not self.placed and self.when(step) >= self.warm_start:
+            self.placed = True
+            if not any(counts.any() for counts in self.model.quantizer.usage_counts):
+                self.place_codes(step)
         if len(batches) > 1 and self.game_weight(step) > 0:
             weight = self.joint_weight(batches, step)
             for batch in batches:
@@ -176,13 +184,13 @@ class VQGANTask:
 
     def schedule(self, step: int) -> tuple[float, float]:
         """Gumbel's temperature, falling from 1 by a constant factor a step, and its KL weight."""
-        done = min(1.0, step / max(1, self.training.gumbel_steps))
+        done = min(1.0, self.when(step) / max(1, self.training.gumbel_steps))
         return self.training.gumbel_temperature**done, self.training.gumbel_kl * done
 
     def game_weight(self, step: int) -> float:
         """The weight of the generator's adversarial term at a step, beside λ."""
-        ramp = adversarial_ramp(step, start=self.training.gan_start, ramp=self.training.gan_ramp)
-        return ramp * self.training.gan_weight
+        start, ramp = self.training.gan_start, self.training.gan_ramp
+        return adversarial_ramp(self.when(step), start=start, ramp=ramp) * self.training.gan_weight
 
     def paint(self, images: Tensor, batch: dict, step: int) -> Reconstruction:
         """The generator's pass at a step; pictures in float32.
@@ -191,7 +199,7 @@ class VQGANTask:
         """
         found = self.model(
             images,
-            quantize=step >= self.warm_start,
+            quantize=self.when(step) >= self.warm_start,
             noise=batch.get("noise"),
             temperature=self.schedule(step)[0],
         )
@@ -250,7 +258,7 @@ class VQGANTask:
         gumbel = self.model.config.quantizer == "gumbel"
         metrics["kl" if gumbel else "commitment"] = codes.loss.detach()
         loss = reconstruction + (self.schedule(step)[1] if gumbel else 1.0) * codes.loss
-        if step < self.warm_start:
+        if self.when(step) < self.warm_start:
             # L1 alone is content with the background for long: it pays nothing for a faint trace
             # of a small object, where the squared error does.
             loss = loss + self.training.warm_mse * F.mse_loss(painted, images)
@@ -268,7 +276,7 @@ class VQGANTask:
         self, images: Tensor, painted: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The game's loss; no gradient before the discriminator's start, so the phase rests."""
-        if step < self.training.discriminator_start or self.training.gan_weight == 0:
+        if self.when(step) < self.training.discriminator_start or self.training.gan_weight == 0:
             return images.new_zeros(()), {}
         images = images.requires_grad_(self.training.r1 > 0)
         real, fake = self.discriminator(torch.cat([images, painted])).float().chunk(2)
@@ -287,9 +295,9 @@ class VQGANTask:
 
     def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
         """The codes follow the encoder; at the end of the warm start k-means places them."""
-        if step == self.warm_start - 1:
-            self.place_codes(step)
-        if step < self.warm_start:
+        if self.when(step) < self.warm_start:
+            if self.when(step + 1) >= self.warm_start:
+                self.place_codes(step)
             return {}
         latents = self.gather(torch.cat([batch["latents"] for batch in batches]))
         quantizer = self.model.quantizer

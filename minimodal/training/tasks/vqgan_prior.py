@@ -71,6 +71,7 @@ class VQGANPriorTask:
         self.model = seeded(lambda: VQGANPrior(config), seed)
         self.phases = (Phase("prior", (self.model,)),)
         self.extra: dict[str, nn.Module] = {}
+        self.events: dict[str, int] = {}
         self.gather: Callable[[Tensor], Tensor] = identity
 
     def labels(self, source: DataSource, numbers: np.ndarray) -> np.ndarray:
