@@ -142,7 +142,10 @@ def read_csv(path: Path) -> Iterator[Line]:
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     seen: list[list[str]] = []
     for delimiter in ",;\t|":
-        header = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+        try:
+            header = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+        except csv.Error as error:  # a field of 128 KB or more: no table
+            raise UserError(f"{path}, line 1: {error}") from None
         named = all({*map(_plain, header)} & {*keys} for keys in (IMAGE_KEYS, CAPTION_KEYS))
         if named or len(header) > 1 and suffix_of(_bare(header[0])) in SUFFIXES:
             break
