@@ -202,7 +202,8 @@ def test_captions_longer_than_those_of_training_are_cut_and_counted(run, tmp_pat
     val = open_data(data, image_size=6, split="val")
     number = int(val.all_captions(0)[0].split()[1])
     (own / f"{number:02}.txt").write_text("far more words than any caption of the training had")
-    demo = write_demo(tmp_path / "demo", data=data, temperature=1.0)
+    training = {"pictures": 20, "flip": False, "data": "elsewhere"}
+    demo = write_demo(tmp_path / "demo", data=data, training=training, temperature=1.0)
     words = (demo / "dalle", "--data", data, "--clip", demo / "clip", "-n", "4", "--out", "e.json")
     status, out, err = run(*words, "--json")
     assert status == 0 and f"1 of {min(4, len(val))} captions are cut to 20 tokens" in err
