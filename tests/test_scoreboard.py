@@ -10,7 +10,7 @@ import torch
 from tiny import make_clip, make_dalle, make_painter, make_vqgan
 from torch import Tensor
 
-from minimodal.clip import MEAN, STD
+from minimodal.clip import MEAN, ORIGINAL, STD
 from minimodal.data.oracle import read
 from minimodal.data.shapes import (
     BACKGROUNDS,
@@ -76,7 +76,7 @@ class Painter:
     def __init__(self, spoil=lambda scenes, first: scenes) -> None:
         self.rows, self.spoil, self.calls = torch.zeros(1), spoil, []
 
-    def generate(self, prompts, n=1, *, generator, batch_size, allow_unseen, temperature, guidance):
+    def generate(self, prompts, n=1, *, temperature, guidance, **settings):
         self.calls.append((len(prompts) * n, temperature, guidance))
         scenes = scenes_of([parse(p) for p in prompts for _ in range(n)])
         return torch.from_numpy(render(self.spoil(scenes, n == 1)))
@@ -86,6 +86,7 @@ class Reader:
     """A CLIP that understands: what says the same has the same vector."""
 
     logit_scale, config = torch.zeros(1), SimpleNamespace(image_size=32)
+    reading = ORIGINAL
 
     def embed(self, said: np.ndarray) -> Tensor:
         rows = [np.random.default_rng(row + 1).standard_normal(64) for row in said]

@@ -121,5 +121,5 @@ def test_a_run_that_kept_tokens_instead_can_be_resumed_and_another_change_is_nam
                            "data": "shapes", "train": {}})  # fmt: skip
     new = {"kind": "dalle", "data": "shapes", "train": {}}
     check_same(tmp_path, {**new, "model": model})
-    with pytest.raises(UserError, match="trained with width 16, not 32"):
+    with pytest.raises(UserError, match="trained with --width 16, not --width 32"):
         check_same(tmp_path, {**new, "model": {"width": 32}})

@@ -87,7 +87,7 @@ def vqgan_shapes() -> VQGANRecipe:
             steps=2000,
             batch_size=8,
             optimizer="muon",
-            lr=4e-3,
+            lr=2e-3,
             ema_decay=0.99,
             checkpoint_every=1000,
         ),
@@ -100,7 +100,7 @@ def vqgan_hard() -> VQGANRecipe:
     recipe = vqgan_shapes()
     return recipe._replace(
         model=replace(recipe.model, codes=(1024, 256)),
-        engine=replace(recipe.engine, optimizer="adamw", batch_size=16, steps=9600),
+        engine=replace(recipe.engine, optimizer="adamw", lr=4e-3, batch_size=16, steps=9600),
         training=replace(
             recipe.training, warm_start=1600, discriminator_start=8000, gan_start=8700,
             gan_ramp=400,
