@@ -14,7 +14,6 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from minimodal import __version__
@@ -82,7 +81,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     """Run a command on its arguments; returns its exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names and labels that its encoding lacks: \\u…
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error says it better
+    warnings.filterwarnings("ignore", module="PIL")  # errors say what matters
     argv = sys.argv[1:] if argv is None else argv
     try:
         status = command([HOME.sub(os.path.expanduser("~"), word) for word in argv]) or 0
