@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -235,11 +236,27 @@ def test_a_tilde_that_no_shell_fills_in_is_the_home_folder(monkeypatch):
 
 @pytest.mark.parametrize("module", ["main", "train", "generate"])
 def test_ctrl_c_while_pytorch_is_imported_is_one_word(module, monkeypatch, capsys):
+    left, handlers = [], []
+    monkeypatch.setattr(start.os, "_exit", left.append)
+    monkeypatch.setattr(start.signal, "getsignal", lambda _: signal.default_int_handler)
+    monkeypatch.setattr(start.signal, "signal", lambda _, handler: handlers.append(handler))
+
+    class Module:
+        main = staticmethod(lambda argv: 7)
+
     def interrupted(name):
-        raise KeyboardInterrupt
+        handlers[-1](signal.SIGINT, None)
+        return Module
 
     monkeypatch.setattr(start, "import_module", interrupted)
-    assert start.main([], module=module) == 130 and capsys.readouterr().err == "stopped\n"
+    assert start.main([], module=module) == 7
+    assert left == [130] and capsys.readouterr().err == "stopped\n"
+    assert handlers[-1] is signal.default_int_handler  # what follows can be stopped as ever
+
+
+def test_a_closed_stdout_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run_command(lambda argv: print("words"), []) == 0
 
 
 @pytest.mark.parametrize("script", ["train.py", "generate.py", "minimodal/__main__.py"])

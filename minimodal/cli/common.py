@@ -14,7 +14,6 @@ from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from minimodal import __version__
@@ -80,9 +79,10 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
     """Run a command on its arguments; returns its exit status."""
+    sys.stdout = sys.stdout or io.StringIO()  # None where the caller has closed it
     if isinstance(sys.stdout, io.TextIOWrapper):  # names and labels that its encoding lacks: \\u…
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error says it better
+    warnings.filterwarnings("ignore", module="PIL")  # errors say what matters
     argv = sys.argv[1:] if argv is None else argv
     try:
         status = command([HOME.sub(os.path.expanduser("~"), word) for word in argv]) or 0

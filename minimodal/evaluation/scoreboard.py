@@ -207,13 +207,12 @@ def rerank(clip: CLIP, prompts: Sequence[str], pictures: Tensor) -> tuple[Tensor
 
 
 def draw(dalle: DALLE, prompts: list[str], n: int, *, seed: int, sampling: dict) -> Tensor:
-    """Pictures for prompts, in batches of 32. Whether the model knows the words is what is asked;
-    captions that are too long are cut, as in training.
+    """Pictures for prompts, in batches of 32. Whether the model knows the words is what is asked.
 
     returns: (N, 3, H, W) uint8, on the CPU, N = n times the prompts
     """
     generator = torch.Generator(dalle.rows.device).manual_seed(seed)
-    how = {"generator": generator, "batch_size": 32, "allow_unseen": True, "truncate": True}
+    how = {"generator": generator, "batch_size": 32, "allow_unseen": True}
     return dalle.generate(prompts, n, **how, **sampling).cpu()
 
 
