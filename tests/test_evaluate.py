@@ -18,7 +18,6 @@ from minimodal.data.loading import open_data
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import clip_on_data
 from minimodal.evaluation.scoreboard import redraw
-from minimodal.runs import load
 
 
 def cifar(root: Path) -> Path:
@@ -176,11 +175,11 @@ def test_bad_input_is_one_line_and_status_2(run, demo, words, says):
     assert says in error and error.count("\n") == 1
 
 
-def test_pictures_and_reconstructions_go_into_two_folders(run, demo, tmp_path):
-    data, vqgan = f"folder:{captioned(tmp_path / 'own')}", load(demo / "vqgan")
-    words = (demo / "vqgan", "--data", data, "--out", "e.json")
-    status, _, error = run(*words, "--pictures", "new/place")
-    val = open_data(data, image_size=vqgan.config.image_size, split="val")
+def test_pictures_and_reconstructions_go_into_two_folders(run, tmp_path):
+    data, vqgan = f"folder:{captioned(tmp_path / 'own')}", make_vqgan(image_size=8).eval()
+    write_run(tmp_path / "vqgan", "vqgan", vqgan, data=data)
+    status, _, error = run(tmp_path / "vqgan", "--pictures", "new/place")
+    val = open_data(data, image_size=8, split="val")
     images = torch.from_numpy(val.images(np.arange(len(val))))
     assert status == 0 and f"new/place: {len(val)} originals" in error and len(val) > 1
     for name, expected in (("originals", images), ("reconstructions", redraw(vqgan, images)[0])):
