@@ -51,7 +51,6 @@ class DALLEConfig:
     attention: str = "full"  # full, row, column, conv, or paper: the last three in its order
     kernel: int = 5  # of conv attention, in codes a side (the paper: 11)
     rotary: bool = False  # turn queries and keys by row and column as well
-    qk_norm: bool = False  # normalise queries and keys, which lets large models learn faster
     pad_id: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +99,6 @@ class DALLE(nn.Module):
             config.depth,
             config.heads,
             causal=True,
-            qk_norm=config.qk_norm,
             patterns=schedule(
                 config.attention, config.depth, ahead=1 + T, grid=config.grid, kernel=config.kernel
             ),
@@ -255,7 +253,6 @@ class DALLE(nn.Module):
         config: SamplingConfig,
         generator: Generators,
         *,
-        scale: float = 1.0,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Draw one code, factor by factor. With guidance the second half of h has no caption.
@@ -268,7 +265,7 @@ class DALLE(nn.Module):
             h, logits = head(h, previous, cache=cache)
             logits = logits[:, 0].float()  # (B', K)
             if config.guided:
-                logits = guide(*logits.chunk(2), scale)  # (B, K)
+                logits = guide(*logits.chunk(2), config.guidance)  # (B, K)
             part = draw(logits, config, generator)  # (B,)
             joint = part if joint is None else joint * size + part
             previous = (torch.cat([part, part]) if config.guided else part)[:, None]  # (B', 1)
@@ -325,8 +322,7 @@ class DALLE(nn.Module):
             x = x if held else torch.cat([prompt, x], dim=1)
             angles = self.angles(held, x.shape[1])
             h = self.norm_out(self.transformer(x, cache=cache, angles=angles)[:, -1:])  # (B', 1, D)
-            scale = sampling.scale(n % c.grid**2 / c.grid**2)  # the share of its picture
-            codes[:, n] = self.next_code(h, sampling, generator, scale=scale, cache=cache)
+            codes[:, n] = self.next_code(h, sampling, generator, cache=cache)
             if on_row is not None and n in ends:
                 on_row(codes.view(B, -1, c.grid), n // c.grid + 1)
         return codes.view(B, -1, c.grid)
@@ -362,7 +358,6 @@ class DALLE(nn.Module):
         top_p: float = 1.0,
         min_p: float = 0.0,
         guidance: float = 1.0,
-        schedule: str = "constant",
         negative: str | list[str] | None = None,
         complete: Tensor | None = None,
         redraw: Box | None = None,
@@ -391,7 +386,7 @@ class DALLE(nn.Module):
         """
         if self.decode_indices is None:
             raise UserError("this DALL·E has no VQGAN to paint with: load it with minimodal.load")
-        sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p, schedule)
+        sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_counts(len(prompts), n, batch_size, generator=generator, seeds=seeds)
         given = Given(complete, redraw, first)

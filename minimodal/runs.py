@@ -163,6 +163,10 @@ def load(
             model.class_names = run["model"]["class_names"]
             model.paint_with(load(path / "vqgan", kind="vqgan"))
         elif run["kind"] == "dalle":
+            if run["model"].get("qk_norm"):
+                raise UserError(
+                    f"{path} was trained with --qk-norm yes, which is gone: train it again"
+                )
             model = DALLE(rebuild(DALLEConfig, run["model"]))
             model.tokenizer = Tokenizer.load(path / "tokenizer.json")
             model.paint_with(load(path / "vqgan", kind="vqgan"))

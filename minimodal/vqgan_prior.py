@@ -258,8 +258,7 @@ class VQGANPrior(nn.Module):
             seen = cache.length if cache is not None else 0
             logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
             if guided:
-                scale = sampling.scale(number / len(places))
-                logits = guide(*logits.chunk(2), scale)  # (B, K)
+                logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
             canvas[:, i, j] = draw(logits, sampling, generator)
             if progress is not None:
                 progress((number + 1) / len(places))
@@ -326,7 +325,6 @@ class VQGANPrior(nn.Module):
         top_p: float = 1.0,
         min_p: float = 0.0,
         guidance: float = 1.0,
-        schedule: str = "constant",
         size: tuple[int, int] | None = None,
         complete: Tensor | None = None,
         keep: float = 0.5,
@@ -346,7 +344,7 @@ class VQGANPrior(nn.Module):
         """
         if self.decode_indices is None:
             raise UserError("this prior has no VQGAN to paint with: load it with minimodal.load")
-        sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p, schedule)
+        sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p)
         numbers = [self.label_of(name) for name in classes or []] or [-1]
         check_counts(len(numbers), n, batch_size, generator=generator, seeds=seeds)
         if numbers == [-1] and guidance not in (0.0, 1.0):

@@ -390,6 +390,38 @@ def test_of_a_group_of_settings_only_the_changed_one_is_named(tmp_path):
         checkpoint.check_same(tmp_path, described(True))
 
 
+ALL_GONE = {"game": "hinge", "r1": 0.0, "unique": False}
+
+
+def before_deletions(out: Path, *, qk_norm: bool = False, **training) -> None:
+    """The configuration of a run when there was more to set."""
+    old = described()
+    old["model"]["training"] |= {**ALL_GONE, **training}
+    old["model"]["qk_norm"] = qk_norm
+    checkpoint.save_config(out, old)
+
+
+def test_a_setting_that_is_gone_and_was_off_is_no_difference(tmp_path):
+    before_deletions(tmp_path)
+    checkpoint.check_same(tmp_path, described())
+
+
+@pytest.mark.parametrize(
+    "used, says",
+    [
+        ({"game": "non-saturating"}, "--game non-saturating"),
+        ({"r1": 0.5}, "--r1 0.5"),
+        ({"unique": True}, "--unique yes"),
+        ({"qk_norm": True}, "--qk-norm yes"),
+        ({"r1": 0.5, "game": "non-saturating"}, "--game non-saturating --r1 0.5"),
+    ],
+)
+def test_a_setting_that_is_gone_and_was_on_is_refused_by_name(tmp_path, used, says):
+    before_deletions(tmp_path, **used)
+    with pytest.raises(UserError, match=f"trained with {says}, which is gone: train in another"):
+        checkpoint.check_same(tmp_path, described())
+
+
 def test_resuming_with_another_kind_names_both(finished):
     with pytest.raises(UserError, match="a trained line, not a gan"):
         toys.train("gan", finished[0], resume=True)

@@ -17,6 +17,7 @@ from minimodal.data.images import ImageSource
 from minimodal.data.loading import open_data
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import clip_on_data
+from minimodal.evaluation.scoreboard import redraw
 
 
 def cifar(root: Path) -> Path:
@@ -157,7 +158,9 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
         (("{demo}/vqgan", "--templates", "t.txt"), "are for a clip"),
         (("{demo}/vqgan", "--study"), "--study is for a dalle"),
         (("{demo}/dalle", "-n", "0"), "-n 0: expected 1 or more"),
-        (("{demo}/dalle", "--inception", "no.pth"), "--inception judges a vqgan"),
+        (("{demo}/dalle", "--pictures", "p"), "--pictures are of a vqgan"),
+        (("{demo}", "--pictures", "p"), "give one of them with --pictures"),
+        (("{demo}/vqgan", "--pictures", "p"), "--pictures is for other data"),
         (("{demo}/clip", "--dta", "shapes"), "--data"),
         (("{demo}/dalle", "--judge", "no.pth"), "--judge is for other data"),
         (("{demo}/dalle", "--clip", "no"), "--clip is for other data"),
@@ -170,6 +173,30 @@ def test_bad_input_is_one_line_and_status_2(run, demo, words, says):
     status, out, error = run(*(word.format(demo=demo) for word in words))
     assert status == 2 and not out
     assert says in error and error.count("\n") == 1
+
+
+def test_pictures_and_reconstructions_go_into_two_folders(run, tmp_path):
+    data, vqgan = f"folder:{captioned(tmp_path / 'own')}", make_vqgan(image_size=8).eval()
+    write_run(tmp_path / "vqgan", "vqgan", vqgan, data=data)
+    status, _, error = run(tmp_path / "vqgan", "--pictures", "new/place")
+    val = open_data(data, image_size=8, split="val")
+    images = torch.from_numpy(val.images(np.arange(len(val))))
+    assert status == 0 and f"new/place: {len(val)} originals" in error and len(val) > 1
+    for name, expected in (("originals", images), ("reconstructions", redraw(vqgan, images)[0])):
+        files = sorted(Path("new/place", name).iterdir())
+        found = np.stack([np.asarray(Image.open(file)) for file in files])
+        assert np.array_equal(found.transpose(0, 3, 1, 2), expected.numpy()), name
+
+
+@pytest.mark.parametrize("place", ["full", "full/file"])
+def test_pictures_do_not_go_where_something_is(run, demo, tmp_path, place):
+    Path("full").mkdir()
+    Path("full/file").write_text("mine")
+    data = f"folder:{captioned(tmp_path / 'own')}"
+    status, _, error = run(demo / "vqgan", "--data", data, "--pictures", place)
+    assert status == 2 and f"--pictures {place}: there is something already" in error
+    assert [path.name for path in Path("full").iterdir()] == ["file"]
+    assert Path("full/file").read_text() == "mine" and not (demo / "vqgan/evaluation.json").exists()
 
 
 def test_a_run_on_shapes_is_scored_by_the_oracle(run, demo, monkeypatch):

@@ -190,7 +190,7 @@ def test_the_runs_own_sampling_is_the_default_and_flags_win(run, demo, tmp_path,
 def test_every_flag_of_drawing_reaches_the_model(run, monkeypatch):
     Image.fromarray(np.full((SIDE, SIDE, 3), 90, np.uint8)).save("half.png")
     words = """a red circle|a blue square|-n|2|--temperature|0.7|--top-k|3|--top-p|0.9|--min-p|0.05
-        |--guidance|3|--schedule|linear|--negative|a red square|--complete|half.png|--redraw|2,2,6,4
+        |--guidance|3|--negative|a red square|--complete|half.png|--redraw|2,2,6,4
         |--seeds|4,5,6,7|--truncate|--allow-unseen|--gif|d.gif""".split("|")
     seen, original = {}, DALLE.generate
 
@@ -204,7 +204,7 @@ def test_every_flag_of_drawing_reaches_the_model(run, monkeypatch):
     assert callable(seen.pop("progress")) and callable(seen.pop("partial"))
     assert seen == {
         "given": (["a red circle", "a blue square"], 2), "temperature": 0.7, "top_k": 3,
-        "top_p": 0.9, "min_p": 0.05, "guidance": 3.0, "schedule": "linear",
+        "top_p": 0.9, "min_p": 0.05, "guidance": 3.0,
         "negative": "a red square", "redraw": (2, 2, 6, 4), "seeds": [4, 5, 6, 7],
         "truncate": True, "allow_unseen": True, "first": None,
     }  # fmt: skip
@@ -345,11 +345,6 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a red circle", "--complete", "no.png", "--redraw", "0,0,2"), "four numbers"),
         (("a red circle", "--complete", "no.png"), "no.png"),
         (("a red circle", "--redraw=--5,0,3,6"), "'--5,0,3,6': expected four numbers"),
-        (("a red circle", "--schedule", "square"), "square"),
-        (
-            ("a red circle", "--guidance", "1", "--schedule", "linear"),
-            "schedule linear lets guidance grow",
-        ),
         (("a red circle", "--gif", "drawing.png"), "ends in .gif"),
         (("a red circle", "--keep", "0.2"), "--keep is for --method vqgan-prior"),
         (("a red circle", "--stride", "3"), "--stride is for --method vqgan-prior"),
@@ -431,13 +426,10 @@ def test_a_rectangle_that_begins_left_of_the_picture_is_said_to_be_outside(run):
         assert "the rectangle -5,0,3,6 (left, top, right, bottom) is not inside" in said
 
 
-def test_a_schedule_needs_a_guidance_that_it_can_let_grow(run, tmp_path):
-    asked, folder = ("a red circle", "-n", "1", "--schedule", "linear"), write_demo(tmp_path / "x")
-    assert "schedule linear lets guidance grow from 1, and it is 1" in refusal(
-        run(*asked, folder=folder)
-    )
-    assert run(*asked, "--guidance", "2", folder=folder)[0] == 0
-    assert run(*asked)[0] == 0  # the run's own guidance is 2
+def test_a_run_with_normalised_queries_and_keys_is_refused_by_name(run, tmp_path):
+    write_run(tmp_path / "old", "dalle", make_dalle(), qk_norm=True)
+    said = refusal(run("a red circle", folder=tmp_path / "old"))
+    assert "was trained with --qk-norm yes, which is gone: train it again" in said
 
 
 def test_no_bar_is_drawn_before_a_refusal(run, tmp_path, monkeypatch):

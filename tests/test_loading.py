@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minimodal.data.images import ImageSource
 from minimodal.data.loading import (
     Spec,
     batch_indices,
-    distinct_rows,
     open_data,
     parse_spec,
     split_spec,
@@ -241,50 +239,3 @@ def test_a_comma_in_a_path_does_not_divide_a_spec(tmp_path):
 def test_the_shapes_world_joins_no_other_data(tmp_path):
     with pytest.raises(UserError, match="joins no other"):
         open_data(f"folder:{folder(tmp_path / 'a')},shapes", image_size=4)
-
-
-# --- batches without a caption twice -------------------------------------------------------------
-
-
-def classes(counts: list[int], templates: int = 3) -> ImageSource:
-    """Pictures of classes of these sizes; picture i is all i."""
-    labels = np.repeat(np.arange(len(counts)), counts)
-    pixels = (
-        np.zeros((len(labels), 3, 2, 2), np.uint8) + np.arange(len(labels))[:, None, None, None]
-    )
-    captions = [[f"{label} in words {t}" for t in range(templates)] for label in labels]
-    return ImageSource(
-        name="toy", pixels=pixels.astype(np.uint8), caption_lists=captions, labels=labels,
-        class_names=tuple(str(i) for i in range(len(counts))),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 8, 12])
-def test_unique_batches_have_no_caption_twice(batch_size):
-    source = classes([5, 9, 6, 7])
-    for step in range(20):
-        rows, captions = distinct_rows(source, batch_size, step, seed=1)
-        assert len(set(captions)) == batch_size == len(rows)
-        for row, caption in zip(rows, captions, strict=True):
-            assert caption in source.all_captions(row)
-
-
-def test_unique_batches_take_the_classes_in_turns_and_every_picture_in_its():
-    source = classes([4, 4, 4])
-    rounds = [distinct_rows(source, 3, step, seed=0)[0] for step in range(4)]
-    assert all(set(source.labels[rows]) == {0, 1, 2} for rows in rounds)
-    assert sorted(np.concatenate(rounds).tolist()) == list(range(12))
-
-
-def test_unique_batches_are_a_pure_function_of_seed_and_step():
-    source = classes([5, 9, 6])
-    first, again = (distinct_rows(source, 6, 7, seed=3) for _ in range(2))
-    assert np.array_equal(first[0], again[0]) and first[1] == again[1]
-    assert not np.array_equal(first[0], distinct_rows(source, 6, 8, seed=3)[0])
-
-
-def test_a_batch_with_more_rows_than_distinct_captions_is_refused(tmp_path):
-    with pytest.raises(UserError, match="12 distinct"):
-        distinct_rows(classes([5, 5, 5, 5]), 13, 0, seed=0)
-    with pytest.raises(UserError, match="no classes"):
-        distinct_rows(open_data(f"folder:{folder(tmp_path / 'a')}", image_size=4), 2, 0, seed=0)

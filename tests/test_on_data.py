@@ -82,41 +82,33 @@ def test_without_labels_the_judge_still_says_whether_its_class_is_kept(scores):
 
 # --- distances -----------------------------------------------------------------------------------
 
-NETWORKS = {  # and the factor of its features
-    "clip": (Networks(clip=FEATURES), 2**0.5),
-    "inception": (Networks(inception=FEATURES), 1.0),
-}
-each_network = pytest.mark.parametrize("name", NETWORKS)
+CLIP = Networks(clip=FEATURES)
 
 
-@each_network
-def test_who_repeats_the_pictures_is_at_no_distance(scores, name):
-    found = scores(same, NETWORKS[name][0])
-    assert found[f"{name}_frechet"] == pytest.approx(0, abs=1e-9)
-    assert found[f"{name}_precision"] == found[f"{name}_recall"] == 1
+def test_who_repeats_the_pictures_is_at_no_distance(scores):
+    found = scores(same, CLIP)
+    assert found["clip_frechet"] == pytest.approx(0, abs=1e-9)
+    assert found["clip_precision"] == found["clip_recall"] == 1
 
 
-@each_network
-def test_pictures_that_are_all_redder_are_as_far_as_their_features_moved(scores, name):
-    networks, factor = NETWORKS[name]
-    found = scores(lambda images: images + 50, networks)
-    assert found[f"{name}_frechet"] == pytest.approx((0.5 * factor) ** 2, rel=1e-5)
-    assert found[f"{name}_kid"] > 0
+def test_pictures_that_are_all_redder_are_as_far_as_their_features_moved(scores):
+    found = scores(lambda images: images + 50, CLIP)
+    stretched = 2**0.5  # unit vectors of two numbers are
+    assert found["clip_frechet"] == pytest.approx((0.5 * stretched) ** 2, rel=1e-5)
+    assert found["clip_kid"] > 0
 
 
-@each_network
-def test_who_always_paints_one_picture_is_precise_and_recalls_that_one(scores, name):
-    found = scores(first_only, NETWORKS[name][0])
-    assert found[f"{name}_precision"] == 1 and found[f"{name}_recall"] == 2 / 8
+def test_who_always_paints_one_picture_is_precise_and_recalls_that_one(scores):
+    found = scores(first_only, CLIP)
+    assert found["clip_precision"] == 1 and found["clip_recall"] == 2 / 8
 
 
-@each_network
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_too_few_pictures_for_distances_are_an_error(scores, name, n):
+def test_too_few_pictures_for_distances_are_an_error(scores, n):
     with pytest.raises(UserError, match=rf"even: too few pictures \({n}\): .* need 4 or more"):
-        scores(same, NETWORKS[name][0], n)
+        scores(same, CLIP, n)
 
 
 def test_four_pictures_are_enough_and_without_networks_one_is(scores):
-    assert "clip_kid" in scores(same, NETWORKS["clip"][0], 4)
+    assert "clip_kid" in scores(same, CLIP, 4)
     assert "ssim" in scores(same, Networks(), 1)

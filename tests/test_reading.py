@@ -73,7 +73,7 @@ def test_captions_are_written_by_their_probability():
 @pytest.mark.parametrize("begin", [None, torch.tensor([7, 3])], ids=["plain", "begun"])
 @pytest.mark.parametrize(
     "kind",
-    [{}, {"rotary": True}, {"qk_norm": True}, {"attention": "paper"}, {"codes": (5, 4)}],
+    [{}, {"rotary": True}, {"attention": "paper"}, {"codes": (5, 4)}],
     ids=str,
 )
 def test_writing_sees_the_logits_that_training_sees(kind, begin, monkeypatch):

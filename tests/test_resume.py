@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import systems
 import torch
 from safetensors.torch import load_file
+
+from minimodal.runs import load
+from minimodal.training.checkpoint import load_run_config, read_metrics, save_config
 
 TESTS = Path(systems.__file__).parent
 
@@ -50,3 +54,23 @@ def test_a_killed_run_resumes_to_the_very_same_weights(kind, tmp_path):
     assert one.keys() == two.keys()
     for name in one:
         assert torch.equal(one[name], two[name]), name
+
+
+OFF = {
+    "vqgan": {"training": {"game": "hinge", "r1": 0.0}},
+    "clip": {"training": {"unique": False}},
+    "dalle": {"qk_norm": False},
+}
+
+
+@pytest.mark.parametrize("kind", OFF)
+def test_a_run_that_had_settings_that_are_gone_and_off_loads_and_goes_on(kind, tmp_path):
+    out = tmp_path / "run"
+    systems.train(kind, out, replace(systems.ENGINE, steps=2))
+    config = load_run_config(out)
+    config["model"]["training"] |= OFF[kind].get("training", {})
+    config["model"] |= {name: value for name, value in OFF[kind].items() if name != "training"}
+    save_config(out, config)
+    assert load(out).run["model"] == config["model"]
+    systems.train(kind, out, replace(systems.ENGINE, steps=3), resume=True)
+    assert read_metrics(out)[-1]["step"] == 3

@@ -113,40 +113,12 @@ def test_no_layers_or_no_width_is_an_error(width, depth):
         Transformer(width, depth, 2, causal=True)
 
 
-def test_normalised_queries_and_keys_have_a_score_of_their_direction_alone():
-    """Without the norm of either, scaling one of them would change the result."""
-    x = noise(2, 8, 16)
-    layer = seeded(lambda: Attention(16, 2, qk_norm=True), 0)
-    with torch.no_grad():
-        layer.qkv.bias.zero_()
-        expected = layer(x)
-        for rows in (slice(0, 16), slice(16, 32)):  # queries, keys
-            layer.qkv.weight[rows] *= 30
-            torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-4)
-        plain = seeded(lambda: Attention(16, 2), 0)
-        before = plain(x)
-        plain.qkv.weight[:16] *= 30
-        assert (plain(x) - before).abs().max() > 0.1
-
-
-def test_qk_norm_is_a_layer_norm_of_each_head():
-    x = noise(2, 8, 16)
-    layer = shake(seeded(lambda: Attention(16, 2, qk_norm=True), 0))
-    seen = {}
-    layer(x, attention=lambda q, k, v: seen.update(q=q, k=k) or v)
-    q, k, _ = layer.qkv(x).view(2, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)  # (2, 2, 8, 8) each
-    for name, value, norm in (("q", q, layer.norm_q), ("k", k, layer.norm_k)):
-        torch.testing.assert_close(seen[name], F.layer_norm(value, (8,)) * norm.weight)
-
-
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_queries_and_keys_turn_by_the_angles_of_their_places_and_values_do_not(qk_norm):
+def test_queries_and_keys_turn_by_the_angles_of_their_places_and_values_do_not():
     """By hand: channels i and i + d/2 are a complex number, which is multiplied by e^(i angle)."""
     x, angles = noise(2, 8, 16), noise(8, 4, seed=1)
-    layer, seen = shake(seeded(lambda: Attention(16, 2, qk_norm=qk_norm), 0)), {}
+    layer, seen = shake(seeded(lambda: Attention(16, 2), 0)), {}
     found = layer(x, angles=angles, attention=lambda *qkv: seen.update(qkv=qkv) or attend(*qkv))
     q, k, v = layer.qkv(x).view(2, 8, 3, 2, 8).permute(2, 0, 3, 1, 4)  # (2, 2, 8, 8) each
-    q, k = layer.norm_q(q), layer.norm_k(k)  # before they turn
 
     def turned(value):
         numbers = torch.complex(value[..., :4], value[..., 4:])

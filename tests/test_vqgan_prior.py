@@ -315,17 +315,13 @@ def test_a_picture_with_its_seed_is_the_same_beside_any_others():
     assert not torch.equal(three[1], three[2])
 
 
-def test_guidance_grows_with_its_schedule(monkeypatch):
+def test_every_code_is_guided_by_the_scale_that_is_given(monkeypatch):
     scales, original = [], vqgan_prior.guide
     monkeypatch.setattr(
         vqgan_prior, "guide", lambda a, b, scale: (scales.append(scale), original(a, b, scale))[1]
     )
-    how = dict(generator=generator(), guidance=4.0)
-    make_prior().generate(["cat"], schedule="linear", **how)
-    assert scales == pytest.approx(np.linspace(1, 4, 10)[:9])  # nine codes, the last before the end
-    scales.clear()
-    make_prior().generate(["cat"], **how)
-    assert scales == [4.0] * 9
+    make_prior().generate(["cat"], generator=generator(), guidance=4.0)
+    assert scales == [4.0] * 9  # a code each
 
 
 def test_min_p_leaves_only_the_likeliest_codes():
@@ -390,14 +386,14 @@ def test_every_flag_of_the_command_reaches_the_prior(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr(VQGANPrior, "generate", spy)
     command = ["--method", "vqgan-prior", "--run", str(run), "--device", "cpu", "-n", "2"]
-    words = """--temperature 0.7 --top-k 3 --top-p 0.9 --min-p 0.05 --guidance 3 --schedule linear
+    words = """--temperature 0.7 --top-k 3 --top-p 0.9 --min-p 0.05 --guidance 3
         --size 64x48 --complete half.png --keep 0.25 --stride 2 --seeds 4,5""".split()
     assert generate([*command, *words]) == 0 and generate([*command, "--seed", "7"]) == 0
     seen, plain = calls
     assert (seen.pop("complete") == 90).all() and callable(seen.pop("progress"))
     assert seen == {
         "given": ([], 2), "temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.05,
-        "guidance": 3.0, "schedule": "linear", "size": (64, 48), "keep": 0.25, "stride": 2,
+        "guidance": 3.0, "size": (64, 48), "keep": 0.25, "stride": 2,
         "seeds": [4, 5],
     }  # fmt: skip
     assert plain["generator"].initial_seed() == 7
@@ -410,7 +406,6 @@ BAD = [
     (["--rerank", "4"], "--rerank is for --method dalle"),
     (["--size", "²"], "--size ²: expected pixels"),
     (["--keep", "0.5"], "--keep is how much of a picture stays"),
-    (["--schedule", "cosine"], "lets guidance grow from 1, and it is 1"),
     (["--complete", "absent.png"], "absent.png"),
 ]
 

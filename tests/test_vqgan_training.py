@@ -1,4 +1,4 @@
-"""VQGAN's training with every quantizer and both games: what is logged, scheduled and refused."""
+"""VQGAN's training with every quantizer: what is logged, scheduled and refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from minimodal.blocks.discriminator import generator_loss, hinge_loss, non_saturating_loss
+from minimodal.blocks.discriminator import generator_loss, hinge_loss
 from minimodal.blocks.pixels import to_float
 from minimodal.errors import UserError
 from minimodal.runs import load
@@ -144,7 +144,6 @@ def test_without_a_warm_start_codes_are_placed_before_the_first_step():
 
 # --- the losses, put together again from their terms ---------------------------------------------
 
-GAMES = {"hinge": hinge_loss, "non-saturating": non_saturating_loss}
 ALL = slice(0, 8)
 
 
@@ -160,26 +159,23 @@ def weighted_l1(painted, images, shift):
     return 6 * F.l1_loss(painted, images)
 
 
-@pytest.mark.parametrize("game", GAMES)
-def test_the_generator_plays_the_game_that_is_asked_for(game):
-    task = placed("ema", game=game)
+def test_the_generators_loss_is_its_terms_with_lambda():
+    task = placed("ema")
     batch = task.batch(8, ALL)
     loss, m = task.loss(batch, "generator", 8)
     verdicts = task.discriminator(batch["painted"])
-    assert m["adversarial"].item() == pytest.approx(generator_loss(verdicts, game=game).item())
+    assert m["adversarial"].item() == pytest.approx(generator_loss(verdicts).item())
     expected = m["l1"] + m["commitment"] + 0.1 * m["lambda"] * m["adversarial"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("game", GAMES)
-def test_the_discriminators_loss_is_its_game_and_r1_times_the_penalty(game):
-    task = placed("ema", game=game, r1=30.0)
+def test_the_discriminators_loss_is_the_hinge_loss_of_its_verdicts():
+    task = placed("ema")
     batch = task.batch(8, ALL)
     task.loss(batch, "generator", 8)
-    loss, m = task.loss(batch, "discriminator", 8)
+    loss, _ = task.loss(batch, "discriminator", 8)
     real, fake = (task.discriminator(x) for x in (to_float(batch["images"]), batch["painted"]))
-    assert 30 * m["r1"] > 1e-3
-    assert loss.item() == pytest.approx((GAMES[game](real, fake) + 30 * m["r1"]).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(hinge_loss(real, fake).item(), rel=1e-5)
 
 
 def test_gumbels_draws_are_painted_at_the_steps_temperature():
@@ -262,11 +258,6 @@ def test_without_a_weight_there_is_no_game(tmp_path):
     assert not any("d_real" in line or "lambda" in line for line in read_metrics(out))
 
 
-def test_the_other_game_and_the_penalty_are_played(tmp_path):
-    out = trained("ema", tmp_path / "run", game="non-saturating", r1=0.1)
-    assert any("r1" in line and line["r1"] >= 0 for line in read_metrics(out))
-
-
 def test_codes_that_nothing_uses_stay_where_revival_is_off(tmp_path):
     recipe = vqgan_small()
     model = replace(recipe.model, revive=False, channels=8, code_width=6, codes=(12,))
@@ -318,8 +309,6 @@ def test_a_shift_is_less_than_the_pictures_that_the_network_compares(size, good,
 
 
 WRONG = [
-    ({"game": "chess"}, "game chess: expected hinge or non-saturating"),
-    ({"r1": -1.0}, "r1 -1.0: expected 0 or more"),
     ({"gan_weight": float("inf")}, "gan_weight inf: expected 0 or more"),
     ({"perceptual_shift": -1}, "perceptual_shift -1: expected 0 or more"),
     ({"gumbel_temperature": 0.0}, "gumbel_temperature 0.0"),

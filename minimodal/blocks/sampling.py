@@ -23,8 +23,7 @@ class SamplingConfig:
     temperature divides the logits (0: always the likeliest token); top_k keeps the k likeliest
     (0: all); top_p keeps the smallest set with at least that probability (1: all); min_p drops
     what is less than min_p times as likely as the likeliest (0: nothing); guidance is the scale of
-    classifier-free guidance (1: none, 0: the caption is ignored), which `schedule` may let grow (or
-    fall) from 1.
+    classifier-free guidance (1: none, 0: the caption is ignored).
     """
 
     temperature: float = 1.0
@@ -32,7 +31,6 @@ class SamplingConfig:
     top_p: float = 1.0
     guidance: float = 1.0
     min_p: float = 0.0
-    schedule: str = "constant"  # or linear or cosine: guidance goes from 1 to its scale
 
     def __post_init__(self) -> None:
         # Written so that nan is out of range, too. Within these bounds no logit overflows.
@@ -48,38 +46,16 @@ class SamplingConfig:
             raise UserError(f"guidance {self.guidance}: expected 0 to {MOST_GUIDANCE} (1 = none)")
         if not 0 <= self.min_p < 1:
             raise UserError(f"min-p {self.min_p}: expected 0 (keep all) or more, below 1")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"schedule {self.schedule}: expected {', '.join(SCHEDULES)}")
-        if self.schedule != "constant" and self.guidance == 1:
-            raise UserError(
-                f"schedule {self.schedule} lets guidance grow from 1, and it is 1: expected more, "
-                "such as guidance 3"
-            )
 
     @property
     def ignores_caption(self) -> bool:
         """Whether only the prediction without the caption is needed."""
-        return self.guidance == 0 and self.schedule == "constant"
+        return self.guidance == 0
 
     @property
     def guided(self) -> bool:
         """Whether two predictions are needed, with the caption and without."""
         return self.guidance != 1 and not self.ignores_caption
-
-    def scale(self, done: float) -> float:
-        """The guidance of a token when this share of the tokens, 0 to 1, is drawn.
-
-        Early tokens decide what is in a picture; late ones paint what early ones began. A growing
-        scale (as in Muse, Chang et al. 2023, section 2.7) leaves the beginning its variety.
-        """
-        return 1 + (self.guidance - 1) * SCHEDULES[self.schedule](done)
-
-
-SCHEDULES = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: done,
-    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
-}
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -141,21 +141,15 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection to queries, keys and values.
+    """Multi-head self-attention with one fused projection to queries, keys and values."""
 
-    With `qk_norm` queries and keys are normalised for each head (Henry et al. 2020), so that no
-    score can grow without bound.
-    """
-
-    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise UserError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.norm_q = nn.LayerNorm(width // heads, bias=False) if qk_norm else nn.Identity()
-        self.norm_k = nn.LayerNorm(width // heads, bias=False) if qk_norm else nn.Identity()
 
     def forward(
         self,
@@ -176,7 +170,6 @@ class Attention(nn.Module):
         q, k, v = rearrange(
             project(self.qkv, x, cache), "B T (three H d) -> three B H T d", three=3, H=self.heads
         ).unbind(0)  # (B, H, T, d) each
-        q, k = self.norm_q(q), self.norm_k(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
@@ -189,13 +182,12 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(
-        self, width: int, heads: int, *, mlp_ratio: float, activation: str, norm_eps: float,
-        qk_norm: bool = False,
-    ) -> None:  # fmt: skip
+        self, width: int, heads: int, *, mlp_ratio: float, activation: str, norm_eps: float
+    ) -> None:
         super().__init__()
         hidden = round(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attention = Attention(width, heads, qk_norm=qk_norm)
+        self.attention = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.fc = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
@@ -243,7 +235,6 @@ class Transformer(nn.Module):
         mlp_ratio: float = 4.0,
         activation: str = "gelu",
         norm_eps: float = 1e-5,
-        qk_norm: bool = False,
         patterns: Sequence[Pattern] = (),
     ) -> None:
         super().__init__()
@@ -255,14 +246,7 @@ class Transformer(nn.Module):
         if self.patterns and (len(self.patterns) != depth or not causal):
             raise ValueError(f"{len(self.patterns)} patterns for {depth} causal layers")
         self.blocks = nn.ModuleList(
-            Block(
-                width,
-                heads,
-                mlp_ratio=mlp_ratio,
-                activation=activation,
-                norm_eps=norm_eps,
-                qk_norm=qk_norm,
-            )
+            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps)
             for _ in range(depth)
         )
         read, write = width**-0.5, (width * 2 * depth) ** -0.5

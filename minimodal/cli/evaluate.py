@@ -36,7 +36,6 @@ from minimodal.evaluation.dalle_study import (
     variety,
 )
 from minimodal.evaluation.edits import edit_scores
-from minimodal.evaluation.inception import load_inception
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import Evaluation, Networks, clip_on_data, vqgan_on_data
 from minimodal.evaluation.scoreboard import (
@@ -74,8 +73,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--clip", type=Path, metavar="RUN|CHECKPOINT",
         help="of a VQGAN: distances between true and painted pictures on this CLIP's "
              "features; of a DALL·E: does it find the captions? (default: none)")  # fmt: skip
-    add("--inception", type=Path, metavar="FILE",
-        help="the same on pytorch-fid's Inception, for rFID (default: none)")  # fmt: skip
+    add("--pictures", type=Path, metavar="DIR",
+        help="of a VQGAN: write DIR/originals and DIR/reconstructions (default: none)")  # fmt: skip
     add("--judge", type=Path, metavar="FILE",
         help="of a VQGAN or DALL·E on CIFAR-10: does this ResNet-20 see the class? "
              "(default: none)")  # fmt: skip
@@ -96,7 +95,7 @@ def on_shapes(
     model: VQGAN | CLIP | DALLE, world: World, arguments: argparse.Namespace
 ) -> Evaluation:
     """The scores of a Shapes world."""
-    for name in ("clip", "judge", "inception", "limit"):
+    for name in ("clip", "judge", "pictures", "limit"):
         if getattr(arguments, name):
             raise UserError(f"--{name} is for other data; the Shapes world has an oracle")
     how = {"captions": "full captions of unseen scenes", "world_seed": arguments.seed}
@@ -188,15 +187,13 @@ def dalle_on_data(
 
 def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
     """The networks of a command line that judge a VQGAN's pictures."""
-    clip = inception = judge = None
+    clip = judge = None
     if arguments.clip is not None:
         how = {"merges": arguments.merges, "activation": arguments.activation}
         clip = load(arguments.clip, kind="clip", **how).to(device)
-    if arguments.inception is not None:
-        inception = load_inception(arguments.inception).to(device)
     if arguments.judge is not None:
         judge = load_judge(arguments.judge).to(device)
-    return Networks(clip, inception, judge)
+    return Networks(clip, judge)
 
 
 def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespace) -> Evaluation:
@@ -219,7 +216,11 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
     if isinstance(model, VQGAN):
-        found = vqgan_on_data(model, val, networks(arguments, model.last_layer.device))
+        found = networks(arguments, model.last_layer.device)
+        found = vqgan_on_data(model, val, found, folder=arguments.pictures)
+        if arguments.pictures is not None:
+            print(f"{arguments.pictures}: {len(val)} originals and their reconstructions",
+                  file=sys.stderr)  # fmt: skip
     else:
         templates = read_lines(arguments.templates) if arguments.templates else None
         train = (
@@ -247,14 +248,18 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
         )
     if arguments.templates and kind != "clip":
         raise UserError(f"--templates are for a clip; {arguments.target} is a {kind}")
-    for name in ("clip", "inception", "judge"):
-        fits = kind == "vqgan" or (kind == "dalle" and name != "inception")
-        if getattr(arguments, name) and not fits:
+    for name in ("clip", "judge"):
+        if getattr(arguments, name) and kind not in ("vqgan", "dalle"):
             raise UserError(f"--{name} judges a vqgan; {arguments.target} is a {kind}")
+    folder = arguments.pictures
+    if folder is not None and kind != "vqgan":
+        raise UserError(f"--pictures are of a vqgan; {arguments.target} is a {kind}")
     if arguments.study and kind != "dalle":
         raise UserError(f"--study is for a dalle; {arguments.target} is a {kind}")
     if arguments.n < 1:
         raise UserError(f"-n {arguments.n}: expected 1 or more pictures")
+    if folder is not None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(f"--pictures {folder}: there is something already; give a new folder")
     found = measure(model, spec, arguments)
     manifest = {"run": str(arguments.target), "kind": kind, "data": spec}
     manifest |= {"model_hash": fingerprint(model), "versions": versions()}
@@ -282,8 +287,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not target.exists():
         raise UserError(f"{target}: no such run; `python -m minimodal train demo` makes runs/demo")
     if is_demo(target):
-        if arguments.data not in (None, "shapes"):
-            raise UserError(f"{target} holds several runs: give one of them with --data")
+        flag = "--pictures" if arguments.pictures else "--data"
+        if arguments.pictures or arguments.data not in (None, "shapes"):
+            raise UserError(f"{target} holds several runs: give one of them with {flag}")
         board = score_stages(target, arguments.seed, device, n=arguments.n)
         manifest = {"run": str(target), "data": "shapes", "world_seed": arguments.seed}
         result = {"scores": board, "manifest": manifest | {"versions": versions()}}

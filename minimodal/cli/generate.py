@@ -83,8 +83,6 @@ def make_parser(prog: str = "generate.py") -> Parser:
         help="drop codes less than P times as likely as the best (default: 0, none)")  # fmt: skip
     add("--guidance", type=float, metavar="S",
         help="how much the caption counts; 1 is plain (default: the run's own)")  # fmt: skip
-    add("--schedule", choices=["constant", "linear", "cosine"], default="constant",
-        help="guidance all along, or growing from 1 as it draws (default: constant)")  # fmt: skip
     add("--negative", metavar="PROMPT",
         help="what not to draw; guidance pushes away from it (default: none)")  # fmt: skip
     add("--rerank", type=int, default=0, metavar="K",
@@ -162,10 +160,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError("a prompt is empty; say what to draw, such as 'a red circle'")
     values = (arguments.temperature, arguments.guidance)
     temperature, guidance = (1.0 if value is None else value for value in values)
-    schedule = "constant" if arguments.guidance is None else arguments.schedule
-    SamplingConfig(
-        temperature, arguments.top_k, arguments.top_p, guidance, arguments.min_p, schedule
-    )
+    SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance, arguments.min_p)
     if arguments.gif and arguments.gif.suffix.lower() != ".gif":
         raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
 
@@ -259,7 +254,6 @@ def draw(arguments: argparse.Namespace, dalle: DALLE, device: str) -> Tensor:
             top_k=arguments.top_k,
             top_p=arguments.top_p,
             min_p=arguments.min_p,
-            schedule=arguments.schedule,
             negative=arguments.negative,
             complete=read_picture(arguments.complete) if arguments.complete else None,
             redraw=arguments.redraw,

@@ -76,7 +76,6 @@ def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) ->
             top_k=arguments.top_k,
             top_p=arguments.top_p,
             min_p=arguments.min_p,
-            schedule=arguments.schedule,
             size=size,
             complete=complete,
             keep=0.5 if arguments.keep is None else arguments.keep,

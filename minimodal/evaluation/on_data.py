@@ -7,6 +7,7 @@ The Shapes world has scores of its own, in `scoreboard.py`.
 A model and data sources in, numbers and the manifest of how they came about out.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.data.loading import DataSource
+from minimodal.drawing import asking, make_folder, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.distances import (
     NEIGHBOURS,
@@ -23,7 +25,6 @@ from minimodal.evaluation.distances import (
     kid,
     precision_recall,
 )
-from minimodal.evaluation.inception import Inception
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
@@ -123,7 +124,6 @@ class Networks(NamedTuple):
     """Networks that judge reconstructions; each may be missing."""
 
     clip: CLIP | None = None
-    inception: Inception | None = None
     judge: Judge | None = None
 
 
@@ -147,17 +147,36 @@ def distances_between(name: str, first: Tensor, second: Tensor) -> dict[str, flo
     }
 
 
-def vqgan_on_data(vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS) -> Evaluation:
+def save_both(images: Tensor, painted: Tensor, folder: Path) -> None:
+    """Write true and painted pictures into two folders, for packages that compare such.
+
+    images: (N, 3, H, W) uint8
+    painted: (N, 3, H, W) uint8
+    """
+    for name, pictures in (("originals", images), ("reconstructions", painted)):
+        make_folder(folder / name)
+        for i, picture in enumerate(pictures):
+            path = folder / name / f"{i:06d}.png"
+            with asking("write", path):
+                to_picture(picture).save(path)
+
+
+def vqgan_on_data(
+    vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS, *, folder: Path | None = None
+) -> Evaluation:
     """PSNR and SSIM of reconstructions, how much of the codebook they use, and what networks
-    say of them: distances between true and painted pictures, whether the judge sees the class."""
-    if len(val) <= NEIGHBOURS and (networks.clip is not None or networks.inception is not None):
+    say of them: distances between true and painted pictures, whether the judge sees the class.
+    With a folder both are kept there."""
+    if len(val) <= NEIGHBOURS and networks.clip is not None:
         raise UserError(
-            f"{val.name}: too few pictures ({len(val)}): distances (--clip, --inception) need "
+            f"{val.name}: too few pictures ({len(val)}): distances (--clip) need "
             f"{NEIGHBOURS + 1} or more, and mean little below hundreds"
         )
     images = torch.from_numpy(val.images(np.arange(len(val))))
     again = redraw(vqgan, images)
     painted = again.pictures
+    if folder is not None:
+        save_both(images, painted, folder)
     scores = {"psnr": psnr(painted, images), "ssim": ssim(painted, images)}
     scores["codes_used"] = again.used
     manifest: dict[str, Any] = {}
@@ -166,10 +185,6 @@ def vqgan_on_data(vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORK
         # Unit vectors stretched to the size that features usually have.
         scores |= distances_between("clip", *(part * part.shape[1] ** 0.5 for part in sets))
         manifest["clip_features"] = "unit image embeddings times the root of their length"
-    if networks.inception is not None:
-        sets = [networks.inception.features(part) for part in (images, painted)]
-        scores |= distances_between("inception", *sets)
-        manifest["inception_features"] = "2048, pytorch-fid's network, bilinear to 299 x 299"
     if networks.judge is not None:
         seen, again_seen = (networks.judge.classify(part) for part in (images, painted))
         scores["judge_class_kept"] = float((seen == again_seen).float().mean())

@@ -153,8 +153,7 @@ ANCHORS = (
     "visual.conv1.weight",  # one of OpenAI or OpenCLIP
     "quantize.embedding.weight",  # a VQGAN
     "quantize.embed.weight",
-    "features.0.weight",  # VGG16, Inception, LPIPS's weights
-    "Conv2d_1a_3x3.conv.weight",
+    "features.0.weight",  # VGG16, LPIPS's weights
     "lin0.model.1.weight",
 )
 AVERAGED = re.compile(r"ema|av(era)?g|swa|shadow", re.IGNORECASE)

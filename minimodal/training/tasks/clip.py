@@ -30,7 +30,7 @@ from minimodal.clip import (
     normalize,
 )
 from minimodal.data.cifar import TEMPLATES, class_captions
-from minimodal.data.loading import DataSource, batch_indices, distinct_rows
+from minimodal.data.loading import DataSource, batch_indices
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
@@ -58,7 +58,6 @@ class CLIPTraining:
     max_text_length: int = 48  # tokens, start and end included; longer captions are cut
     flip: bool = False  # mirror half of the pictures
     shift: int = 0  # move pictures by up to so many pixels, edges repeated
-    unique: bool = False  # no caption twice in a batch; for data with classes
     same_class: bool = False  # captions of one class are positives of each other
     loss: str = "softmax"  # softmax (CLIP) or sigmoid (SigLIP)
     loss_rows: int = 0  # rows of logits at a time; 0: all, or two million logits if more
@@ -94,8 +93,6 @@ class CLIPTask:
             raise UserError(f"batch_size {batch_size}: difference_weight needs a multiple of 4")
         if training.same_class and train.labels is None:
             raise UserError(f"same_class: the pictures of {train.name} have no classes")
-        if training.unique:
-            distinct_rows(train, batch_size, 0, seed=seed)  # or say now why not
         self.training, self.train, self.val = training, train, val
         self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
         self.model = seeded(lambda: CLIP(config), seed)
@@ -111,20 +108,16 @@ class CLIPTask:
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Pictures, a caption for each, and a number for each caption, equal where they are."""
         rng = draws(self.seed, step)
-        if self.training.unique:
-            indices, captions = distinct_rows(self.train, self.batch_size, step, seed=self.seed)
-        else:
-            indices = batch_indices(
-                len(self.train), self.batch_size, step, seed=self.seed, group=self.train.group
-            )
-            captions = None
+        indices = batch_indices(
+            len(self.train), self.batch_size, step, seed=self.seed, group=self.train.group
+        )
         images = self.train.images(indices[rows])
         if self.training.flip:
             images = flip_some(images, rng.random(len(indices))[rows] < 0.5)
         if self.training.shift > 0:
             most = self.training.shift
             images = shift_all(images, rng.integers(-most, most + 1, (len(indices), 2))[rows])
-        captions = captions or self.train.captions(indices, rng)
+        captions = self.train.captions(indices, rng)
         if self.training.same_class:
             numbers = self.train.labels[indices]
         else:

@@ -24,9 +24,7 @@ from minimodal.blocks.discriminator import (
     balance,
     check_size,
     generator_loss,
-    gradient_penalty,
     hinge_loss,
-    non_saturating_loss,
     pulls,
     weigh,
 )
@@ -63,12 +61,10 @@ class VQGANTraining:
     perceptual_weight: float = 1.0
     perceptual_layers: int = 2  # of a CLIP, counted from the picture; 0: all
     perceptual_shift: int = 3  # compare pictures moved by up to so many pixels
-    game: str = "hinge"  # hinge or non-saturating
     discriminator_start: int = 3000  # steps before D begins to learn
     gan_start: int = 4000  # steps before D's verdict reaches the generator
     gan_ramp: int = 500  # steps over which its weight grows to gan_weight
     gan_weight: float = 0.1  # differs from the paper (1): small pictures; 0: no discriminator
-    r1: float = 0.0  # weight of the penalty on D's gradient at true pictures
     discriminator_channels: int = 32
     discriminator_depth: int = 2
     discriminator_refine: bool = False  # one more layer without halving, as the original has
@@ -76,10 +72,8 @@ class VQGANTraining:
     flip: bool = False  # mirror half of the pictures
 
     def __post_init__(self) -> None:
-        if self.game not in ("hinge", "non-saturating"):
-            raise UserError(f"game {self.game}: expected hinge or non-saturating")
         for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
-                     "discriminator_start", "gan_ramp", "r1", "discriminator_lr", "gumbel_steps",
+                     "discriminator_start", "gan_ramp", "discriminator_lr", "gumbel_steps",
                      "perceptual_layers", "perceptual_shift"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
@@ -229,7 +223,7 @@ class VQGANTask:
         painted: (B, 3, H, W)
         returns: ()
         """
-        return generator_loss(self.discriminator(painted).float(), game=self.training.game)
+        return generator_loss(self.discriminator(painted).float())
 
     @torch.enable_grad()
     def joint_weight(self, batches: list[dict], step: int) -> Tensor:
@@ -278,16 +272,9 @@ class VQGANTask:
         """The game's loss; no gradient before the discriminator's start, so the phase rests."""
         if self.when(step) < self.training.discriminator_start or self.training.gan_weight == 0:
             return images.new_zeros(()), {}
-        images = images.requires_grad_(self.training.r1 > 0)
         real, fake = self.discriminator(torch.cat([images, painted])).float().chunk(2)
-        hinge = self.training.game == "hinge"
-        loss = (hinge_loss if hinge else non_saturating_loss)(real, fake)
         metrics = {"d_real": real.mean().detach(), "d_fake": fake.mean().detach()}
-        if self.training.r1 > 0:
-            penalty = gradient_penalty(real, images)
-            loss = loss + self.training.r1 * penalty
-            metrics["r1"] = penalty.detach()
-        return loss, metrics
+        return hinge_loss(real, fake), metrics
 
     def average(self, gradient: Tensor) -> Tensor:
         """The mean of a gradient over the processes."""
