@@ -67,7 +67,10 @@ def test_pictures_without_a_caption_are_left_out_and_counted(tmp_path, capsys):
     write_part(tmp_path, "val2017", 2)
     assert ids(open_coco(tmp_path)) == list(range(7))
     said = capsys.readouterr().err
-    assert "7 of 7 pictures, 14 captions from captions_train2017.json; not used: 3 pictures without" in said
+    assert (
+        "7 of 7 pictures, 14 captions from captions_train2017.json; not used: 3 pictures without"
+        in said
+    )
 
 
 def test_without_val2017_a_part_of_train_is_kept_out(tmp_path):
