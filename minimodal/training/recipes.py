@@ -138,7 +138,8 @@ def clip_shapes() -> CLIPRecipe:
     """The Shapes world; half of a batch are scenes that differ in one exchange (hard negatives).
 
     Ten and a half minutes of one core in float32, seven in bfloat16. Without the stem shapes are
-    told apart too late, without the loss on differences relations are not seen at all.
+    told apart too late; without the loss on differences 1,500 steps find 95 % of the captions
+    instead of 99.
     """
     return CLIPRecipe(
         CLIPConfig(
