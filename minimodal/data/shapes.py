@@ -74,7 +74,7 @@ __all__ = [
 
 _VERSION = 3  # of the world: a change of what (seed, i) means must change the fingerprint
 _GROUPS = 4  # the same of contrast groups
-LOOSE_SHARE = 0.5  # of training captions
+LOOSE_SHARE = 0.6  # of training captions
 UNSAID_SHARE = 0.4  # of loose contrast groups, those whose captions do not say where objects are
 
 
@@ -135,7 +135,7 @@ class ShapesSource:
         return render(self.scenes(indices), self.image_size)
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture, half of them loose. In a contrast group all state the same, by
+        """One caption a picture, six in ten loose. In a contrast group all state the same, by
         the same template: all but what is the same for all (the background) or leaves the four
         different (where objects are)."""
         indices = np.atleast_1d(np.asarray(indices))
