@@ -88,8 +88,8 @@ def test_the_line_says_machine_steps_time_and_what_more_minutes_are_for():
     seen, held_out = (round(100 * share) for share in REACHED[least])
     assert plan.text() == (
         f"plan: a CPU; VQGAN 160 steps, CLIP 1,100 steps, DALL·E {least:,} steps; about 10 minutes;"
-        f" --minutes 30 reaches more\nexpect about {seen} % of DALL·E's pictures of seen captions to"
-        f" be right, {held_out} % of held-out ones"
+        f" --minutes 30 reaches more\nexpect about {seen} % of DALL·E's pictures of seen captions "
+        f"to be right, {held_out} % of held-out ones"
     )
     few, many = (replace(plan, steps={**plan.steps, "dalle": n}) for n in (100, 6000))
     assert f"less than {seen} %" in few.expected()

@@ -296,13 +296,13 @@ def test_captions_of_a_group_differ_wherever_its_scenes_do():
         assert len(set(group)) >= len(said), group
 
 
-def test_related_scenes_always_say_where_objects_are_and_a_fifth_of_the_others_do_not():
+def test_related_scenes_always_say_where_objects_are_and_a_quarter_of_the_others_do_not():
     scenes, texts = contrast_captions(8000)
     unsaid = np.array([s.count == 2 and s.relation is None for s in map(parse, texts)])
     unsaid = unsaid.reshape(-1, 4).any(axis=1)
     related = np.zeros(2000, bool)
     related[np.array(related_groups(scenes)) // 4] = True
-    assert not unsaid[related].any() and 0.15 < unsaid[~related].mean() < 0.21
+    assert not unsaid[related].any() and 0.18 < unsaid[~related].mean() < 0.26
 
 
 def test_groups_are_loose_in_form_and_state_every_size_and_color():
