@@ -184,3 +184,30 @@ def test_a_loaded_dalle_draws_what_it_drew_before_it_was_moved(runs, tmp_path):
         for run in (runs / "dalle", tmp_path / "moved")
     )
     assert torch.equal(one, two)
+
+
+def own_pictures(root) -> None:
+    for i in range(6):
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(root / f"{i}.png")
+
+
+@pytest.mark.parametrize("out", ["", ".", "../pictures"])
+def test_the_data_folder_itself_is_no_place_for_a_run(tmp_path, capsys, out):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    own_pictures(folder)
+    said = fails(["vqgan", *flags(data=f"folder:{folder}", out=f"{folder}/{out}")], capsys)
+    assert said.endswith("is the data folder: choose one for the run")
+    assert len([*folder.iterdir()]) == 6
+
+
+def test_a_run_in_the_data_folder_goes_on_with_the_same_pictures(tmp_path, capsys):
+    own_pictures(tmp_path)
+    command = ["vqgan", "--data", f"folder:{tmp_path}", "--out", str(tmp_path / "run")]
+    command += ["--image-size", "16", "--batch-size", "2", "--sample-every", "1"]
+    assert main([*command, "--steps", "2"]) == 0
+    assert [*(tmp_path / "run" / "samples").glob("*.png")]
+    capsys.readouterr()
+    assert main([*command, "--steps", "3", "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "train: 5 of 6 pictures" in said and "not used: 1 run folders" in said

@@ -254,9 +254,10 @@ def test_ctrl_c_while_pytorch_is_imported_is_one_word(module, monkeypatch, capsy
     assert handlers[-1] is signal.default_int_handler  # what follows can be stopped as ever
 
 
-def test_a_closed_stdout_is_no_error(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    assert run_command(lambda argv: print("words"), []) == 0
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_output_is_no_error(monkeypatch, stream):
+    monkeypatch.setattr(sys, stream, None)
+    assert run_command(lambda argv: getattr(sys, stream).isatty() and print("words"), []) == 0
 
 
 @pytest.mark.parametrize("script", ["train.py", "generate.py", "minimodal/__main__.py"])

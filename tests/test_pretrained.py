@@ -321,3 +321,9 @@ def test_a_checkpoint_where_a_run_is_expected_is_refused():
         load(VIT / "model.safetensors", kind="dalle")
     with pytest.raises(UserError, match="holds a clip; a vqgan is expected"):
         load(VIT / "model.safetensors", kind="vqgan")
+
+
+def test_a_pipe_given_as_a_checkpoint_is_refused_and_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "model.pt")
+    with pytest.raises(UserError, match="is no file but a folder, pipe or device"):
+        load(tmp_path / "model.pt")

@@ -80,6 +80,7 @@ class Parser(argparse.ArgumentParser):
 def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
     """Run a command on its arguments; returns its exit status."""
     sys.stdout = sys.stdout or io.StringIO()  # None where the caller has closed it
+    sys.stderr = sys.stderr or io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names and labels that its encoding lacks: \\u…
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # errors say what matters

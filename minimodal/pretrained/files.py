@@ -229,6 +229,8 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, by dotted names; what is wrong with it is one line."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    if not path.is_file():  # opening a pipe may take for ever
+        raise UserError(f"{path} is no file but a folder, pipe or device; give a checkpoint's file")
     try:
         return dict(_walk(_read(path)))
     except UserError:
