@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 import zipfile
 from pathlib import Path
@@ -388,6 +389,9 @@ INSTEAD = {
     "GGUF": b"GGUF\x03\0\0\0",
     "HDF5": b"\x89HDF\r\n\x1a\n\0",
     "a compressed file": b"\x1f\x8b\x08\0\0",
+    "a tar file": b"x".ljust(257, b"\0") + b"ustar\0",
+    "an array of NumPy": b"\x93NUMPY\1\0",
+    "a picture": b"\x89PNG\r\n\x1a\n\0",
 }
 
 
@@ -396,6 +400,13 @@ INSTEAD = {
 def test_a_file_that_is_no_checkpoint_is_said_to_be_what_it_is(tmp_path, what, name):
     (tmp_path / name).write_bytes(INSTEAD[what])
     assert f"no checkpoint of PyTorch or safetensors but {what}" in refused(tmp_path / name)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    save_file(
+        OPENAI | {"visual.proj": OPENAI["visual.proj"] * math.nan}, tmp_path / "x.safetensors"
+    )
+    assert "has values that are no numbers" in refused(tmp_path / "x.safetensors")
 
 
 def test_a_zip_file_of_other_things_is_named_by_what_it_holds(tmp_path):

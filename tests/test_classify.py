@@ -216,6 +216,7 @@ def test_labels_and_templates_come_out_of_files(run):
         ),
         (("a.png", "--labels", "a,,b"), "label 2 of 3 is empty"),
         (("a.png", "--labels", "a,b, a"), "the label 'a' occurs twice"),
+        (("a.png", "--labels", "Cat,b,cat"), "the label 'Cat' occurs twice"),
         (("a.png", "--labels", "a,b", "--template", "a photo"), "'a photo' needs {} once"),
         (("a.png", "--labels", "a,b", "--template", "{label}"), "'{label}' needs {} once"),
         (("a.png", "--labels", "a,b", "--templates", "absent"), "cannot read absent: No such"),

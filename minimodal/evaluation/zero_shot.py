@@ -41,13 +41,17 @@ def read_lines(path: Path) -> list[str]:
 
 
 def check_labels(labels: Sequence[str]) -> list[str]:
-    """Labels with single spaces only; an empty or repeated one is a `UserError`."""
+    """Labels with single spaces only; an empty or repeated one is a `UserError`.
+
+    Capitals do not part them: the tokenizers of CLIP do not see them.
+    """
     stripped = [" ".join(label.split()) for label in labels]
     if not stripped:
         raise UserError("no labels; give at least one")
     if "" in stripped:
         raise UserError(f"label {stripped.index('') + 1} of {len(stripped)} is empty")
-    twice = [label for label, count in Counter(stripped).items() if count > 1]
+    counts = Counter(map(str.lower, stripped))
+    twice = [label for label in stripped if counts[label.lower()] > 1]
     if twice:
         raise UserError(f"the label '{twice[0]}' occurs twice")
     return stripped

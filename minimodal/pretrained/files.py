@@ -185,6 +185,7 @@ STARTS = {  # what is often taken for a checkpoint, by its first bytes
     b"version https://git-lfs": "a Git LFS pointer: get the file that it stands for (git lfs pull)",
     b"<": "a web page: get the file itself, not the page that shows it",
     b"GGUF": "GGUF", b"\x89HDF": "HDF5, of Keras", b"\x1f\x8b": "a compressed file: unpack it",
+    b"\x93NUMPY": "an array of NumPy", b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture",
 }  # fmt: skip
 SUFFIXES = {".onnx": "ONNX", ".msgpack": "Flax", ".pb": "TensorFlow", ".tflite": "TensorFlow"}
 
@@ -199,6 +200,8 @@ def _no_checkpoint(path: Path, head: bytes) -> str | None:
             names = archive.namelist()
         pickled = any(name.endswith("data.pkl") for name in names)
         return None if pickled else f"a zip file of {', '.join(names[:3])}: unpack it"
+    if head[257:262] == b"ustar":
+        return "a tar file: unpack it"
     text = not re.search(rb"[^\t\n\r -~]", head)
     return f"text ({head[:30].decode()!r}…)" if text else None
 
@@ -248,7 +251,8 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
             "model.state_dict() and give that file"
         ) from None
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # Only the first sentence: some of torch's go on about how to switch the check off.
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise UserError(
             f"{path} is damaged, or no checkpoint ({reason}); get the file again"
         ) from None

@@ -232,6 +232,8 @@ def fill(make: Callable[[], Model], weights: dict[str, Tensor], *, source: str) 
                 f"{source}: {name} has shape {tuple(tensor.shape)}, where its other tensors ask "
                 f"for {tuple(expected[name].shape)}"
             )
+        if not tensor.isfinite().all():
+            raise UserError(f"{source}: {name} has values that are no numbers; get the file again")
     model.load_state_dict(weights, strict=True, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
