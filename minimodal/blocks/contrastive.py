@@ -202,9 +202,8 @@ def difference_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
     over neighbours i, j in the batch at distance 1 and 2 within each four. It is not in the paper.
     Why it is here: who is left of whom is a faint part of both embeddings at first, and all the
-    rest of them drowns its gradient, so that CLIP learns it late
-    (benchmarks/RESULTS.md). In the difference of two pictures that share everything
-    else only that part is left, at full size.
+    rest of them drowns its gradient, so that CLIP learns it late (benchmarks/RESULTS.md). In the
+    difference of two pictures that share everything else only that part is left, at full size.
     For one pair of pictures it is the directional loss of Gal et al. 2021 (StyleGAN-NADA).
 
     image: (B, E) picture embeddings of the global batch, B a multiple of 4

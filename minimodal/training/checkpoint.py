@@ -285,8 +285,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if not file.is_file():
         load_run_config(path)  # says so if it is no run folder at all
         raise UserError(f"{path} has no model.safetensors yet: let it train up to a checkpoint")
-    if not os.access(file, os.R_OK):  # safetensors would say that there is no such file
-        raise UserError(f"cannot read {file}: permission denied")
+    with asking("read", file), open(file, "rb"):
+        pass  # a locked file is said to be one here; safetensors would say that it is not there
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
