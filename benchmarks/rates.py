@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minimodal.data.oracle import read
-from minimodal.data.shapes import ShapesSource, draw_scenes, render
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.shapes.oracle import read
+from minimodal.shapes.source import ShapesSource, draw_scenes, render
 
 PICTURES, CAPTIONS, WORDS = 10_000, 20_000, 50_000
 

@@ -1,6 +1,6 @@
 """Exact search among a million embeddings that lie in a file, against one plain product.
 
-`evaluation/search.top_k` goes through the rows block by block and keeps the best k; what it adds
+`evaluation/metrics.top_k` goes through the rows block by block and keeps the best k; what it adds
 to the product itself (sorting keys, merging, small blocks) should be small beside the reading of
 2 GB. The script writes the rows to a temporary folder, maps them as the index does, and times
 both in turn from a warm page cache: medians, their ratio, and how much memory of its own (not of
@@ -21,7 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from minimodal.evaluation.search import FILE, top_k
+from minimodal.evaluation.metrics import top_k
+from minimodal.uses.search import FILE
 
 WIDTH, K, CHUNK = 512, 10, 20_000
 

@@ -6,7 +6,7 @@ let it continue; VQGAN's decoder turns the codes into pixels.
 
 text (B, T) and codes (B, h, w) in; logits of each next token out. Read `blocks/transformer.py`
 and `blocks/sampling.py` before; what else one can ask of the same weights (captions, classes) is
-in `evaluation/reading.py`.
+in `uses/reading.py`.
 
 Every layer attends to all that came before, or by the paper's sparse patterns (`attention="paper"`,
 see `blocks/attention.py`). Where VQGAN has two codebooks a position's code is predicted as two

@@ -3,20 +3,17 @@
 uint8 pictures (N, 3, H, W) in, a Pillow picture out; models never see what is drawn here.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from minimodal.data.listing import DRAWN
-from minimodal.data.oracle import Verdict
-from minimodal.data.oracle_edits import EditVerdict
-from minimodal.errors import UserError
+from minimodal.files import save_whole
+from minimodal.shapes.oracle import Verdict
+from minimodal.shapes.oracle_edits import EditVerdict
 
 INK, RIGHT, WRONG, PAPER = (30, 30, 30), (20, 120, 50), (190, 40, 30), (250, 250, 248)
 PALE = (120, 120, 120)  # of notes
@@ -142,74 +139,6 @@ def heat_map(table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> 
             pen.rectangle((x, top, x + width - 2, top + height - 2), fill=color)
             pen.text((x + width // 4, top + height // 3), f"{100 * share:.0f} %", INK, font=font)
     return canvas
-
-
-def make_folder(folder: Path) -> None:
-    """See to it that there is a folder to write into, and those on the way to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        places = (folder, *folder.parents)
-        file = next((place for place in places if place.is_file()), folder)
-        raise UserError(f"cannot write into {folder}: {file} is a file, not a folder") from None
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write into {folder}: permission denied")
-
-
-@contextmanager
-def folders(*wanted: Path) -> Iterator[None]:
-    """Make folders for what a block of code writes; those that it leaves empty go again."""
-    places = {place for folder in wanted for place in (folder, *folder.parents)}
-    missing = [place for place in places if not os.path.exists(place)]
-    try:
-        for folder in wanted:
-            make_folder(folder)
-        yield
-    finally:
-        for place in sorted(missing, key=lambda place: -len(place.parts)):  # the inner ones first
-            with suppress(OSError):  # never made, or not empty
-                place.rmdir()
-
-
-@contextmanager
-def asking(what: str, path: Path) -> Iterator[None]:
-    """Put into words what the system refuses while a block reads or writes `path`."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch.save has trouble of its own to tell; what the disk said came before it.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        raise UserError(f"cannot {what} {path}: {reason.strerror or reason}") from None
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file, then give it its name. Where the disk is full or refuses,
-    that is an error, and what was there before is still whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with asking("write", path):
-        try:
-            write(temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except Exception:
-            temporary.unlink(missing_ok=True)  # it may have filled the disk
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name itself has to reach the disk
-        finally:
-            os.close(folder)
-
-
-def save_whole(path: Path, save: Callable[[Path], None]) -> None:
-    """Write a picture file whole or not at all; folders on the way are made."""
-    make_folder(path.parent)
-    write_atomically(path, save)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:

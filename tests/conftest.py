@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import write_demo
+
+from minimodal.cli import generate
 
 # In the background (`nohup pytest &`) both are ignored, also in the processes that tests start.
 for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
@@ -50,3 +53,25 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip("needs the shared data folder (set MINIMODAL_SHARED to it)")
     return path
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    return write_demo(tmp_path_factory.mktemp("runs") / "demo", temperature=0.8, guidance=2.0)
+
+
+@pytest.fixture
+def run(demo, tmp_path, monkeypatch, capsys):
+    """Call generate.py in an empty folder: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, folder: Path = demo) -> tuple[int, str, str]:
+        device = [] if "--device" in words else ["--device", "cpu"]
+        try:
+            status = generate.main([*words, "--run", str(folder), *device])
+        except SystemExit as leave:
+            status = leave.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny import WORDS, integers, make_clip, noise
 from PIL import Image
-from tiny import WORDS, integers, make_clip, noise
 
 from minimodal.blocks.contrastive import difference_loss
 from minimodal.clip import (

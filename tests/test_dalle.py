@@ -8,7 +8,8 @@ import math
 
 import pytest
 import torch
-from tiny import (
+from helpers.decoding import TEXT, Numbered, decode
+from helpers.tiny import (
     WORDS,
     full_logits,
     generator,
@@ -19,10 +20,9 @@ from tiny import (
     noise,
 )
 
-from minimodal import dalle as dalle_file
 from minimodal.blocks.attention import schedule
 from minimodal.blocks.pixels import to_uint8
-from minimodal.blocks.sampling import SamplingConfig, guide
+from minimodal.blocks.sampling import guide
 from minimodal.dalle import DALLE
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
@@ -31,7 +31,6 @@ from minimodal.training.tasks.common import seeded
 
 ONE, TWO = (11,), (5, 4)
 both = pytest.mark.parametrize("codes", [ONE, TWO], ids=["one codebook", "two codebooks"])
-TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0], [12, 0, 0, 0, 0]])
 
 
 def codes_for(model, batch: int = 3) -> torch.Tensor:
@@ -197,16 +196,6 @@ def test_every_table_and_layer_learns():
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-class Numbered:
-    """400 pictures whose captions are their numbers."""
-
-    def __len__(self):
-        return 400
-
-    def captions(self, indices, rng):
-        return [f"picture {i}" for i in indices]
-
-
 def make_task(**training) -> DALLETask:
     """A task on numbered pictures with random codes."""
     source = Numbered()
@@ -284,29 +273,6 @@ def test_a_mirrored_pictures_codes_go_with_the_same_caption():
 
 
 # --- drawing: the decoding matrix ----------------------------------------------------------------
-
-
-def decode(model, text, monkeypatch, *, seed: int = 0, use_cache: bool = True, known=None,
-           keep=None, negative=None, **settings):  # fmt: skip
-    """Codes, and the logits that each was drawn from: one tensor (B, K) for each factor drawn."""
-    logits, original = [], dalle_file.draw
-
-    def watched(row, config, random):
-        logits.append(row)
-        return original(row, config, random)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dalle_file, "draw", watched)
-        codes = model.generate_codes(
-            text,
-            generator=generator(seed),
-            sampling=SamplingConfig(**settings),
-            use_cache=use_cache,
-            known=known,
-            keep=keep,
-            negative=negative,
-        )
-    return codes, logits
 
 
 SETTINGS = [

@@ -6,8 +6,8 @@ rotary positions and normalised queries; seeds, streams of rows, completion.
 
 import pytest
 import torch
-from test_dalle import TEXT, decode
-from tiny import generator, integers, make_dalle, make_painter, noise
+from helpers.decoding import TEXT, decode
+from helpers.tiny import generator, integers, make_dalle, make_painter, noise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import generator
 from PIL import Image, ImageFont
-from tiny import generator
 
-from minimodal.data.oracle import Verdict
 from minimodal.drawing import (
     MARGIN,
     MOST_LINES,
@@ -14,15 +13,15 @@ from minimodal.drawing import (
     PAPER,
     RIGHT,
     WRONG,
-    folders,
     grid,
-    make_folder,
     save_gif,
     save_png,
     verdict_line,
     wrap,
 )
 from minimodal.errors import UserError
+from minimodal.files import folders, make_folder
+from minimodal.shapes.oracle import Verdict
 
 GOOD = Verdict(True, True, True, None, True, None)
 BAD = Verdict(False, False, False, False, False, False)

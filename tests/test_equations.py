@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers.tiny import integers, make_clip, make_dalle, make_vqgan, noise, pictures
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import integers, make_clip, make_dalle, make_vqgan, noise, pictures
 
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.quantizer import Quantizer

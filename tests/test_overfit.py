@@ -6,13 +6,13 @@ The shortest way to read how a system is trained: tensors, an optimiser, a loss,
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tiny import generator, integers
+from helpers.tiny import generator, integers
 
 from minimodal.blocks.pixels import to_float
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.clip import CLIP, CLIPConfig, contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig
-from minimodal.data.shapes import ShapesSource
+from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks.common import seeded
 from minimodal.vqgan import VQGAN, VQGANConfig
 

@@ -5,22 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import systems
 import torch
 import torch.nn.functional as F
+from helpers import systems
+from helpers.commands import SIDE, refusal, write_demo
+from helpers.decoding import TEXT, decode
+from helpers.tiny import WORDS, generator, integers, make_dalle, make_painter, make_vqgan
 from PIL import Image
-from test_dalle import TEXT, decode
-from test_generate import SIDE, refusal, run, write_demo  # noqa: F401
-from tiny import WORDS, generator, integers, make_dalle, make_painter, make_vqgan
 
 from minimodal.blocks.given import Given, what_stays
 from minimodal.cli import train
 from minimodal.cli.main import main as minimodal
 from minimodal.dalle import DALLE, DALLEConfig
-from minimodal.data.shapes_edits import EditsSource
 from minimodal.errors import UserError
 from minimodal.evaluation.edits import edit_scores
 from minimodal.runs import load
+from minimodal.shapes.edits import EditsSource
 from minimodal.training.build import build_dalle
 from minimodal.training.recipes import dalle_edits
 from minimodal.training.tasks.codes import tokenize_pictures

@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
+from helpers.tiny import full_logits
 from safetensors.torch import load_file
-from tiny import full_logits
 
 from minimodal.clip import contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig, DALLELogits

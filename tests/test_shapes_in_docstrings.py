@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from shape_check import check_shapes
+from helpers.shape_check import check_shapes
 from torch import Tensor, nn
 
 

@@ -8,9 +8,8 @@ import inspect
 
 import pytest
 import torch
-from PIL import Image
-from shape_check import check_shapes, documentation, shapes_in
-from tiny import (
+from helpers.shape_check import check_shapes, documentation, shapes_in
+from helpers.tiny import (
     WORDS,
     generator,
     integers,
@@ -23,6 +22,7 @@ from tiny import (
     noise,
     pictures,
 )
+from PIL import Image
 
 from minimodal import clip, dalle, vqgan, vqgan_prior
 from minimodal.blocks import (
@@ -41,10 +41,11 @@ from minimodal.blocks import (
     sampling,
     transformer,
 )
-from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
-from minimodal.evaluation import distances, metrics, reading
+from minimodal.evaluation import distances, metrics
+from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import common
+from minimodal.uses import reading
 
 MODULES = (
     factors,
@@ -372,6 +373,9 @@ CALLS = [
     (distances.radii, dict(features=SET, k=2), {}),
     (distances.covered, dict(points=SET, centres=OTHER, k=2), {}),
     (distances.precision_recall, dict(real=SET, painted=OTHER), {}),
+    (metrics.sort_keys, dict(scores=noise(2, 4), first=0), {}),
+    (metrics.read_keys, dict(keys=integers(99, 2, 4)), {}),
+    (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),
 ]
 

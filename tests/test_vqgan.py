@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import systems
 import torch
-from tiny import make_vqgan, noise, pictures, shake
+from helpers import systems
+from helpers.tiny import make_vqgan, noise, pictures, shake
 from torch import nn
 
 from minimodal.blocks.discriminator import (

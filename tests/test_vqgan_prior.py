@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import systems
 import torch
 import torch.nn.functional as F
+from helpers import systems
+from helpers.tiny import generator, integers, make_prior, pictures
 from PIL import Image
-from tiny import generator, integers, make_prior, pictures
 
 from minimodal import vqgan_prior
 from minimodal.blocks.sampling import SamplingConfig

@@ -1,7 +1,7 @@
 """`python -m minimodal caption IMG …`: what a DALL·E says that a picture shows.
 
 The same weights that draw: of `--labels` the one that explains the picture most, or without them a
-caption of its own. Read `minimodal/evaluation/reading.py` before.
+caption of its own. Read `minimodal/uses/reading.py` before.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from minimodal.blocks.pixels import to_float
 from minimodal.cli.common import check_seed, read_each, read_labels
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.errors import UserError
-from minimodal.evaluation.reading import caption_scores, describe
 from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
+from minimodal.uses.reading import caption_scores, describe
 
 ABOUT = "what a DALL·E says that pictures show"
 MOST = 1024  # candidates that are written at once: more than help, less than memory holds

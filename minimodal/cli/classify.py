@@ -1,6 +1,6 @@
 """`python -m minimodal classify IMG … --labels "cat,dog"`: which label goes with a picture.
 
-Pictures are read as `CLIP.preprocess` does; `evaluation/zero_shot.py` has what happens to them.
+Pictures are read as `CLIP.preprocess` does; `uses/zero_shot.py` has what happens to them.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from minimodal.cli.common import check_choice, read_each, read_labels
 from minimodal.cli.which_clip import add_clip_flags, load_clip
 from minimodal.data.images import opened
 from minimodal.errors import UserError
-from minimodal.evaluation.zero_shot import (
+from minimodal.uses.zero_shot import (
     ZeroShotClassifier,
     check_labels,
     check_templates,

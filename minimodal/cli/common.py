@@ -19,7 +19,7 @@ from torch import Tensor
 from minimodal import __version__
 from minimodal.data.images import open_rgb
 from minimodal.errors import UserError
-from minimodal.evaluation.zero_shot import check_labels
+from minimodal.uses.zero_shot import check_labels
 
 STATUSES = (
     "Exit status 0: done; 1: done, but for pictures that cannot be read, each named on stderr; "

@@ -37,9 +37,7 @@ from minimodal.cli.plan import (
     planned,
     read_plan,
 )
-from minimodal.data.oracle import score
-from minimodal.data.shapes import ShapesSource
-from minimodal.drawing import grid, make_folder, save_png
+from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import (
     baseline_scores,
@@ -48,7 +46,10 @@ from minimodal.evaluation.scoreboard import (
     format_scoreboard,
     vqgan_scores,
 )
+from minimodal.files import make_folder
 from minimodal.runs import load
+from minimodal.shapes.oracle import score
+from minimodal.shapes.source import ShapesSource
 from minimodal.training import distributed
 from minimodal.training.build import build_clip, build_dalle, build_vqgan
 from minimodal.training.checkpoint import (

@@ -21,8 +21,7 @@ from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data, parse_spec, split_spec
-from minimodal.data.shapes import ShapesSource
-from minimodal.drawing import heat_map, make_folder, save_png
+from minimodal.drawing import heat_map, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.dalle_study import (
     GUIDANCES,
@@ -50,11 +49,13 @@ from minimodal.evaluation.scoreboard import (
     rounded,
     vqgan_scores,
 )
-from minimodal.evaluation.search import fingerprint
-from minimodal.evaluation.zero_shot import read_lines
+from minimodal.files import make_folder
 from minimodal.runs import load
+from minimodal.shapes.source import ShapesSource
 from minimodal.training.checkpoint import versions, write_atomically
 from minimodal.training.distributed import pick_device
+from minimodal.uses.search import fingerprint
+from minimodal.uses.zero_shot import read_lines
 from minimodal.vqgan import VQGAN
 
 ABOUT = "scores of a run or an original CLIP, with a manifest of how they were measured"

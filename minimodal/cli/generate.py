@@ -25,14 +25,15 @@ from minimodal.cli.generate_prior import add_prior_flags, draw_prior, load_prior
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
-from minimodal.data.oracle import Verdict, score
-from minimodal.data.oracle_edits import EditVerdict, expected, score_edits
-from minimodal.data.oracle_hard import score_hard
-from minimodal.data.shapes import concatenate, parse
-from minimodal.drawing import folders, grid, save_gif, save_png, to_picture
+from minimodal.drawing import grid, save_gif, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
+from minimodal.files import folders
 from minimodal.runs import load, run_of
+from minimodal.shapes.oracle import Verdict, score
+from minimodal.shapes.oracle_edits import EditVerdict, expected, score_edits
+from minimodal.shapes.oracle_hard import score_hard
+from minimodal.shapes.source import concatenate, parse
 from minimodal.training.distributed import pick_device
 from minimodal.vqgan_prior import VQGANPrior
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.data.oracle import score
 from minimodal.errors import UserError
+from minimodal.shapes.oracle import score
 from minimodal.training import probe
 from minimodal.training.build import Encoded, build_clip, build_vqgan, dalle_task
 from minimodal.training.checkpoint import write_atomically

@@ -19,9 +19,10 @@ from torch import Tensor
 from minimodal.blocks.pixels import to_uint8
 from minimodal.cli.common import read_each
 from minimodal.data.images import open_rgb
-from minimodal.drawing import grid, make_folder, save_png
+from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr, ssim
+from minimodal.files import make_folder
 from minimodal.runs import load, run_of
 from minimodal.training.distributed import pick_device
 from minimodal.vqgan import VQGAN

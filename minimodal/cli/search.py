@@ -1,7 +1,7 @@
 """`python -m minimodal search FOLDER "a red circle"`: the pictures that go best with words.
 
 Or with other pictures, or with both at once, weighted. The first search of a folder embeds its
-pictures, later ones what has changed; read `evaluation/search.py` for how. Pictures are read as
+pictures, later ones what has changed; read `uses/search.py` for how. Pictures are read as
 `CLIP.preprocess` does.
 """
 
@@ -18,9 +18,11 @@ from torch import Tensor
 from minimodal.cli.which_clip import add_clip_flags, load_clip
 from minimodal.clip import CLIP, embed_captions
 from minimodal.data.images import centre_square, open_rgb
-from minimodal.drawing import grid, make_folder, save_png
+from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
-from minimodal.evaluation.search import Changes, Index, combine, embed_queries, refresh, top_k
+from minimodal.evaluation.metrics import top_k
+from minimodal.files import make_folder
+from minimodal.uses.search import Changes, Index, combine, embed_queries, refresh
 
 ABOUT = "the pictures of a folder that go best with words or with other pictures"
 TILE = 128  # pixels of a picture in the grid

@@ -24,10 +24,10 @@ from minimodal.data.cifar import open_cifar
 from minimodal.data.coco import PARTS, open_coco
 from minimodal.data.folder import open_folder
 from minimodal.data.images import ImageSource, join_sources
-from minimodal.data.shapes import ShapesSource
-from minimodal.data.shapes_edits import EditsSource
-from minimodal.data.shapes_hard import HardSource
 from minimodal.errors import UserError
+from minimodal.shapes.edits import EditsSource
+from minimodal.shapes.hard import HardSource
+from minimodal.shapes.source import ShapesSource
 
 KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder")
 WORLDS = {None: ShapesSource, "hard": HardSource, "edits": EditsSource}

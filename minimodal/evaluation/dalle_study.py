@@ -22,8 +22,12 @@ from minimodal.blocks.quantizer import usage
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
 from minimodal.data.loading import DataSource, open_data
-from minimodal.data.oracle import read, score
-from minimodal.data.shapes import (
+from minimodal.errors import UserError
+from minimodal.evaluation.judge import Judge
+from minimodal.evaluation.scoreboard import by_attribute, draw, exact, rounded, shares
+from minimodal.shapes.language import article, plural
+from minimodal.shapes.oracle import read, score
+from minimodal.shapes.source import (
     BACKGROUNDS,
     COLORS,
     RELATIONS,
@@ -33,11 +37,7 @@ from minimodal.data.shapes import (
     ShapesSource,
     parse,
 )
-from minimodal.data.shapes_language import article, plural
-from minimodal.errors import UserError
-from minimodal.evaluation.judge import Judge
-from minimodal.evaluation.reading import caption_scores, describe
-from minimodal.evaluation.scoreboard import by_attribute, draw, exact, rounded, shares
+from minimodal.uses.reading import caption_scores, describe
 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.2, 0.5, 0.8, 1.0)

@@ -3,7 +3,7 @@
 A first picture and a caption such as "the circle in blue" are given, and the oracle compares the
 second picture with the scene that the edit makes of the first. "seen": pairs of colour and shape
 that training had; "held out": the right second picture has one that it never had, be it copied
-from the first or made by the edit ("made"). Read `data/shapes_edits.py` and `oracle_edits.py`.
+from the first or made by the edit ("made"). Read `shapes/edits.py` and `oracle_edits.py`.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 
 from minimodal.blocks.pixels import to_float
 from minimodal.dalle import DALLE
-from minimodal.data.oracle_edits import score_edits
-from minimodal.data.shapes_edits import KINDS, EditsSource
-from minimodal.data.shapes_world import Scenes, has_held_out
 from minimodal.evaluation.scoreboard import draw, exact, rounded, shares
+from minimodal.shapes.edits import KINDS, EditsSource
+from minimodal.shapes.oracle_edits import score_edits
+from minimodal.shapes.world import Scenes, has_held_out
 
 
 @torch.no_grad()

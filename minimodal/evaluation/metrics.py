@@ -1,4 +1,4 @@
-"""Scores that any system may need: PSNR, SSIM, recall of a retrieval, zero-shot accuracy.
+"""Scores that any system may need: exact search, PSNR, SSIM, recall of a retrieval, accuracy.
 
     PSNR      10 log10(peak² / MSE), the mean over pictures of each picture's own
     SSIM      likeness of means, contrasts and patterns in windows of 7 x 7 pixels
@@ -8,11 +8,73 @@
 Pictures are (N, 3, H, W), embeddings are rows of unit length (N, E). Numbers out, no models in.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimodal.evaluation.search import top_k
+LAST = 2**32 - 1  # the highest index that a key has room for
+
+
+class Hits(NamedTuple):
+    """What a search found, best first.
+
+    scores: (Q, k) cosines
+    indices: (Q, k) int64, rows of the embeddings
+    """
+
+    scores: Tensor
+    indices: Tensor
+
+
+def sort_keys(scores: Tensor, first: int) -> Tensor:
+    """One integer a score, larger for a larger score and, among equal ones, for a lower index.
+
+    The bits of a float, read as an integer, are in the order of the floats once those of negative
+    ones are flipped. They go above, the index counts down below; no two keys are equal, so that
+    `topk` has no choice.
+
+    scores: (Q, N) float32 of the embeddings from number `first` on
+    returns: (Q, N) int64
+    """
+    # In NumPy: torch would share these few operations among threads, and on busy cores they wait
+    # for one another 200 times longer than the work takes (benchmarks/search.py).
+    bits = (scores.numpy() + np.float32(0)).view(np.int32)  # -0.0 equals 0.0, its bits do not
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    indices = np.arange(first, first + scores.shape[1])
+    return torch.from_numpy((ordered.astype(np.int64) << 32) | (LAST - indices))  # (Q, N)
+
+
+def read_keys(keys: Tensor) -> Hits:
+    """Scores and indices of keys.
+
+    keys: (Q, k) int64
+    """
+    ordered = (keys >> 32).int()
+    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
+    return Hits(bits.view(torch.float32), LAST - (keys & LAST))
+
+
+@torch.no_grad()
+def top_k(embeddings: Tensor, queries: Tensor, k: int, *, block: int = 65536) -> Hits:
+    """The k embeddings with the largest s = q · x for each query; of equal ones the lower index.
+
+    Exact, and never with more than the (Q, block) scores of a block in memory; `embeddings` may
+    be a file mapped into memory. With fewer than k embeddings all of them come back. On the CPU.
+
+    embeddings: (N, E) float32
+    queries: (Q, E) float32
+    """
+    best = torch.empty(len(queries), 0, dtype=torch.int64)
+    for first in range(0, len(embeddings), block):
+        with torch.autocast("cpu", enabled=False):  # a training's evaluation may run under it
+            scores = queries @ embeddings[first : first + block].T  # (Q, block)
+        keys = sort_keys(scores, first)
+        keys = torch.cat([best, keys.topk(min(k, keys.shape[1]), dim=1).values], dim=1)
+        best = keys.topk(min(k, keys.shape[1]), dim=1).values  # (Q, k)
+    return read_keys(best)
 
 
 def on_bytes_scale(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

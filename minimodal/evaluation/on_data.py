@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.data.loading import DataSource
-from minimodal.drawing import asking, make_folder, to_picture
+from minimodal.drawing import to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.distances import (
     NEIGHBOURS,
@@ -29,7 +29,8 @@ from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
 from minimodal.evaluation.scoreboard import redraw
-from minimodal.evaluation.zero_shot import ZeroShotClassifier
+from minimodal.files import asking, make_folder
+from minimodal.uses.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
 
 CAPTIONS = 5  # of a picture, as in COCO's protocol

@@ -20,9 +20,12 @@ from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.quantizer import usage
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
-from minimodal.data.oracle import Verdict, score
-from minimodal.data.oracle_hard import score_hard
-from minimodal.data.shapes import (
+from minimodal.evaluation.metrics import psnr, recall_at_k
+from minimodal.shapes.hard import HardSource
+from minimodal.shapes.language import LOOSE_DRAWS
+from minimodal.shapes.oracle import Verdict, score
+from minimodal.shapes.oracle_hard import score_hard
+from minimodal.shapes.source import (
     BACKGROUNDS,
     COLORS,
     RELATIONS,
@@ -36,9 +39,6 @@ from minimodal.data.shapes import (
     statements,
     swap,
 )
-from minimodal.data.shapes_hard import HardSource
-from minimodal.data.shapes_language import LOOSE_DRAWS
-from minimodal.evaluation.metrics import psnr, recall_at_k
 from minimodal.vqgan import VQGAN
 
 ATTRIBUTES = ("count", "shape", "color", "size", "background", "relation")

@@ -19,14 +19,14 @@ from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, vgg16
 from minimodal.clip import normalize
 from minimodal.data.images import ImageSource
 from minimodal.data.loading import DataSource, open_data, parse_spec, split_spec
-from minimodal.data.shapes import ShapesSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
+from minimodal.files import digest
 from minimodal.pretrained.files import read_tensors
 from minimodal.runs import load
+from minimodal.shapes.source import ShapesSource
 from minimodal.training import distributed
-from minimodal.training.checkpoint import digest
 from minimodal.training.recipes import CLIPRecipe, DALLERecipe, VQGANPriorRecipe, VQGANRecipe
 from minimodal.training.tasks import (
     CLIPTask,

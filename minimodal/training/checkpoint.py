@@ -12,7 +12,6 @@ wins. `load_run_config` and `load_weights` are for those who use a trained model
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -29,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from minimodal.drawing import asking, make_folder, write_atomically
 from minimodal.errors import UserError
+from minimodal.files import asking, digest, make_folder, write_atomically
 
 try:
     import fcntl
@@ -45,15 +44,6 @@ MAY_CHANGE = (
 # Settings that are gone, with what they were in runs that did without.
 GONE = {"game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False}
 KEPT_STATES = 2
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 @contextlib.contextmanager

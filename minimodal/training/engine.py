@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from minimodal.drawing import make_folder
 from minimodal.errors import UserError
+from minimodal.files import make_folder
 from minimodal.training import checkpoint, distributed, probe
 from minimodal.training.batches import Batches
 from minimodal.training.contract import Interrupted, Phase, Task, TrainConfig

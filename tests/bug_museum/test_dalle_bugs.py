@@ -5,8 +5,8 @@ The KL term that grew with the batch stands in `test_vqgan_bugs.py`.
 """
 
 import torch
-from test_vqgan_bugs import exposes
-from tiny import generator, make_dalle
+from helpers.mutants import exposes
+from helpers.tiny import generator, make_dalle
 from torch import Tensor
 
 from minimodal.blocks.sampling import SamplingConfig, draw, guide

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tiny import generator, noise
+from helpers.mutants import exposes
+from helpers.tiny import generator, noise
 from torch import Tensor, nn
 
 from minimodal.blocks.discriminator import adversarial_ramp, weigh
@@ -17,11 +18,6 @@ from minimodal.blocks.quantizer import Codebook, Quantizer
 from minimodal.blocks.quantizer_variants import GradientQuantizer, GumbelQuantizer
 
 Z = noise(2, 4, 3, 5)
-
-
-def exposes(claim: Callable[..., bool], *, ours, mutant) -> None:
-    assert claim(ours), "ours has the bug"
-    assert not claim(mutant), "the claim does not see the bug"
 
 
 # --- β on the wrong term -------------------------------------------------------------------------

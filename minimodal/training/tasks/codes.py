@@ -17,8 +17,8 @@ from torch import Tensor
 from minimodal.blocks.pixels import to_float
 from minimodal.blocks.precision import full_float32
 from minimodal.data.loading import DataSource
-from minimodal.drawing import make_folder
 from minimodal.errors import UserError
+from minimodal.files import make_folder
 from minimodal.training.checkpoint import save_config, save_weights, write_atomically
 from minimodal.vqgan import VQGAN
 

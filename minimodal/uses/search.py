@@ -1,0 +1,346 @@
+"""Find pictures by words and by pictures: an index of a folder, searched exactly.
+
+    q = Σ w_j u_j / |Σ w_j u_j|     over the unit vectors u of prompts and pictures
+    s_i = q · x_i                   cosine with picture i; the k largest, best first
+
+`refresh` embeds the pictures of a folder and keeps the rows x in one file, `index.safetensors`:
+"embeddings" (N, E) float32 and "manifest", the JSON (as bytes) of which row is which file. One
+file, because it gets its name in one step: a kill leaves the old index or the new one, and never
+the rows of one beside the names of the other. The next call reads only what is new or changed,
+and maps the rows into memory instead of reading them. `top_k` goes through them block by block.
+
+CLIP and a folder in; names, rows (N, E) and scores out. Read `clip.py` before.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minimodal.clip import CLIP
+from minimodal.data.images import opened
+from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
+from minimodal.errors import UserError
+from minimodal.files import make_folder
+
+VERSION = 2  # of the file and of how pictures are read
+FILE = "index.safetensors"
+OLD = 3600  # seconds after which nobody is still writing a file
+BATCH = 64  # pictures that the encoder sees at once
+Stamp = tuple[int, int]  # size and time of change (ns): a file with the same is the same
+
+
+# --- exact search --------------------------------------------------------------------------------
+
+
+def combine(units: Tensor, weights: Sequence[float]) -> Tensor:
+    """One query out of several: q = Σ w_j u_j / |Σ w_j u_j|.
+
+    units: (P, E) unit vectors
+    returns: (E,) a unit vector
+    """
+    summed = torch.tensor(weights, dtype=torch.float64) @ units.double()  # (E,)
+    length = summed.norm()
+    # Relative to the weights: rounding leaves about 1e-7 of what cancels.
+    if length <= 1e-6 * sum(map(abs, weights)):
+        raise UserError("with these weights the prompts and pictures cancel out; change a weight")
+    return (summed / length).float()
+
+
+# --- pictures to rows ----------------------------------------------------------------------------
+
+
+class Broken(NamedTuple):
+    """A picture that cannot be embedded. `lasting`: not before the file changes."""
+
+    reason: str
+    lasting: bool = True
+
+
+def _digest(tensor: Tensor) -> bytes:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().data).digest()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sha256 (hex) of a model's configuration and tensors: two with it give the same results."""
+    tensors = model.state_dict()
+    described = {
+        "config": dataclasses.asdict(model.config),
+        "tensors": [(name, str(t.dtype), list(t.shape)) for name, t in tensors.items()],
+    }
+    found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    with ThreadPoolExecutor() as pool:  # large models have gigabytes, and hashing frees the GIL
+        for digest in pool.map(_digest, tensors.values()):
+            found.update(digest)
+    return found.hexdigest()
+
+
+def read_picture(clip: CLIP, path: Path) -> Tensor | Broken:
+    """A picture file as `clip.preprocess(Image.open(path))` makes it.
+
+    returns: (3, H, W) float32, normalised
+    """
+    try:
+        with opened(path) as picture:
+            return clip.preprocess(picture)
+    except UserError as error:
+        # What the disk or permissions refuse may work next time without a change of the file.
+        passing = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+        reason = str(error).removeprefix(f"{path}: cannot be read as a picture: ")
+        return Broken(reason, lasting=not passing)
+
+
+@torch.no_grad()
+def embed_images(clip: CLIP, images: Tensor) -> Tensor:
+    """Unit vectors of pictures, on the CPU.
+
+    images: (B, 3, H, W) normalised
+    returns: (B, E) float32
+    """
+    found = clip.encode_image(images.to(clip.logit_scale.device))
+    return F.normalize(found.float(), dim=-1).cpu()  # (B, E)
+
+
+def embed_files(clip: CLIP, paths: Sequence[Path]) -> Iterator[Tensor | Broken]:
+    """For each file in turn its unit vector (E,), or why there is none."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(paths), BATCH):
+            read = list(pool.map(lambda p: read_picture(clip, p), paths[first : first + BATCH]))
+            sound = [i for i, picture in enumerate(read) if not isinstance(picture, Broken)]
+            if sound:
+                rows = embed_images(clip, torch.stack([read[i] for i in sound]))  # (B, E)
+                for i, row in zip(sound, rows, strict=True):
+                    # No number would be the largest of all in every search.
+                    finite = bool(row.isfinite().all())
+                    read[i] = row if finite else Broken("its embedding is not finite")
+            yield from read
+
+
+def embed_queries(clip: CLIP, paths: Sequence[Path]) -> Tensor:
+    """Unit vectors of pictures that are asked for; one that cannot be read is a `UserError`.
+
+    returns: (N, E) float32
+    """
+    rows = []
+    for path, row in zip(paths, embed_files(clip, paths), strict=True):
+        if isinstance(row, Broken):
+            raise UserError(f"{path}: cannot be read as a picture: {row.reason}")
+        rows.append(row)
+    return torch.stack(rows)  # (N, E)
+
+
+# --- the index and its file ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """The pictures of a folder.
+
+    embeddings: (N, E) float32, unit vectors
+    """
+
+    embeddings: Tensor
+    stamps: dict[str, Stamp]  # of each row's file, by its name in the folder; in the rows' order
+    broken: dict[str, tuple[Stamp, str]]  # files that cannot be read, and why
+
+    @property
+    def names(self) -> list[str]:
+        """The file of each row, as a/b.png."""
+        return list(self.stamps)
+
+
+class Changes(NamedTuple):
+    """What `refresh` found: pictures that it embedded, pictures that are no longer there."""
+
+    new: int
+    removed: int
+
+
+def write_index(path: Path, index: Index, model: str) -> None:
+    """Write an index whole or not at all."""
+    described = {
+        "version": VERSION,
+        "model": model,
+        "pictures": [[name, *stamp] for name, stamp in index.stamps.items()],
+        "broken": [[name, *stamp, reason] for name, (stamp, reason) in index.broken.items()],
+    }
+    text = json.dumps(described).encode()
+    manifest = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    # Not checkpoint.write_atomically: two searches of one folder may write at the same time.
+    temporary = path.with_name(f".{os.getpid()}.tmp")
+    try:
+        for left in path.parent.glob(".*.tmp"):
+            if left.stat().st_mtime < time.time() - OLD:  # of a search that was killed
+                left.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; what save_file writes is its owner's alone
+        save_file({"embeddings": index.embeddings, "manifest": manifest}, temporary)
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        print(f"the index cannot be kept in {path.parent}: {error}", file=sys.stderr)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse(manifest: dict[str, Any], embeddings: Tensor, width: int) -> Index:
+    stamps = {name: (int(size), int(time)) for name, size, time in manifest["pictures"]}
+    broken = {name: ((size, time), str(why)) for name, size, time, why in manifest["broken"]}
+    if embeddings.dtype != torch.float32 or embeddings.shape != (len(stamps), width):
+        raise ValueError("the rows do not fit the manifest")
+    return Index(embeddings, stamps, broken)
+
+
+def read_index(path: Path, model: str, *, width: int) -> Index:
+    """The index in a file, an empty one (of `width` E) where there is none that can be used.
+
+    The rows stay on the disk and are mapped into memory.
+    """
+    empty = Index(torch.empty(0, width), {}, {})
+    if not path.exists():
+        return empty
+    try:
+        with safe_open(path, framework="pt") as file:
+            embeddings, raw = file.get_tensor("embeddings"), file.get_tensor("manifest")
+        manifest = json.loads(raw.numpy().tobytes())
+        if manifest["version"] != VERSION:
+            why = "is of another version"
+        elif manifest["model"] != model:
+            why = "is of another model"
+        else:
+            return _parse(manifest, embeddings, width)
+    except Exception:  # a damaged file can raise nearly anything
+        why = "is damaged"
+    print(f"the index {path} {why}: it is made again", file=sys.stderr)
+    return empty
+
+
+def index_place(folder: Path, chosen: Path | None = None) -> Path | None:
+    """Where the index of a folder is kept: the chosen place, else beside the folder, else in the
+    user's cache; None where nothing can be written."""
+    if chosen is not None:
+        make_folder(chosen)
+        return chosen
+    whole = folder.resolve()
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]
+    for place in (whole.parent / f".{whole.name}.minimodal", Path(cache, "minimodal", name)):
+        try:
+            make_folder(place)
+            return place
+        except UserError:
+            continue
+    print("the index cannot be kept: no place for it can be written", file=sys.stderr)
+    return None
+
+
+# --- bringing an index up to date ----------------------------------------------------------------
+
+
+def scan(folder: Path) -> dict[str, Stamp]:
+    """The pictures in and below a folder, sorted by name."""
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; give the folder of the pictures to search")
+    found, (files, unread) = {}, list_files(folder)
+    for name in files:
+        if suffix_of(name) not in SUFFIXES:
+            unread[kind_of(name)] += suffix_of(name) not in (*TABLES, *TEXTS)  # they may be there
+            continue
+        try:
+            status = os.stat(folder / name)
+        except OSError:  # removed a moment ago, or a link to nowhere
+            continue
+        found[name] = (status.st_size, status.st_mtime_ns)
+    if not found:
+        there = f"; there are {told(unread)}" if any(unread.values()) else ""
+        raise UserError(f"{folder}: no pictures in it; expected files {', '.join(SUFFIXES)}{there}")
+    if any(unread.values()):
+        print(f"{folder}: {len(found):,} pictures; not read: {told(unread)}", file=sys.stderr)
+    return found
+
+
+def merge(
+    stored: Index,
+    present: dict[str, Stamp],
+    found: dict[str, Tensor | Broken],
+) -> Index:
+    """What is still right of a stored index together with what was found since, sorted by name."""
+    kept = {
+        name: row
+        for row, (name, stamp) in enumerate(stored.stamps.items())
+        if present.get(name) == stamp
+    }
+    rows = {name: row for name, row in found.items() if not isinstance(row, Broken)}
+    broken = {n: entry for n, entry in stored.broken.items() if present.get(n) == entry[0]}
+    for name, row in found.items():
+        if isinstance(row, Broken):  # an impossible size has it tried again the next time
+            broken[name] = (present[name] if row.lasting else (-1, 0), row.reason)
+    broken = dict(sorted(broken.items()))
+    if not rows and len(kept) == len(stored.stamps):
+        return dataclasses.replace(stored, broken=broken)  # the rows stay mapped, not copied
+    names = sorted([*kept, *rows])
+    place = kept | {name: len(stored.embeddings) + i for i, name in enumerate(rows)}
+    every = torch.cat([stored.embeddings, *(row[None] for row in rows.values())])  # (M, E)
+    embeddings = every[torch.tensor([place[name] for name in names], dtype=torch.int64)]
+    return Index(embeddings, {name: present[name] for name in names}, broken)
+
+
+def tell_broken(index: Index, folder: Path) -> None:
+    """Name the pictures that are left out; an error where they are all."""
+    if not index.broken:
+        return
+    named = [f"{name} ({reason})" for name, (_, reason) in list(index.broken.items())[:5]]
+    listed = "; ".join(named) + ("; …" if len(index.broken) > 5 else "")
+    if not index.stamps:
+        raise UserError(f"{folder}: none of its pictures can be read: {listed}")
+    total = len(index.broken) + len(index.stamps)
+    print(f"{folder}: skipped {len(index.broken)} broken of {total}: {listed}", file=sys.stderr)
+
+
+def refresh(
+    clip: CLIP, folder: Path, *, place: Path | None = None, rebuild: bool = False
+) -> tuple[Index, Changes]:
+    """The index of a folder, up to date, with what changed; kept for the next time.
+
+    `place`: a folder for the index, where it is not to be beside the pictures. Ctrl-C keeps what
+    is embedded by then.
+    """
+    present, model = scan(folder), fingerprint(clip)
+    kept_in = index_place(folder, place)
+    width = clip.config.embed_width
+    stored = Index(torch.empty(0, width), {}, {})
+    if kept_in is not None and not rebuild:
+        stored = read_index(kept_in / FILE, model, width=width)
+    known = stored.stamps | {name: stamp for name, (stamp, _) in stored.broken.items()}
+    wanted = [name for name, stamp in present.items() if known.get(name) != stamp]
+    found: dict[str, Tensor | Broken] = {}
+    quiet = not sys.stderr.isatty()
+    try:
+        with tqdm(total=len(wanted), unit="picture", disable=quiet, leave=False) as bar:
+            rows = embed_files(clip, [folder / name for name in wanted])
+            for name, row in zip(wanted, rows, strict=True):
+                found[name] = row
+                bar.update()
+    finally:
+        index = merge(stored, present, found)
+        changed = index.embeddings is not stored.embeddings or index.broken != stored.broken
+        if kept_in is not None and changed:
+            write_index(kept_in / FILE, index, model)
+    tell_broken(index, folder)
+    new = sum(not isinstance(row, Broken) for row in found.values())
+    return index, Changes(new, sum(name not in present for name in stored.stamps))

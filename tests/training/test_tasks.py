@@ -1,0 +1,96 @@
+"""What tasks do beside their losses: seeded starts, rows of a batch, cached codes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import systems
+from helpers.cifar import NAMES_10, batch, write
+from torch import nn
+
+from minimodal.blocks.pixels import to_float
+from minimodal.data.loading import batch_indices
+from minimodal.errors import UserError
+from minimodal.shapes.source import ShapesSource
+from minimodal.training.build import build_clip, learn_words
+from minimodal.training.checkpoint import read_metrics
+from minimodal.training.recipes import clip_small
+from minimodal.training.tasks.common import flip_some, seeded, shift_all
+
+
+def test_a_seeded_start_depends_on_the_seed_and_leaves_others_draws_alone():
+    before = torch.get_rng_state()
+    first, again, other = (seeded(lambda: nn.Linear(4, 4), seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.weight, again.weight)
+    assert not torch.equal(first.weight, other.weight)
+
+
+def test_rows_of_a_batch_are_the_same_whoever_asks_for_them(tmp_path):
+    for task in (systems.make_vqgan(), systems.make_clip(), systems.make_dalle(tmp_path / "d")):
+        whole = task.batch(3, slice(0, 8))
+        halves = [task.batch(3, slice(0, 4)), task.batch(3, slice(4, 8))]
+        for name, value in whole.items():
+            assert torch.equal(value, torch.cat([half[name] for half in halves])), name
+
+
+def test_captions_of_one_class_can_be_positives_of_each_other(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    write(folder / "data_batch_1", batch(40, 1))
+    write(folder / "test_batch", batch(8, 2))
+    write(folder / "batches.meta", {"label_names": NAMES_10})
+    recipe = clip_small()
+    assert recipe.training.same_class
+    task = build_clip(recipe, f"cifar10:{tmp_path}")
+    found = task.batch(0, slice(0, 64))["captions"]
+    rows = batch_indices(40, 64, 0, seed=0)
+    assert found.tolist() == task.train.labels[rows].tolist()
+    with pytest.raises(UserError, match="no classes"):
+        build_clip(recipe, "shapes:400")
+
+
+def test_bytes_become_floats_between_minus_one_and_one():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    assert to_float(images).flatten().tolist() == [-1.0, 1.0]
+
+
+def test_only_the_chosen_pictures_are_mirrored():
+    images = np.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2)
+    flipped = flip_some(images, np.array([True, False]))
+    assert np.array_equal(flipped[0], images[0][..., ::-1])
+    assert np.array_equal(flipped[1], images[1])
+
+
+def test_a_picture_moves_down_and_right_and_its_edge_follows():
+    images = np.arange(9).reshape(1, 1, 3, 3).repeat(2, axis=0)
+    moved = shift_all(images, np.array([[1, 0], [0, -2]]))
+    assert moved[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+    assert moved[1, 0].tolist() == [[2, 2, 2], [5, 5, 5], [8, 8, 8]]
+
+
+def test_pictures_become_codes_once(tmp_path, capsys):
+    systems.make_dalle(tmp_path / "d")
+    assert "once" in capsys.readouterr().err
+    task = systems.make_dalle(tmp_path / "d")
+    assert "once" not in capsys.readouterr().err
+    assert task.codes.shape == (400, 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "vqgan-prior", "clip", "dalle"])
+def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
+    engine = replace(systems.ENGINE, steps=6, precision="bfloat16", accumulate=2)
+    systems.train(kind, tmp_path / kind, engine)
+    last = read_metrics(tmp_path / kind)[-1]
+    assert last["done"] and len(last) > 3
+    assert list((tmp_path / kind / "samples").glob("*.png"))
+
+
+def test_a_dalle_with_bpe_dropout_has_room_for_captions_that_it_tears():
+    source = ShapesSource(0, length=2000)
+    plain, torn = (learn_words(source, 512, 256, dropout=dropout) for dropout in (0.0, 0.1))
+    rng = np.random.default_rng(5)
+    captions = source.captions(np.arange(1000), rng)
+    lengths = np.array([len(torn.tokenizer.encode(c, dropout=0.1, rng=rng)) for c in captions])
+    assert (lengths > torn.longest).mean() < 0.01  # these would be encoded whole
+    assert (lengths > plain.longest).mean() > 0.1
