@@ -25,9 +25,13 @@ from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import guide
 from minimodal.dalle import DALLE
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
-from minimodal.training.tasks import DALLETask, DALLETraining
+from minimodal.training.captions import Words
+from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.tasks.codes import Encoded
 from minimodal.training.tasks.common import seeded
+from minimodal.training.tasks.dalle import DALLETask, DALLETraining
 
 ONE, TWO = (11,), (5, 4)
 both = pytest.mark.parametrize("codes", [ONE, TWO], ids=["one codebook", "two codebooks"])
@@ -201,18 +205,11 @@ def make_task(**training) -> DALLETask:
     source = Numbered()
     tokenizer = Tokenizer.train(source.captions(range(400), None), 300)
     config = make_dalle(vocab_size=tokenizer.vocab_size, text_length=12).config
+    codes = integers(11, 800 if training.get("flip") else 400, 3, 3).int()
     return DALLETask(
-        config,
-        DALLETraining(**training),
-        train=source,
-        val=source,
-        tokenizer=tokenizer,
-        vqgan=make_vqgan(),
-        vqgan_run=None,
-        vqgan_digest="",
-        codes=integers(11, 800 if training.get("flip") else 400, 3, 3).int(),
-        batch_size=1500,
-        seed=0,
+        Recipe(config, DALLETraining(**training), TrainConfig(batch_size=1500)),
+        Encoded(source, source, make_vqgan(), None, "", codes, pictures=400),
+        Words(tokenizer, 12, KnownWords()),
     )
 
 

@@ -21,8 +21,8 @@ from minimodal.errors import UserError
 from minimodal.evaluation.edits import edit_scores
 from minimodal.runs import load
 from minimodal.shapes.edits import EditsSource
-from minimodal.training.build import build_dalle
-from minimodal.training.recipes import dalle_edits
+from minimodal.training.recipes import dalle as system
+from minimodal.training.recipes import recipe_for
 from minimodal.training.tasks.codes import tokenize_pictures
 
 GRID = 3
@@ -151,10 +151,10 @@ def test_both_pictures_are_encoded_by_themselves():
 
 def test_a_run_on_pairs_trains_draws_is_scored_and_loaded(tmp_path, capsys):
     engine = replace(systems.ENGINE, steps=4)
-    recipe = dalle_edits()
+    recipe = recipe_for("dalle", "edits")
     model = replace(recipe.model, width=16, depth=1, heads=2)
-    task = build_dalle(recipe._replace(model=model, engine=engine), "shapes:edits:40",
-                       vqgan_run=systems.short_vqgan(tmp_path / "d"))  # fmt: skip
+    recipe, runs = recipe._replace(model=model, engine=engine), systems.short_vqgan(tmp_path / "d")
+    task = system.build(recipe, "shapes:edits:40", {"vqgan": runs})
     assert task.codes.shape == (40, 16, 8)
     systems.run(task, engine, tmp_path / "d", data_spec="shapes:edits:40", device="cpu")
     dalle = load(tmp_path / "d")

@@ -18,7 +18,9 @@ from minimodal.cli.generate import main as generate
 from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
 from minimodal.runs import load
-from minimodal.training.tasks import VQGANPriorTask, VQGANPriorTraining
+from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.tasks.codes import Encoded
+from minimodal.training.tasks.vqgan_prior import VQGANPriorTask, VQGANPriorTraining
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
 CODES, LABELS = integers(12, 2, 3, 3), torch.tensor([1, -1])
@@ -116,12 +118,12 @@ def with_classes(**training) -> VQGANPriorTask:
         name="numbers", pixels=np.zeros((40, 3, 4, 4), np.uint8), caption_lists=[[]] * 40,
         labels=numbers % 3, class_names=("a", "b", "c"),
     )  # fmt: skip
-    codes = torch.arange(40).repeat(2 if training.get("flip") else 1)
+    codes = torch.arange(40).repeat(2 if training.get("flip") else 1)[:, None, None]
+    model = VQGANPriorConfig(grid=2, codes=40, classes=3, width=8, depth=1, heads=1, pkeep=0.5)
     return VQGANPriorTask(
-        VQGANPriorConfig(grid=2, codes=40, classes=3, width=8, depth=1, heads=1, pkeep=0.5),
-        VQGANPriorTraining(**training), train=source, val=source, vqgan=None, vqgan_run=Path(),
-        vqgan_digest="", codes=codes[:, None, None].expand(-1, 2, 2), batch_size=64, seed=0,
-    )  # fmt: skip
+        Recipe(model, VQGANPriorTraining(**training), TrainConfig(batch_size=64)),
+        Encoded(source, source, None, Path(), "", codes.expand(-1, 2, 2), pictures=40),
+    )
 
 
 @pytest.mark.parametrize("flip", [False, True])

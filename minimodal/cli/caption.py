@@ -15,7 +15,7 @@ from minimodal.blocks.pixels import to_float
 from minimodal.cli.common import check_seed, read_each, read_labels
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.errors import UserError
-from minimodal.runs import load, run_of
+from minimodal.runs import find, load
 from minimodal.training.distributed import pick_device
 from minimodal.uses.reading import caption_scores, describe
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--candidates {arguments.candidates}: expected {MOST} or fewer; more --rounds try more"
         )
     device = pick_device(arguments.device)
-    dalle = load(run_of("dalle", arguments.run, "--run"), kind="dalle").to(device)
+    dalle = load(find(arguments.run, "dalle", flag="--run"), kind="dalle").to(device)
     if not arguments.allow_unseen:
         dalle.words.check(labels)
     dalle.tokenize(labels or [""])  # too long ones are refused before any picture is read

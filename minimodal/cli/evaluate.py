@@ -54,12 +54,12 @@ from minimodal.runs import load
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.checkpoint import versions, write_atomically
 from minimodal.training.distributed import pick_device
+from minimodal.training.recipes import SYSTEMS
 from minimodal.uses.search import fingerprint
 from minimodal.uses.zero_shot import read_lines
 from minimodal.vqgan import VQGAN
 
 ABOUT = "scores of a run or an original CLIP, with a manifest of how they were measured"
-PARTS = ("vqgan", "clip", "dalle")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -269,7 +269,7 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
 
 def is_demo(folder: Path) -> bool:
     """Whether a folder holds runs and is none itself."""
-    inside = any((folder / part / "config.json").exists() for part in PARTS)
+    inside = any((folder / part / "config.json").exists() for part in SYSTEMS)
     return inside and not (folder / "config.json").exists()
 
 

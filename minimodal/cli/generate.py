@@ -29,7 +29,7 @@ from minimodal.drawing import grid, save_gif, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
 from minimodal.files import folders
-from minimodal.runs import load, run_of
+from minimodal.runs import find, load
 from minimodal.shapes.oracle import Verdict, score
 from minimodal.shapes.oracle_edits import EditVerdict, expected, score_edits
 from minimodal.shapes.oracle_hard import score_hard
@@ -339,7 +339,7 @@ def generate(arguments: argparse.Namespace) -> None:
     device = pick_device(arguments.device)
     clip = None
     if arguments.method == "dalle":
-        folder = run_of("dalle", arguments.run, "--run")
+        folder = find(arguments.run, "dalle", flag="--run")
         model = load(folder, kind="dalle").to(device)
         clip = clip_for(arguments, folder, device) if arguments.rerank else None
     else:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from minimodal.cli.common import randomness, read_picture
 from minimodal.errors import UserError
-from minimodal.runs import load, run_of
+from minimodal.runs import find, load
 from minimodal.vqgan_prior import VQGANPrior
 
 
@@ -45,7 +45,7 @@ def load_prior(arguments: argparse.Namespace, device: str) -> VQGANPrior:
     """The model of a command line, with what it is asked for checked."""
     if arguments.keep is not None and arguments.complete is None:
         raise UserError("--keep is how much of a picture stays: give one with --complete IMG")
-    prior = load(run_of("vqgan-prior", arguments.run, "--run"), kind="vqgan-prior").to(device)
+    prior = load(find(arguments.run, "vqgan-prior", flag="--run"), kind="vqgan-prior").to(device)
     for name in arguments.prompts:
         prior.label_of(name)
     return prior

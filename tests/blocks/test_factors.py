@@ -8,8 +8,9 @@ from helpers.tiny import generator, make_vqgan, noise, pictures
 
 from minimodal.blocks.factors import AppearanceEncoder, local_contrast, self_similarity
 from minimodal.errors import UserError
-from minimodal.training.tasks import VQGANTask, VQGANTraining
+from minimodal.training.contract import Recipe, TrainConfig
 from minimodal.training.tasks.common import seeded
+from minimodal.training.tasks.vqgan import VQGANTask, VQGANTraining
 
 TWO = dict(patch=4, multipliers=(1,), encoder_kernel=1, decoder_kernel=1, codes=(7, 5))
 
@@ -27,9 +28,8 @@ class Painted(Numbered):
 def make_task(**training) -> VQGANTask:
     training = {"warm_start": 0, "gan_weight": 0.0, **training}
     config, source = make_vqgan(**TWO).config, Painted()
-    return VQGANTask(
-        config, VQGANTraining(**training), train=source, val=source, batch_size=6, seed=0
-    )
+    recipe = Recipe(config, VQGANTraining(**training), TrainConfig(batch_size=6))
+    return VQGANTask(recipe, source, source)
 
 
 def turned(images: torch.Tensor, seed: int) -> torch.Tensor:

@@ -19,8 +19,8 @@ from minimodal.blocks.perceptual import (
 from minimodal.clip import normalize
 from minimodal.errors import UserError
 from minimodal.runs import load
-from minimodal.training.build import open_perceptual
-from minimodal.training.tasks import VQGANTraining
+from minimodal.training.opening import open_perceptual
+from minimodal.training.tasks.vqgan import VQGANTraining
 
 
 def test_orthogonal_features_are_two_apart():

@@ -12,7 +12,7 @@ import minimodal
 from minimodal.cli.train import main
 from minimodal.errors import UserError
 from minimodal.training.engine import run
-from minimodal.training.recipes import scale_events, vqgan_shapes
+from minimodal.training.recipes import recipe_for, scale_events
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +97,13 @@ def test_an_out_below_a_file_is_refused(tmp_path, capsys):
 
 
 def test_events_keep_their_place_in_a_run_of_other_steps():
-    given = vqgan_shapes()
+    given = recipe_for("vqgan", "shapes")
     short = given._replace(engine=replace(given.engine, steps=given.engine.steps // 10))
-    events = scale_events(short, given).training
+    events = scale_events("vqgan", short, given).training
     assert events.warm_start == round(given.training.warm_start / 10)
     assert events.gan_start == round(given.training.gan_start / 10)
     chosen = short._replace(training=replace(given.training, warm_start=7))
-    assert scale_events(chosen, given).training.warm_start == 7
+    assert scale_events("vqgan", chosen, given).training.warm_start == 7
 
 
 def test_a_vqgan_that_ended_in_its_warm_start_is_refused(tmp_path, capsys):

@@ -29,7 +29,7 @@ from minimodal.evaluation.dalle_study import (
 )
 from minimodal.shapes.oracle import read, score
 from minimodal.shapes.source import COLORS, ShapesSource, parse, render
-from minimodal.training.build import captions_of
+from minimodal.training.captions import captions_of
 
 SAMPLING = {"temperature": 0.7, "guidance": 2.0}
 

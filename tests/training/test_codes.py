@@ -19,9 +19,10 @@ from minimodal.blocks.pixels import to_uint8
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.shapes.source import ShapesSource
-from minimodal.training.build import build_dalle, encode_data
 from minimodal.training.engine import run
-from minimodal.training.recipes import dalle_shapes
+from minimodal.training.opening import encode_data
+from minimodal.training.recipes import dalle as system
+from minimodal.training.recipes import recipe_for
 from minimodal.training.tasks.codes import cached_codes, tokenize_pictures
 from minimodal.training.tasks.common import seeded
 from minimodal.vqgan import QUANTIZERS, VQGAN, VQGANConfig
@@ -149,9 +150,9 @@ def test_codes_are_computed_in_full_float32_and_the_callers_settings_come_back()
 def test_dalle_trains_and_draws_on_the_codes_of_an_original_checkpoint(tmp_path):
     shutil.copytree(ORIGINAL, tmp_path / "theirs")
     checkpoint = tmp_path / "theirs" / "last.ckpt"
-    recipe, engine = dalle_shapes(), replace(ENGINE, steps=2)
+    recipe, engine = recipe_for("dalle", "shapes"), replace(ENGINE, steps=2)
     recipe = recipe._replace(model=replace(recipe.model, width=16, depth=1, heads=2), engine=engine)
-    task = build_dalle(recipe, "shapes:40", vqgan_run=checkpoint)
+    task = system.build(recipe, "shapes:40", {"vqgan": checkpoint})
     run(task, engine, tmp_path / "run", data_spec="shapes:40", device="cpu")
     assert list((tmp_path / "theirs" / "last.ckpt.codes").glob("*.npy"))
     shutil.rmtree(tmp_path / "theirs")  # the run works wherever it is moved
@@ -169,9 +170,9 @@ def test_dalle_trains_and_draws_on_the_codes_of_every_quantizer(tmp_path, name):
     shape = {"quantizer": quantizer, "codes": BOOKS[name], "code_width": 6, "patch": 4,
              "multipliers": (1,)}  # fmt: skip
     theirs = load(write_vqgan(tmp_path / "vqgan", **shape))
-    recipe, engine = dalle_shapes(), replace(ENGINE, steps=1)
+    recipe, engine = recipe_for("dalle", "shapes"), replace(ENGINE, steps=1)
     recipe = recipe._replace(model=replace(recipe.model, width=16, depth=1, heads=2), engine=engine)
-    task = build_dalle(recipe, "shapes:20", vqgan_run=tmp_path / "vqgan")
+    task = system.build(recipe, "shapes:20", {"vqgan": tmp_path / "vqgan"})
     run(task, engine, tmp_path / "run", data_spec="shapes:20", device="cpu")
     assert len(task.codes.unique()) > 1 and task.codes.max() < math.prod(BOOKS[name])
 

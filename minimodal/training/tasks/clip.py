@@ -10,20 +10,18 @@ Read `minimodal/clip.py` before. Whether a batch holds captions that differ in l
 negatives) is a matter of the data source, which keeps groups of pictures together.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimodal.blocks.contrastive import difference_loss, rows_sigmoid
 from minimodal.clip import (
     CLIP,
-    CLIPConfig,
     class_embeddings,
     contrastive_loss,
     embed_pictures,
@@ -31,18 +29,16 @@ from minimodal.clip import (
 )
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.data.loading import DataSource, batch_indices
-from minimodal.data.tokenizer import Tokenizer
-from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
-from minimodal.training.checkpoint import write_atomically
-from minimodal.training.contract import Phase
+from minimodal.files import write_atomically
+from minimodal.training.captions import Words
+from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
     all_pictures,
     draws,
     flip_some,
-    identity,
     seeded,
     shift_all,
 )
@@ -71,35 +67,20 @@ class CLIPTraining:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
 
 
-class CLIPTask:
+class CLIPTask(Task):
     """Symmetric cross-entropy over the captions and pictures of the global batch."""
 
     name = "clip"
 
-    def __init__(
-        self,
-        config: CLIPConfig,
-        training: CLIPTraining,
-        *,
-        train: DataSource,
-        val: DataSource,
-        tokenizer: Tokenizer,
-        batch_size: int,
-        seed: int,
-        words: KnownWords | None = None,
-    ) -> None:
-        self.words = words or KnownWords()
+    def __init__(self, recipe: Recipe, train: DataSource, val: DataSource, words: Words) -> None:
+        training, batch_size = recipe.training, recipe.engine.batch_size
         if training.difference_weight > 0 and batch_size % 4:
             raise UserError(f"batch_size {batch_size}: difference_weight needs a multiple of 4")
         if training.same_class and train.labels is None:
             raise UserError(f"same_class: the pictures of {train.name} have no classes")
-        self.training, self.train, self.val = training, train, val
-        self.batch_size, self.seed, self.tokenizer = batch_size, seed, tokenizer
-        self.model = seeded(lambda: CLIP(config), seed)
-        self.phases = (Phase("clip", (self.model,)),)
-        self.extra: dict[str, nn.Module] = {}
-        self.events: dict[str, int] = {}
-        self.gather: Callable[[Tensor], Tensor] = identity
+        super().__init__(recipe, seeded(lambda: CLIP(recipe.model), recipe.engine.seed))
+        self.train, self.val = train, val
+        self.tokenizer, self.known = words.tokenizer, words.known
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Captions as the text tower reads them; too long ones are cut."""
@@ -239,12 +220,11 @@ class CLIPTask:
         levels = ((similarity - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
         return levels.repeat_interleave(10, 0).repeat_interleave(10, 1).expand(3, -1, -1)
 
-    def config(self) -> dict[str, Any]:
-        """The model's configuration and what else shaped the training."""
-        training = {**asdict(self.training), "data": self.train.fingerprint()}
-        return {**asdict(self.model.config), "training": training}
+    def inputs(self) -> dict[str, Any]:
+        """The hash of the data."""
+        return {"data": self.train.fingerprint()}
 
     def save_files(self, out: Path) -> None:
         """The tokenizer and the known words."""
         write_atomically(out / "tokenizer.json", self.tokenizer.save)
-        write_atomically(out / "words.json", self.words.save)
+        write_atomically(out / "words.json", self.known.save)

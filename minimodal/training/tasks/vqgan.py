@@ -8,15 +8,14 @@ Read `minimodal/vqgan.py` before.
 
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimodal.blocks.discriminator import (
     PatchDiscriminator,
@@ -34,17 +33,16 @@ from minimodal.blocks.quantizer import perplexity, usage
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr
-from minimodal.training.contract import Phase
+from minimodal.training.contract import Phase, Recipe, Task
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
     all_pictures,
     draws,
     flip_some,
-    identity,
     seeded,
     tile,
 )
-from minimodal.vqgan import VQGAN, Reconstruction, VQGANConfig
+from minimodal.vqgan import VQGAN, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -89,22 +87,16 @@ class VQGANTraining:
             raise UserError("perceptual_heads are for a VGG16: give its file as perceptual")
 
 
-class VQGANTask:
+class VQGANTask(Task):
     """Reconstruction, commitment and the patch discriminator's game."""
 
     name = "vqgan"
 
     def __init__(
-        self,
-        config: VQGANConfig,
-        training: VQGANTraining,
-        *,
-        train: DataSource,
-        val: DataSource,
-        batch_size: int,
-        seed: int,
-        perceptual: PerceptualDistance | None = None,
-    ) -> None:
+        self, recipe: Recipe, train: DataSource, val: DataSource,
+        *, perceptual: PerceptualDistance | None = None,
+    ) -> None:  # fmt: skip
+        config, training, seed = recipe.model, recipe.training, recipe.engine.seed
         seen = 0 if perceptual is None else perceptual.size or config.image_size
         if seen and training.perceptual_shift >= seen:
             raise UserError(
@@ -117,10 +109,8 @@ class VQGANTask:
                 f"discriminator_depth {halvings}: pictures of {config.image_size} pixels are too "
                 "small for so many halvings"
             )
-        self.perceptual = perceptual
-        self.training, self.train, self.val = training, train, val
-        self.batch_size, self.seed = batch_size, seed
-        self.model = seeded(lambda: VQGAN(config), seed)
+        super().__init__(recipe, seeded(lambda: VQGAN(config), seed))
+        self.train, self.val, self.perceptual = train, val, perceptual
         self.discriminator = seeded(
             lambda: PatchDiscriminator(
                 channels=training.discriminator_channels,
@@ -138,9 +128,7 @@ class VQGANTask:
                 betas=(0.5, 0.9),
             ),
         )
-        self.extra: dict[str, nn.Module] = {"discriminator": self.discriminator}
-        self.gather: Callable[[Tensor], Tensor] = identity
-        self.when: Callable[[int], float] = float  # without an engine steps are what counts
+        self.extra = {"discriminator": self.discriminator}
         self.warm_start = training.warm_start if self.model.quantizer.needs_start else 0
         self.placed = False  # the codes, as far as has been looked
         self.events = {"its codes were in use": self.warm_start}
@@ -338,10 +326,9 @@ class VQGANTask:
         pairs = torch.stack([images, painted], dim=1).flatten(0, 1)
         return tile(pairs, 8 if len(pairs) % 8 == 0 else 2)
 
-    def config(self) -> dict[str, Any]:
-        """The model's configuration and what else shaped the training."""
-        training = {**asdict(self.training), "data": self.train.fingerprint()}
-        return {**asdict(self.model.config), "training": training}
+    def inputs(self) -> dict[str, Any]:
+        """The hash of the data."""
+        return {"data": self.train.fingerprint()}
 
     def save_files(self, out: Path) -> None:
         """No files beside the weights; says what the discriminator will look at."""
