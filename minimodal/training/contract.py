@@ -117,6 +117,7 @@ class Task(ABC):
         Called without gradients, in the step's precision, before the first loss. A task that turns
         them on finds those of the first phase.
         """
+        return None
 
     @abstractmethod
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,6 +154,7 @@ class Task(ABC):
 
     def save_files(self, out: Path) -> None:
         """Write files that the model needs beside its weights, such as a tokenizer."""
+        return None
 
 
 class System(NamedTuple):
