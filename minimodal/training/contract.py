@@ -21,24 +21,24 @@ from minimodal.errors import UserError
 class TrainConfig:
     """How a system is trained; every field is a flag of train.py."""
 
-    steps: int = 1000
+    steps: int = 1000  # of the whole run
     minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
     batch_size: int = 32  # of the whole step: all micro-batches of all processes
-    accumulate: int = 1  # micro-batches a step: less memory, the same step
+    accumulate: int = 1  # micro-batches per step: less memory, the same step
     optimizer: str = "adamw"  # adamw, or muon for inner matrices (`optim.inner_matrices`)
-    lr: float = 1e-3
+    lr: float = 1e-3  # learning rate, at its highest
     min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
     warmup: int = 50  # steps
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # 0 = no clipping
+    beta1: float = 0.9  # of AdamW: memory of the gradient
+    beta2: float = 0.95  # of AdamW: memory of its square
+    weight_decay: float = 0.01  # of linear maps and kernels
+    clip_norm: float = 1.0  # longer gradients are shortened to this; 0 = no clipping
     ema_decay: float = 0.0  # 0 = no averaged weights
     precision: str = "auto"  # auto, float32 or bfloat16
-    compile: bool = False
-    seed: int = 0
+    compile: bool = False  # torch.compile
+    seed: int = 0  # of weights and batches
     limit: int | None = None  # use at most N pictures
-    log_every: int = 50
+    log_every: int = 50  # steps
     evaluate_every: int = 0  # steps; 0 = at the end only
     sample_every: int = 0  # steps; 0 = at the end only
     checkpoint_every: int = 500  # steps; 0 = at the end only
@@ -96,6 +96,8 @@ class Task(ABC):
     """
 
     name: str
+    train: Any = None  # the data sources, where it has any
+    val: Any = None
 
     def __init__(self, recipe: Recipe, model: nn.Module) -> None:
         """model: what is saved; the EMA covers its weights and copies its buffers"""
@@ -145,7 +147,7 @@ class Task(ABC):
     def inputs(self) -> dict[str, Any]:
         """What a training depends on beside its settings: hashes of its data and helpers, so that
         resuming notices others."""
-        return {}
+        return {} if self.train is None else {"data": self.train.fingerprint()}
 
     def config(self) -> dict[str, Any]:
         """The model's configuration and what else shaped the training, for config.json."""

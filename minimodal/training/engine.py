@@ -15,13 +15,14 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from minimodal.errors import UserError
@@ -140,12 +141,19 @@ def log(
         checkpoint.append_metrics(out, line | numbers)
 
 
-def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
-    """Write the scores of the weights that would be used; rank 0 only."""
+@contextlib.contextmanager
+def best_model(training: Training) -> Iterator[nn.Module]:
+    """The weights that would be used, in eval mode, without gradients, in the run's precision."""
     model = training.best.eval()
     with torch.no_grad(), probe.autocast(training.here.device, training.config.precision):
-        scores = training.task.evaluate(model)
+        yield model
     model.train(model is training.task.model)
+
+
+def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
+    """Write the scores of the weights that would be used; rank 0 only."""
+    with best_model(training) as model:
+        scores = training.task.evaluate(model)
     line = {"step": training.step, "seconds": round(training.seconds, 3)}
     line |= {name: float(value) for name, value in scores.items()}
     if scores or done:
@@ -154,10 +162,8 @@ def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
 
 def sample(training: Training, out: Path) -> None:
     """Write a picture of what the weights that would be used do; rank 0 only."""
-    model = training.best.eval()
-    with torch.no_grad(), probe.autocast(training.here.device, training.config.precision):
+    with best_model(training) as model:
         picture = training.task.sample(model, training.step)
-    model.train(model is training.task.model)
     if picture is not None:
         image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
         path = out / "samples" / f"step-{training.step:08d}.png"

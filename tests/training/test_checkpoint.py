@@ -216,6 +216,17 @@ def test_with_no_complete_state_left_the_trained_weights_are_not_overwritten(tmp
     assert (out / "model.safetensors").read_bytes() == weights
 
 
+def test_a_state_of_an_older_minimodal_is_said_to_be_one(tmp_path):
+    toys.train("line", tmp_path / "run")
+    state = checkpoint.newest_state(tmp_path / "run")
+    del state["pace"]["planned"]
+    checkpoint.save_state(tmp_path / "run", state)
+    with pytest.raises(
+        UserError, match="of an older minimodal and lacks 'planned'.* another --out"
+    ):
+        toys.train("line", tmp_path / "run", resume=True)
+
+
 def test_a_run_is_not_overwritten_without_resume(finished):
     out, _ = finished
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

@@ -12,7 +12,6 @@ negatives) is a matter of the data source, which keeps groups of pictures togeth
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from minimodal.clip import (
     CLIP,
     class_embeddings,
     contrastive_loss,
+    embed_captions,
     embed_pictures,
     normalize,
 )
@@ -191,11 +191,10 @@ class CLIPTask(Task):
     @torch.no_grad()
     def evaluate(self, model: CLIP) -> dict[str, float]:
         """Zero-shot accuracy where the data has classes, else retrieval among unseen pairs."""
-        image = embed_pictures(
-            model, torch.from_numpy(all_pictures(self.val, 2 * EVALUATION_PICTURES))
-        )
+        model.tokenizer = self.tokenizer
+        pictures = torch.from_numpy(all_pictures(self.val, 2 * EVALUATION_PICTURES))
+        image = embed_pictures(model, pictures)
         if self.val.class_names is not None:
-            model.tokenizer = self.tokenizer
             names = [class_captions(name)[0] for name in self.val.class_names]  # "an airplane"
             classes = class_embeddings(model, names, list(TEMPLATES))
             labels = torch.from_numpy(self.val.labels[: len(image)]).to(image.device)
@@ -203,8 +202,7 @@ class CLIPTask(Task):
         captions = [self.val.all_captions(i)[0] for i in range(len(image))]
         # Pictures with the same caption cannot be told apart by it: one of each is kept.
         first = np.sort(np.unique(captions, return_index=True)[1])[:256]
-        tokens = self.tokens([captions[i] for i in first]).to(image.device)
-        text = F.normalize(model.encode_text(tokens), dim=-1)
+        text = embed_captions(model, [captions[i] for i in first])
         by_image, by_text = recall_at_k(image[torch.from_numpy(first)], text, 1)
         return {"val_recall_at_1_image": by_image, "val_recall_at_1_text": by_text}
 
@@ -213,16 +211,12 @@ class CLIPTask(Task):
         """Similarities of 24 pictures (rows) and their captions (columns), dark to bright."""
         images = torch.from_numpy(all_pictures(self.val, 24))
         captions = [self.val.all_captions(i)[0] for i in range(len(images))]
-        device = model.logit_scale.device
-        text = F.normalize(model.encode_text(self.tokens(captions).to(device)), dim=-1)
+        model.tokenizer = self.tokenizer
+        text = embed_captions(model, captions)
         similarity = (embed_pictures(model, images) @ text.T).cpu()  # (24, 24)
         low, high = similarity.min(), similarity.max()
         levels = ((similarity - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
         return levels.repeat_interleave(10, 0).repeat_interleave(10, 1).expand(3, -1, -1)
-
-    def inputs(self) -> dict[str, Any]:
-        """The hash of the data."""
-        return {"data": self.train.fingerprint()}
 
     def save_files(self, out: Path) -> None:
         """The tokenizer and the known words."""

@@ -27,7 +27,7 @@ from minimodal.training.tasks.common import draws, seeded, tile
 class DALLETraining:
     """What DALL·E's training has beyond the engine's settings."""
 
-    vocab: int = 2048
+    vocab: int = 2048  # tokens of captions at most; fewer where they have fewer words
     max_text_length: int = 48  # tokens of a caption; longer ones are cut
     caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
     word_dropout: float = 0.0  # chance that a token of a caption is not read
@@ -35,8 +35,8 @@ class DALLETraining:
     bpe_dropout: float = 0.0  # chance that a merge of the captions' tokens is left out
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
-    temperature: float = 1.0  # what generate.py uses by default; also the next
-    guidance: float = 1.0
+    temperature: float = 1.0  # that generate.py samples at by default
+    guidance: float = 1.0  # that generate.py samples with by default
 
     def __post_init__(self) -> None:
         if self.pool < 1:

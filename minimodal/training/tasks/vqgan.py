@@ -10,7 +10,6 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +55,15 @@ class VQGANTraining:
     gumbel_kl: float = 5e-4  # weight of the KL term at the end
     perceptual: str = ""  # compare pictures by a CLIP (run or checkpoint) or a VGG16 file
     perceptual_heads: str = ""  # LPIPS's channel weights, for VGG16
-    perceptual_weight: float = 1.0
+    perceptual_weight: float = 1.0  # of that comparison beside L1
     perceptual_layers: int = 2  # of a CLIP, counted from the picture; 0: all
     perceptual_shift: int = 3  # compare pictures moved by up to so many pixels
     discriminator_start: int = 3000  # steps before D begins to learn
     gan_start: int = 4000  # steps before D's verdict reaches the generator
     gan_ramp: int = 500  # steps over which its weight grows to gan_weight
     gan_weight: float = 0.1  # differs from the paper (1): small pictures; 0: no discriminator
-    discriminator_channels: int = 32
-    discriminator_depth: int = 2
+    discriminator_channels: int = 32  # of its first layer
+    discriminator_depth: int = 2  # its layers that halve the picture
     discriminator_refine: bool = False  # one more layer without halving, as the original has
     discriminator_lr: float = 0.5  # share of lr
     flip: bool = False  # mirror half of the pictures
@@ -113,9 +112,7 @@ class VQGANTask(Task):
         self.train, self.val, self.perceptual = train, val, perceptual
         self.discriminator = seeded(
             lambda: PatchDiscriminator(
-                channels=training.discriminator_channels,
-                depth=training.discriminator_depth,
-                refine=training.discriminator_refine,
+                channels=training.discriminator_channels, depth=halvings, refine=refine
             ),
             seed,
         )
@@ -303,14 +300,10 @@ class VQGANTask(Task):
         """PSNR of unseen pictures, and how their codes are used."""
         images = torch.from_numpy(all_pictures(self.val, EVALUATION_PICTURES))
         device = model.last_layer.device
-        painted, indices = [], []
-        for part in images.split(64):
-            x = to_float(part.to(device))
-            codes = model.encode(x)
-            painted.append(to_uint8(model.decode(codes.z)).cpu())
-            indices.append(codes.indices.cpu())
-        scores = {"val_psnr": psnr(torch.cat(painted), images)}
-        parts = model.quantizer.factors(torch.cat(indices))
+        codes = [model.encode(to_float(part.to(device))) for part in images.split(64)]
+        painted = torch.cat([to_uint8(model.decode(part.z)).cpu() for part in codes])
+        scores = {"val_psnr": psnr(painted, images)}
+        parts = model.quantizer.factors(torch.cat([part.indices.cpu() for part in codes]))
         for name, part, size in zip(("", "_2"), parts, model.config.vocabulary, strict=False):
             used = usage(part, size)
             scores |= {f"codes_used{name}": used.share, f"perplexity{name}": used.perplexity}
@@ -325,10 +318,6 @@ class VQGANTask(Task):
         painted = to_uint8(model.decode(model.encode(x).z)).cpu()
         pairs = torch.stack([images, painted], dim=1).flatten(0, 1)
         return tile(pairs, 8 if len(pairs) % 8 == 0 else 2)
-
-    def inputs(self) -> dict[str, Any]:
-        """The hash of the data."""
-        return {"data": self.train.fingerprint()}
 
     def save_files(self, out: Path) -> None:
         """No files beside the weights; says what the discriminator will look at."""

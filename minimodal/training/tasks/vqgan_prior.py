@@ -30,8 +30,8 @@ class VQGANPriorTraining:
     class_dropout: float = 0.1  # share of classes left unsaid, for classifier-free guidance
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
-    temperature: float = 1.0  # what generate.py uses by default; also the next
-    guidance: float = 1.0
+    temperature: float = 1.0  # that generate.py samples at by default
+    guidance: float = 1.0  # that generate.py samples with by default
 
     def __post_init__(self) -> None:
         if self.pool < 1:
