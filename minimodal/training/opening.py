@@ -16,6 +16,7 @@ from minimodal.files import digest
 from minimodal.pretrained.files import read_tensors
 from minimodal.runs import load
 from minimodal.training import distributed
+from minimodal.training.contract import Recipe
 from minimodal.training.tasks.codes import Encoded, cached_codes
 from minimodal.training.tasks.vqgan import VQGANTraining
 
@@ -38,10 +39,11 @@ def open_both(
 
 
 def encode_data(
-    spec: str, vqgan_run: Path, *, pool: int, flip: bool, device: str, limit: int | None,
-    captions: bool = False,
-) -> Encoded:  # fmt: skip
-    """Open a SPEC at the size of a VQGAN, and turn its pictures into codes, once."""
+    recipe: Recipe, spec: str, vqgan_run: Path, device: str, *, captions: bool = False
+) -> Encoded:
+    """Open a SPEC at the size of a VQGAN, and turn its pictures into codes, once: as many as the
+    recipe's training has in its `pool`, with their mirror images if it says `flip`."""
+    flip, limit = recipe.training.flip, recipe.engine.limit
     here = distributed.start(device)
     vqgan = load(vqgan_run, kind="vqgan").to(here.device)
     original = not vqgan_run.is_dir()
@@ -52,7 +54,7 @@ def encode_data(
             "longer or with a smaller --warm-start"
         )
     train, val = open_both(spec, vqgan.config.image_size, limit, captions=captions)
-    pictures = min(len(train), pool)
+    pictures = min(len(train), recipe.training.pool)
     weights = digest(vqgan_run if original else vqgan_run / "model.safetensors")
     kept = vqgan_run.with_name(f"{vqgan_run.name}.codes") if original else vqgan_run / "codes"
     described = f"{weights} {train.fingerprint()} {pictures} {flip}"

@@ -5,18 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from helpers import ROOT, systems
 from PIL import Image
 
 import minimodal
-from minimodal.cli.train import field_notes, main
+from minimodal.cli.train import main
 from minimodal.errors import UserError
 from minimodal.training.checkpoint import lock
 from minimodal.training.engine import run
-from minimodal.training.recipes import SYSTEMS, recipe_for, scale_events
+from minimodal.training.recipes import recipe_for, scale_events
 
 
 @pytest.fixture(scope="module")
@@ -212,15 +212,6 @@ def test_help_shows_the_values_for_the_data_at_hand(capsys):
             main(["vqgan", "--data", data, "--help"])
         shown = " ".join(capsys.readouterr().out.split())
         assert f"(default: {channels})" in shown
-
-
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_help_explains_every_flag_of_a_training_by_itself(system):
-    recipe = recipe_for(system, "shapes")
-    for part in (recipe.engine, recipe.training):
-        notes = field_notes(type(part))
-        assert notes.keys() == {field.name for field in fields(part)}
-        assert not [note for note in notes.values() if "next" in note]
 
 
 def test_a_loaded_dalle_draws_what_it_drew_before_it_was_moved(runs, tmp_path):

@@ -19,6 +19,7 @@ from minimodal.blocks.pixels import to_uint8
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.shapes.source import ShapesSource
+from minimodal.training.contract import Recipe
 from minimodal.training.engine import run
 from minimodal.training.opening import encode_data
 from minimodal.training.recipes import dalle as system
@@ -112,10 +113,9 @@ def test_kept_codes_are_of_these_weights_and_these_pictures(tmp_path, changed):
         for number, pixels in enumerate(integers(256, 6, 16, 16, 3, seed=int(has["data"]))):
             picture = Image.fromarray(pixels.numpy().astype(np.uint8))
             picture.save(tmp_path / "data" / f"{number}.png")
-        return encode_data(
-            f"folder:{tmp_path / 'data'}", tmp_path / "vqgan", pool=3 if has["pool"] else 4,
-            flip=has["flip"], device="cpu", limit=None,
-        ).codes  # fmt: skip
+        training = SimpleNamespace(pool=3 if has["pool"] else 4, flip=has["flip"])
+        recipe = Recipe(None, training, replace(ENGINE, limit=None))
+        return encode_data(recipe, f"folder:{tmp_path / 'data'}", tmp_path / "vqgan", "cpu").codes
 
     first, again, other = encode(False), encode(False), encode(True)
     assert torch.equal(first, again) and not torch.equal(first, other)

@@ -82,11 +82,7 @@ def dalle_photos() -> Recipe:
 
 def build(recipe: Recipe, spec: str, runs: dict[str, Path], device: str = "cpu") -> DALLETask:
     """DALL·E on a SPEC and the codes of a trained VQGAN."""
-    encoded = encode_data(
-        spec, runs["vqgan"], pool=recipe.training.pool, flip=recipe.training.flip, device=device,
-        limit=recipe.engine.limit, captions=True,
-    )  # fmt: skip
-    return on_codes(recipe, encoded)
+    return on_codes(recipe, encode_data(recipe, spec, runs["vqgan"], device, captions=True))
 
 
 def on_codes(recipe: Recipe, encoded: Encoded) -> DALLETask:

@@ -36,10 +36,7 @@ def vqgan_prior_small() -> Recipe:
 
 def build(recipe: Recipe, spec: str, runs: dict[str, Path], device: str = "cpu") -> VQGANPriorTask:
     """The prior on a SPEC and the codes of a trained VQGAN; the classes come from the data."""
-    encoded = encode_data(
-        spec, runs["vqgan"], pool=recipe.training.pool, flip=recipe.training.flip, device=device,
-        limit=recipe.engine.limit,
-    )  # fmt: skip
+    encoded = encode_data(recipe, spec, runs["vqgan"], device)
     names = encoded.train.class_names if recipe.training.labels else None
     model = replace(
         recipe.model,
