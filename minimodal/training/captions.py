@@ -6,7 +6,7 @@ too: in training some merges are left out, so that a word is read in several way
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,12 +30,12 @@ class Words(NamedTuple):
 
 
 def learn_words(
-    source: DataSource, vocab: int, longest: int, *, pictures: int, dropout: float = 0.0
+    source: DataSource, vocab: int, longest: int, *, read: Iterable[str], dropout: float = 0.0
 ) -> Words:
     """Learn a tokenizer of captions; those of more than `longest` tokens will be cut, and are
     counted here.
 
-    pictures: whose words are known
+    read: the captions that the training reads, whose words are known
     dropout: chance that a merge is left out in training, which makes captions longer
     """
     numbers = range(min(TOKENIZER_PICTURES, len(source)))
@@ -48,8 +48,7 @@ def learn_words(
     if dropout > 0:
         rng = np.random.default_rng(0)
         lengths += [len(tokenizer.encode(text, dropout=dropout, rng=rng)) for text in captions]
-    known = KnownWords.of(captions_of(source, pictures))
-    return Words(tokenizer, min(max(lengths), longest), known)
+    return Words(tokenizer, min(max(lengths), longest), KnownWords.of(read))
 
 
 def captions_of(source: DataSource, n: int) -> Iterator[str]:

@@ -89,7 +89,7 @@ def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
 def test_a_dalle_with_bpe_dropout_has_room_for_captions_that_it_tears():
     source = ShapesSource(0, length=2000)
     plain, torn = (
-        learn_words(source, 512, 256, pictures=0, dropout=dropout) for dropout in (0.0, 0.1)
+        learn_words(source, 512, 256, read=[], dropout=dropout) for dropout in (0.0, 0.1)
     )
     rng = np.random.default_rng(5)
     captions = source.captions(np.arange(1000), rng)

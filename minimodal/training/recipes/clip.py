@@ -10,7 +10,7 @@ from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.runs import rebuild
 from minimodal.shapes.source import ShapesSource
-from minimodal.training.captions import TOKENIZER_PICTURES, learn_words
+from minimodal.training.captions import TOKENIZER_PICTURES, captions_of, learn_words
 from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import open_both
 from minimodal.training.tasks.clip import CLIPTask, CLIPTraining
@@ -95,16 +95,17 @@ def build(
 ) -> CLIPTask:
     """CLIP on a SPEC; the vocabulary and the caption length come from the captions."""
     training = recipe.training
-    train, val = open_both(spec, recipe.model.image_size, recipe.engine.limit, captions=True)
-    whole = isinstance(train, ImageSource)  # an endless world has all its words early
-    pictures = len(train) if whole else min(len(train), TOKENIZER_PICTURES)
-    words = learn_words(train, training.vocab, training.max_text_length - 2, pictures=pictures)
-    if isinstance(train, ShapesSource):
+    source, val = open_both(spec, recipe.model.image_size, recipe.engine.limit, captions=True)
+    train = source
+    if isinstance(source, ShapesSource):
         # Captions that differ in one exchange only, side by side in a batch: among random
         # captions a bag of words is enough, and who is left of whom is never learned.
         train = ShapesSource(
-            train.seed, image_size=train.image_size, contrast=True, length=len(train) // 4 * 4
+            source.seed, image_size=source.image_size, contrast=True, length=len(source) // 4 * 4
         )
+    whole = isinstance(train, ImageSource)  # an endless world has all its words early
+    read = captions_of(train, len(train) if whole else min(len(train), TOKENIZER_PICTURES))
+    words = learn_words(source, training.vocab, training.max_text_length - 2, read=read)
     model = replace(
         recipe.model,
         vocab_size=words.tokenizer.vocab_size,

@@ -9,7 +9,7 @@ from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.runs import load, rebuild
-from minimodal.training.captions import learn_words
+from minimodal.training.captions import captions_of, learn_words
 from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import encode_data
 from minimodal.training.tasks.codes import Encoded
@@ -91,7 +91,7 @@ def on_codes(recipe: Recipe, encoded: Encoded) -> DALLETask:
     vqgan, training = encoded.vqgan, recipe.training
     words = learn_words(
         encoded.train, training.vocab, training.max_text_length,
-        pictures=encoded.pictures, dropout=training.bpe_dropout,
+        read=captions_of(encoded.train, encoded.pictures), dropout=training.bpe_dropout,
     )  # fmt: skip
     model = replace(
         recipe.model,
