@@ -35,6 +35,11 @@ def test_rows_of_a_batch_are_the_same_whoever_asks_for_them(tmp_path):
             assert torch.equal(value, torch.cat([half[name] for half in halves])), name
 
 
+def test_a_clip_knows_the_words_of_the_captions_that_it_reads_and_no_others():
+    known = systems.make_clip().known.words
+    assert "square" in known and "squares" not in known  # which count, and contrasts do not
+
+
 def test_captions_of_one_class_can_be_positives_of_each_other(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     write(folder / "data_batch_1", batch(40, 1))
