@@ -32,6 +32,7 @@ from minimodal.blocks.factors import (
     self_similarity,
     window_side,
 )
+from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes, Quantizer
 from minimodal.blocks.quantizer_variants import (
     FiniteScalarQuantizer,
@@ -302,12 +303,14 @@ class VQGAN(nn.Module):
         return self.to_codes(self.encoder(images))
 
     def encode(self, images: Tensor) -> Codes:
-        """Pictures to codes.
+        """Pictures to codes, in float32 whatever the caller computes in: a latent that is rounded
+        may fall on a neighbouring code.
 
         images: (B, 3, H, W) in [-1, 1]
         returns: Codes with indices (B, h, w)
         """
-        return self.quantizer(self.latents(images))
+        with full_float32(images.device):
+            return self.quantizer(self.latents(images))
 
     def paint(self, z: Tensor) -> Tensor:
         """Code vectors to pictures, not clamped: what training compares with the true ones.

@@ -115,7 +115,7 @@ def exponential(like: Tensor, generator: Generators) -> Tensor:
     return -u.clamp(min=1e-20).log()
 
 
-def draw(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
+def sample_token(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
     """One token a row. With a generator for each row, a row's token depends on its own alone.
 
     logits: (B, V)

@@ -212,7 +212,7 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
                 f"--data {spec}: only the Shapes world has an oracle; say who looks at the "
                 "pictures with --clip, or --judge for CIFAR-10"
             )
-        size = model.config.grid * model.factor
+        size = model.config.grid * model.painter.factor
         return dalle_on_data(model, spec, size, arguments, found)
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)

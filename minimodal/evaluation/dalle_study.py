@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.blocks.pixels import to_float
 from minimodal.blocks.quantizer import usage
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
@@ -41,7 +40,6 @@ from minimodal.uses.reading import caption_scores, describe
 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
-NEGATION = 2.0  # guidance away from what is not to be drawn
 WORDS_OF = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
@@ -88,26 +86,6 @@ def of_one_object(source: ShapesSource, n: int) -> np.ndarray:
     return np.flatnonzero(source.scenes(np.arange(8 * n)).count == 1)[:n]
 
 
-def negation_scores(dalle: DALLE, scenes: Scenes, *, sampling: dict, seed: int) -> dict[str, float]:
-    """A circle, but not a red one: the caption "a circle", and "a red circle" as the negative.
-
-    Captions have no word for "not", so guidance says it. Right is a circle that is not red, which
-    is likely without any negative, too: `negation_ignored` is the share among pictures without.
-    """
-    rows = range(len(scenes))
-    prompts = [article(named(scenes, row, 0, color=False)) for row in rows]
-    negative = [article(named(scenes, row, 0)) for row in rows]
-    scores = {}
-    for name, how in (
-        ("negation", {"guidance": NEGATION, "negative": negative}),
-        ("negation_ignored", {"guidance": 1.0}),
-    ):
-        pictures = draw(dalle, prompts, 1, seed=seed, sampling={**sampling, **how}).numpy()
-        right = exact(score(prompts, pictures)) & ~exact(score(negative, pictures))
-        scores[name] = right.mean()
-    return scores
-
-
 def template_scores(
     dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 100
 ) -> dict[str, float]:
@@ -115,7 +93,7 @@ def template_scores(
     it, and each attribute that it names.
 
     Counting ("two red circles") asks for two equal objects of a scene's first pair.
-    sampling: settings of `DALLE.generate`
+    sampling: settings of `SamplingConfig`
     """
     scores = {}
     for pairs in ("seen", "held_out"):
@@ -136,9 +114,6 @@ def template_scores(
             verdicts = score(texts, pictures.numpy())
             scores[f"{pairs}_{template}"] = exact(verdicts).mean()
             scores |= shares(by_attribute(f"{pairs}_{template}", verdicts))
-        if pairs == "seen":
-            single = scenes[np.flatnonzero(scenes.count == 1)[:n]]
-            scores |= negation_scores(dalle, single, sampling=sampling, seed=seed)
     return rounded(scores)
 
 
@@ -161,7 +136,7 @@ def reading_scores(
         source = ShapesSource(seed, split="val", pairs=pairs)
         numbers = of_one_object(source, n)
         scenes, pictures = source.scenes(numbers), source.images(numbers)
-        codes = dalle.encode_pictures(to_float(torch.from_numpy(pictures).to(device)))
+        codes = dalle.painter.encode(torch.from_numpy(pictures).to(device))
         for what, names in (("color", tuple(COLORS)), ("shape", SHAPES)):
             true = getattr(scenes, what)[:, 0]
             found = [
@@ -236,7 +211,7 @@ def places(pictures: np.ndarray) -> float:
 def variety(dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 300) -> dict[str, float]:
     """Whether single objects are in as many places as in the world (`places`); n scenes at most.
 
-    sampling: settings of `DALLE.generate`
+    sampling: settings of `SamplingConfig`
     """
     source = ShapesSource(seed, split="val")
     one = of_one_object(source, n)

@@ -9,7 +9,7 @@ from the first or made by the edit ("made"). Read `shapes/edits.py` and `oracle_
 import numpy as np
 import torch
 
-from minimodal.blocks.pixels import to_float
+from minimodal.blocks.given import Given
 from minimodal.dalle import DALLE
 from minimodal.evaluation.scoreboard import draw, exact, rounded, shares
 from minimodal.shapes.edits import KINDS, EditsSource
@@ -24,8 +24,8 @@ def through_codes(dalle: DALLE, pictures: torch.Tensor) -> torch.Tensor:
     pictures: (N, 3, H, W) uint8
     returns: (N, 3, H, W) uint8
     """
-    parts = [to_float(part.to(dalle.rows.device)) for part in pictures.split(64)]
-    return torch.cat([dalle.paint(dalle.encode_pictures(part)) for part in parts]).cpu()
+    parts, painter = pictures.to(dalle.rows.device).split(64), dalle.painter
+    return torch.cat([painter.decode(painter.encode(part)) for part in parts]).cpu()
 
 
 def edit_scores(dalle: DALLE, *, seed: int = 0, n: int = 500, sampling: dict) -> dict[str, float]:
@@ -34,9 +34,9 @@ def edit_scores(dalle: DALLE, *, seed: int = 0, n: int = 500, sampling: dict) ->
     Beside them what the first picture gets if it is taken for the answer (`unchanged`), and the
     right answer after its way through VQGAN's codes (`ceiling`).
 
-    sampling: temperature and guidance (the others as `DALLE.generate` has them)
+    sampling: temperature and guidance (the others as `SamplingConfig` has them)
     """
-    size, scores = dalle.config.grid * dalle.factor, {}
+    size, scores = dalle.config.grid * dalle.painter.factor, {}
     for name in ("seen", "held_out"):
         source = EditsSource(seed, split="val", pairs=name, image_size=size)
         numbers = np.arange(n)
@@ -47,7 +47,8 @@ def edit_scores(dalle: DALLE, *, seed: int = 0, n: int = 500, sampling: dict) ->
         def right(pictures: torch.Tensor, after: Scenes = after) -> np.ndarray:
             return exact(score_edits(after, pictures.numpy()))
 
-        found = right(draw(dalle, prompts, 1, seed=seed, sampling=sampling | {"first": first}))
+        how = {"seed": seed, "sampling": sampling, "given": Given(first=first)}
+        found = right(draw(dalle, prompts, 1, **how))
         cases = {name: found}
         if name == "held_out":
             cases["held_out_made"] = found[~has_held_out(before)]

@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimodal.blocks.given import NOTHING, Given
+from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.quantizer import usage
+from minimodal.blocks.sampling import SamplingConfig
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
 from minimodal.evaluation.metrics import psnr, recall_at_k
@@ -206,14 +209,16 @@ def rerank(clip: CLIP, prompts: Sequence[str], pictures: Tensor) -> tuple[Tensor
 # --- DALL·E --------------------------------------------------------------------------------------
 
 
-def draw(dalle: DALLE, prompts: list[str], n: int, *, seed: int, sampling: dict) -> Tensor:
+def draw(
+    dalle: DALLE, prompts: list[str], n: int, *, seed: int, sampling: dict, given: Given = NOTHING
+) -> Tensor:
     """Pictures for prompts, in batches of 32. Whether the model knows the words is what is asked.
 
     returns: (N, 3, H, W) uint8, on the CPU, N = n times the prompts
     """
     generator = torch.Generator(dalle.rows.device).manual_seed(seed)
-    how = {"generator": generator, "batch_size": 32, "allow_unseen": True}
-    return dalle.generate(prompts, n, **how, **sampling).cpu()
+    request, how = Request(n, generator, batch_size=32), SamplingConfig(**sampling)
+    return dalle.draw(prompts, request, how, given=given, allow_unseen=True).cpu()
 
 
 def dalle_scores(

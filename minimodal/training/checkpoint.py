@@ -42,7 +42,10 @@ MAY_CHANGE = (
     "known_tokens",  # of runs before words.json
 )  # fmt: skip
 # Settings that are gone, with what they were in runs that did without.
-GONE = {"game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False}
+GONE = {
+    "game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False, "label_smoothing": 0.0,
+    "word_dropout": 0.0,
+}  # fmt: skip
 KEPT_STATES = 2
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minimodal.blocks.sampling import SamplingConfig, draw
+from minimodal.blocks.sampling import SamplingConfig, sample_token
 from minimodal.dalle import DALLE
 
 
@@ -48,7 +48,9 @@ def log_likelihood(
         said = logits.text.float().log_softmax(-1)  # (b, T, V)
         of_text.append(said.gather(-1, dalle.with_padding(t)[..., None])[..., 0].sum(1))
         total = 0.0
-        for part, factor in zip(logits.image, dalle.factors(c.flatten(1)[:, -N:]), strict=True):
+        for part, factor in zip(
+            logits.image, dalle.image_heads.factors(c.flatten(1)[:, -N:]), strict=True
+        ):
             log_p = part[:, -N:].float().log_softmax(-1)  # (b, N, K)
             total = total + log_p.gather(-1, factor[..., None])[..., 0].sum(1)
         of_image.append(total)
@@ -100,7 +102,7 @@ def write_captions(
     for t in range(first, c.text_length):
         h = dalle.transformer(x, cache=cache, angles=dalle.angles(cache.length, x.shape[1]))
         logits = dalle.text_head(dalle.norm_out(h[:, -1])).float()  # (n, V)
-        token = draw(logits.masked_fill(~possible[t], float("-inf")), config, generator)
+        token = sample_token(logits.masked_fill(~possible[t], float("-inf")), config, generator)
         ended = ended | (token >= c.vocab_size)
         text[:, t] = torch.where(ended, c.pad_id, token)
         x = dalle.embed_text(text)[:, t + 1 : t + 2]
