@@ -33,12 +33,14 @@ from minimodal.blocks import (
     factor_head,
     factors,
     given,
+    painter,
     perceptual,
     pixels,
     quantizer,
     quantizer_variants,
     resnet,
     sampling,
+    sliding_window,
     transformer,
 )
 from minimodal.data.tokenizer import Tokenizer
@@ -52,6 +54,8 @@ MODULES = (
     attention,
     factor_head,
     given,
+    painter,
+    sliding_window,
     reading,
     transformer,
     contrastive,
@@ -103,7 +107,8 @@ PATTERN = attention.Pattern("row", 4, 3)
 TURNED = dict(x=noise(2, 3, 16), attention=lambda q, k, v: v, angles=noise(3, 4))
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 SIX = integers(256, 3, 3, 6, 6).to(torch.uint8)
-GIVEN = given.Given(first=SIX)
+KEPT = given.Kept(keep=torch.ones(3, 3, dtype=torch.bool), complete=SIX[0])
+TWICE = painter.Request(2, generator())
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
@@ -211,7 +216,7 @@ CALLS = [
     (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
     (sampling.exponential, dict(like=LOGITS, generator=generator()), {}),
     (
-        sampling.draw,
+        sampling.sample_token,
         dict(logits=LOGITS, config=sampling.SamplingConfig(), generator=generator()),
         {},
     ),
@@ -283,40 +288,27 @@ CALLS = [
     (discriminator.weigh, {**losses(), "weight": torch.ones(())}, {}),
     (TWO.image_heads[1].forward, dict(h=noise(2, 3, 16), previous=integers(5, 2, 3)), {"K": 4}),
     (ONE.with_padding, dict(text=TEXT), {}),
-    (TWO.factors, dict(codes=integers(20, 2, 9)), {}),
-    (ONE.embed_text, dict(text=TEXT), STREAM),
-    (TWO.embed_codes, dict(parts=PARTS, first=2), {"D": 16}),
-    (ONE.forward, dict(text=TEXT, codes=CODES), STREAM),
-    (ONE.angles, dict(first=0, n=4), STREAM),
-    (PAINTER.paint, dict(codes=CODES), {"H": 6, "W": 6}),
+    (TWO.image_heads.factors, dict(codes=integers(20, 2, 9)), {}),
+    (ONE.image_heads.forward, dict(h=noise(2, 9, 16), codes=integers(11, 2, 9)), {"K": 11}),
     (
-        given.what_stays,
-        dict(
-            given=GIVEN,
-            encode=PAINTER.encode_pictures,
-            grid=3,
-            factor=2,
-            prompts=3,
-            device=torch.device("cpu"),
-        ),
-        {"h": 6, "w": 3},
-    ),
-    (given.check_size, dict(picture=BYTES[0, :, :1, :1].expand(3, 6, 6), side=6, what=""), {}),
-    (given.check_picture, dict(picture=BYTES[0], what=""), {}),
-    (
-        given.paste,
-        dict(painted=SIX, complete=SIX[0], keep=torch.ones(3, 3, dtype=torch.bool)),
-        {"h": 3, "w": 3},
-    ),
-    (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
-    (ONE.loss, dict(text=TEXT, codes=CODES), {}),
-    (
-        ONE.next_code,
+        ONE.image_heads.sample,
         dict(
             h=noise(4, 1, 16), config=sampling.SamplingConfig(guidance=2.0), generator=generator()
         ),
         {"B": 2},
     ),
+    (ONE.embed_text, dict(text=TEXT), STREAM),
+    (TWO.embed_codes, dict(codes=integers(20, 2, 4), first=2), {"D": 16}),
+    (ONE.forward, dict(text=TEXT, codes=CODES), STREAM),
+    (ONE.angles, dict(first=0, n=4), STREAM),
+    (PAINTER.painter.encode, dict(pictures=SIX), {"h": 3, "w": 3}),
+    (PAINTER.painter.decode, dict(codes=CODES), {"H": 6, "W": 6}),
+    (KEPT.paste, dict(painted=SIX), {}),
+    (given.upper_rows, dict(picture=SIX[0], share=0.5, painter=PAINTER.painter, grid=(3, 3)), {}),
+    (given.check_size, dict(picture=BYTES[0, :, :1, :1].expand(3, 6, 6), size=(6, 6), what=""), {}),
+    (given.check_picture, dict(picture=BYTES[0], what=""), {}),
+    (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
+    (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
     (reading.log_likelihood, dict(dalle=ONE, text=TEXT, codes=CODES), {}),
     (reading.caption_scores, dict(dalle=PAINTER, codes=CODES, captions=WORDS), {"L": 4}),
@@ -324,14 +316,15 @@ CALLS = [
     (reading.describe, dict(dalle=PAINTER, codes=CODES[0], generator=generator(), n=2), {"T": 20}),
     (PAINTER.tokenize, dict(prompts=WORDS), {"B": 4, "T": 20}),
     (perceptual.moved, dict(images=IMAGES, shift=(2, -1)), {}),
+    (PAINTER.draw, dict(prompts=WORDS, request=TWICE), {"N": 8, "H": 6, "W": 6}),
     (PAINTER.generate, dict(prompts=WORDS, n=2, generator=generator()), {"N": 8, "H": 6, "W": 6}),
     (PRIOR.condition, dict(labels=torch.tensor([1, -1])), {}),
     (PRIOR.forward, dict(tokens=integers(12, 2, 5), ahead=noise(2, 3, 16)), {"S": 8, "V": 12}),
     (PRIOR.code_logits, GRID, PRIOR_SIZES),
     (PRIOR.loss, dict(**GRID, replaced=integers(12, 2, 3, 3, seed=1)), {}),
     (
-        PRIOR.begin,
-        dict(labels=torch.tensor([1, -1]), size=(2, 5), start=integers(12, 2, 4)),
+        sliding_window.make_canvas,
+        dict(start=integers(12, 2, 4), size=(2, 5), window=3, codes=12),
         {"H": 3, "W": 5},
     ),
     (
@@ -339,11 +332,7 @@ CALLS = [
         dict(labels=torch.tensor([1, -1]), generator=generator(), size=(4, 5)),
         {"h": 4, "w": 5},
     ),
-    (
-        PRIOR.first_rows,
-        dict(picture=BYTES[0, 0, :1].new_zeros(3, 6, 8), share=0.5, size=(3, 4)),
-        {"n": 8},
-    ),
+    (PRIOR.draw, dict(classes=["cat"], request=TWICE), {"N": 2, "H": 6, "W": 6}),
     (
         PRIOR.generate,
         dict(classes=["cat", "dog"], n=2, generator=generator(), size=(8, 6)),

@@ -47,8 +47,9 @@ def edit_scores(dalle: DALLE, *, seed: int = 0, n: int = 500, sampling: dict) ->
         def right(pictures: torch.Tensor, after: Scenes = after) -> np.ndarray:
             return exact(score_edits(after, pictures.numpy()))
 
-        how = {"seed": seed, "sampling": sampling, "given": Given(first=first)}
-        found = right(draw(dalle, prompts, 1, **how))
+        found = right(
+            draw(dalle, prompts, 1, seed=seed, sampling=sampling, given=Given(first=first))
+        )
         cases = {name: found}
         if name == "held_out":
             cases["held_out_made"] = found[~has_held_out(before)]

@@ -48,9 +48,8 @@ def log_likelihood(
         said = logits.text.float().log_softmax(-1)  # (b, T, V)
         of_text.append(said.gather(-1, dalle.with_padding(t)[..., None])[..., 0].sum(1))
         total = 0.0
-        for part, factor in zip(
-            logits.image, dalle.image_heads.factors(c.flatten(1)[:, -N:]), strict=True
-        ):
+        factors = dalle.image_heads.factors(c.flatten(1)[:, -N:])
+        for part, factor in zip(logits.image, factors, strict=True):
             log_p = part[:, -N:].float().log_softmax(-1)  # (b, N, K)
             total = total + log_p.gather(-1, factor[..., None])[..., 0].sum(1)
         of_image.append(total)

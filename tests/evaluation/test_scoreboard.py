@@ -10,6 +10,8 @@ import torch
 from helpers.tiny import make_clip, make_dalle, make_painter, make_vqgan
 from helpers.worlds import Blind, Painter, Reader, scenes_of, wrong_background
 
+from minimodal.blocks.painter import Request
+from minimodal.blocks.sampling import SamplingConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.evaluation import scoreboard
@@ -123,9 +125,7 @@ def test_an_untrained_clip_guesses():
 
 def test_rerank_puts_the_fitting_picture_first():
     prompts = ["a large red circle on white", "a small blue star on gray"]
-    right = Painter().generate(
-        prompts, generator=None, batch_size=1, allow_unseen=False, **SAMPLING
-    )
+    right = Painter().draw(prompts, Request(), SamplingConfig(**SAMPLING))
     wrong = torch.from_numpy(render(wrong_background(scenes_of([parse(p) for p in prompts]))))
     sets = torch.stack([torch.stack([wrong[0], right[0]]), torch.stack([right[1], wrong[1]])])
     order, similarity = rerank(Reader(), prompts, sets)
@@ -188,7 +188,8 @@ def test_the_fewest_pictures_give_valid_json():
 def test_an_untrained_dalle_draws_nothing_right():
     tokenizer = Tokenizer.train(["a red circle"], 300)
     dalle = make_dalle(vocab_size=tokenizer.vocab_size, text_length=90)
-    dalle.tokenizer, dalle.decode_indices = tokenizer, make_vqgan(codes=(11,)).decode_indices
+    dalle.tokenizer = tokenizer
+    dalle.paint_with(make_vqgan(codes=(11,)))
     scores = dalle_scores(dalle, n=8, sampling=SAMPLING)
     assert scores["seen"] == scores["held_out"] == 0
 

@@ -53,10 +53,10 @@ class Painter:
     def __init__(self, spoil=lambda scenes, first: scenes) -> None:
         self.rows, self.spoil, self.calls = torch.zeros(1), spoil, []
 
-    def generate(self, prompts, n=1, *, temperature, guidance, **settings):
-        self.calls.append((len(prompts) * n, temperature, guidance))
-        scenes = scenes_of([parse(p) for p in prompts for _ in range(n)])
-        return torch.from_numpy(render(self.spoil(scenes, n == 1)))
+    def draw(self, prompts, request, sampling, **settings):
+        self.calls.append((len(prompts) * request.n, sampling.temperature, sampling.guidance))
+        scenes = scenes_of([parse(p) for p in prompts for _ in range(request.n)])
+        return torch.from_numpy(render(self.spoil(scenes, request.n == 1)))
 
 
 class Reader:

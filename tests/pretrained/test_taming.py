@@ -380,7 +380,7 @@ def test_a_lightning_checkpoint_computes_what_the_original_computes():
 def test_its_transformer_computes_what_the_original_computes():
     io = load_file(TINY / "io.safetensors")
     prior = load_taming_transformer(TINY / "last.ckpt", TINY / "config.json")
-    assert torch.equal(prior.encode_pictures(io["images"]), io["indices"])
+    assert torch.equal(prior.painter.vqgan.encode(io["images"]).indices, io["indices"])
     same(prior.code_logits(io["indices"], io["labels"]), io["logits"])
 
 
