@@ -221,28 +221,6 @@ class VQGANPrior(nn.Module):
             raise UserError(f"no class '{name}';{meant} this prior's classes are {known}")
         return self.class_names.index(name)
 
-    def generate(
-        self,
-        classes: list[str] | None = None,
-        n: int = 1,
-        *,
-        generator: torch.Generator,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        guidance: float = 1.0,
-        size: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Draw n pictures of each class, or n of anything; `draw` takes all else that one can ask
-        for.
-
-        generator: a torch.Generator on the model's device
-        size: width and height in pixels; by default those of training
-        returns: (N, 3, H, W) uint8, N = n times the classes
-        """
-        sampling = SamplingConfig(temperature, top_k, top_p, guidance)
-        return self.draw(classes, Request(n, generator), sampling, size=size)
-
     def draw(
         self,
         classes: list[str] | None,

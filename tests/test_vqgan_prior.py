@@ -287,12 +287,12 @@ def test_codes_are_drawn_as_often_as_their_probabilities_say():
 
 
 def test_each_class_gets_its_pictures():
-    drawn = make_prior().generate(["cat", "dog"], 3, generator=generator())
+    drawn = ask(make_prior(), ["cat", "dog"], 3, generator=generator())
     assert drawn.shape == (6, 3, 6, 6) and drawn.dtype == torch.uint8
 
 
 def test_a_picture_three_times_as_wide_and_high_can_be_drawn():
-    drawn = make_prior().generate(None, 1, generator=generator(), size=(18, 18))
+    drawn = ask(make_prior(), None, 1, generator=generator(), size=(18, 18))
     assert drawn.shape == (1, 3, 18, 18)
 
 
@@ -319,14 +319,14 @@ def test_every_code_is_guided_by_the_scale_that_is_given(monkeypatch):
     monkeypatch.setattr(
         vqgan_prior, "guide", lambda a, b, scale: (scales.append(scale), original(a, b, scale))[1]
     )
-    make_prior().generate(["cat"], generator=generator(), guidance=4.0)
+    ask(make_prior(), ["cat"], generator=generator(), guidance=4.0)
     assert scales == [4.0] * 9  # a code each
 
 
 def test_min_p_leaves_only_the_likeliest_codes():
     prior = make_prior()
     sure = ask(prior, ["cat"], 2, generator=generator(), min_p=0.9999)
-    assert torch.equal(sure, prior.generate(["cat"], 2, generator=generator(), temperature=0.0))
+    assert torch.equal(sure, ask(prior, ["cat"], 2, generator=generator(), temperature=0.0))
 
 
 WRONG = [
@@ -417,4 +417,4 @@ def test_bad_flags_are_one_clear_line(run, tmp_path, monkeypatch, capsys, flags,
 def test_a_run_carries_its_vqgan(run):
     prior = load(run)
     assert prior.painter.factor == 4
-    assert prior.generate(None, 1, generator=generator()).shape == (1, 3, 32, 32)
+    assert ask(prior, None, 1, generator=generator()).shape == (1, 3, 32, 32)

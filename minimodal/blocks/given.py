@@ -94,31 +94,28 @@ class Kept(NamedTuple):
         return told
 
 
-def check_picture(picture: Tensor, what: str, *, dims: tuple[int, ...] = (3,)) -> None:
-    """Refuse what is no picture in bytes, such as floats or shades of grey.
+def check_picture(
+    picture: Tensor, size: tuple[int, int], what: str, *, dims: tuple[int, ...] = (3,)
+) -> None:
+    """Refuse what is no picture in bytes, such as floats or shades of grey, or of another size than
+    is drawn.
 
     picture: (…, 3, H, W) uint8
+    size: width and height in pixels
     dims: how many dimensions it may have
     """
-    found = type(picture).__name__
-    if isinstance(picture, Tensor):
-        if picture.dtype == torch.uint8 and picture.ndim in dims and picture.shape[-3] == 3:
-            return
+    if not isinstance(picture, Tensor):
+        found = type(picture).__name__
+    elif picture.dtype == torch.uint8 and picture.ndim in dims and picture.shape[-3] == 3:
+        (height, width), found = picture.shape[-2:], ""
+    else:
         found = f"{picture.dtype} {tuple(picture.shape)}"
-    raise UserError(f"{what} is {found}: expected a torch.uint8 tensor (3, height, width)")
-
-
-def check_size(picture: Tensor, size: tuple[int, int], what: str) -> None:
-    """Refuse a picture of another size than is drawn.
-
-    picture: (3, H, W) uint8
-    size: width and height in pixels
-    """
-    width, height = size
-    if tuple(picture.shape) != (3, height, width):
+    if found:
+        raise UserError(f"{what} is {found}: expected a torch.uint8 tensor (3, height, width)")
+    if (width, height) != size:
         raise UserError(
-            f"{what} has {picture.shape[-1]} x {picture.shape[-2]} pixels: expected {width} x "
-            f"{height}, the size that is drawn"
+            f"{what} has {width} x {height} pixels: expected {size[0]} x {size[1]}, the size that "
+            "is drawn"
         )
 
 
@@ -155,21 +152,19 @@ def what_stays(
     """
     if given.complete is None and given.first is None:
         return Kept()
-    whole = given.first is not None
-    pictures = given.first if whole else given.complete
-    what = "the first picture" if whole else COMPLETE
-    check_picture(pictures, what, dims=(3, 4) if whole else (3,))
-    pictures = pictures if pictures.ndim == 4 else pictures[None]
-    if len(pictures) not in (1, prompts):
-        raise UserError(f"{len(pictures)} first pictures for {prompts} prompts")
-    check_size(pictures[0], (grid * painter.factor,) * 2, what)
-    if not whole:
+    size = (grid * painter.factor,) * 2
+    if given.first is None:
+        check_picture(given.complete, size, COMPLETE)
         keep = outside(given.redraw, grid=grid, factor=painter.factor).to(device)
-    codes = painter.encode(pictures.to(device)).expand(prompts, -1, -1)  # (P, h, w), P = prompts
+        codes = painter.encode(given.complete[None].to(device))  # (1, h, w)
+        return Kept(codes.expand(prompts * n, -1, -1), keep, given.complete)
+    check_picture(given.first, size, "the first picture", dims=(3, 4))
+    first = given.first if given.first.ndim == 4 else given.first[None]
+    if len(first) not in (1, prompts):
+        raise UserError(f"{len(first)} first pictures for {prompts} prompts")
+    codes = painter.encode(first.to(device)).expand(prompts, -1, -1)  # (P, h, w), P = prompts
     codes = codes.repeat_interleave(n, dim=0)  # (N, h, w)
-    if not whole:
-        return Kept(codes, keep, given.complete)
-    empty = torch.zeros_like(codes)
+    empty = torch.zeros_like(codes)  # the second picture, below the first
     keep = torch.cat([torch.ones_like(codes[0]), empty[0]]).bool()  # (2 h, w)
     return Kept(torch.cat([codes, empty], dim=1), keep)
 
@@ -180,7 +175,7 @@ def upper_rows(picture: Tensor, share: float, painter: Painter, *, grid: tuple[i
     picture: (3, H, W) uint8
     grid: height and width in codes
     """
-    check_size(picture, (grid[1] * painter.factor, grid[0] * painter.factor), COMPLETE)
+    check_picture(picture, (grid[1] * painter.factor, grid[0] * painter.factor), COMPLETE)
     if not 0 < share < 1:
         raise UserError(f"keep {share}: expected a share between 0 and 1 of the picture's rows")
     rows = min(max(round(share * grid[0]), 1), grid[0] - 1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.sampling import Generators, one_each
+from minimodal.blocks.sampling import Generators
 from minimodal.errors import UserError
 
 
@@ -99,7 +99,7 @@ class Request(NamedTuple):
         """Cut `total` pictures into batches; each is told to be done when the next is asked for."""
         for first in range(0, total, self.batch_size):
             rows = slice(first, min(first + self.batch_size, total))
-            own = None if self.seeds is None else one_each(self.seeds[rows], device)
+            own = [torch.Generator(device).manual_seed(seed) for seed in (self.seeds or [])[rows]]
             chunk = Chunk(self, rows, total, own or self.generator)
             yield chunk
             chunk.tell(1.0)

@@ -26,11 +26,6 @@ class Likelihood(NamedTuple):
     text: Tensor
     image: Tensor
 
-    @property
-    def joint(self) -> Tensor:
-        """returns: (B,) log p(text, picture)"""
-        return self.text + self.image
-
 
 @torch.no_grad()
 def log_likelihood(

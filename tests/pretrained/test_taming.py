@@ -21,6 +21,7 @@ from minimodal.blocks.discriminator import (
     hinge_loss,
     weigh,
 )
+from minimodal.blocks.painter import Request
 from minimodal.blocks.quantizer_variants import codebook_loss
 from minimodal.errors import UserError
 from minimodal.pretrained import load_taming_transformer, load_taming_vqgan
@@ -388,7 +389,7 @@ def test_load_takes_the_transformer_with_the_config_beside_it():
     prior = minimodal.load(TINY / "last.ckpt")
     assert prior.run["kind"] == "vqgan-prior" and prior.config.heads == 2
     assert prior.class_names == ["0", "1", "2"]
-    drawn = prior.generate(["1"], 2, generator=torch.Generator().manual_seed(0), size=(12, 10))
+    drawn = prior.draw(["1"], Request(2, torch.Generator().manual_seed(0)), size=(12, 10))
     assert drawn.shape == (2, 3, 10, 12)
 
 

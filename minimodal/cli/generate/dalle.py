@@ -5,7 +5,6 @@ prompt makes of that picture ("the same in red"). Read `dalle.DALLE.draw` before
 import argparse
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -58,15 +57,8 @@ def add_flags(parser: Parser) -> None:
         help="the drawing, row by row, as a moving picture (default: none)")  # fmt: skip
 
 
-class Loaded(NamedTuple):
-    """A model, and the CLIP that chooses among its pictures."""
-
-    dalle: DALLE
-    clip: CLIP | None
-
-
-def load(arguments: argparse.Namespace, device: str) -> Loaded:
-    """The models of a command line, with what it asks for checked."""
+def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None]:
+    """The DALL·E of a command line and the CLIP that chooses, with what it asks for checked."""
     if not arguments.prompts:
         raise UserError("no PROMPT; say what to draw, such as 'a red circle'")
     if arguments.redraw and not arguments.complete:
@@ -79,12 +71,13 @@ def load(arguments: argparse.Namespace, device: str) -> Loaded:
     sampling_of(arguments, {})  # refuses what is out of range
     folder = run_of("dalle", arguments.run, "--run")
     dalle = load_run(folder, kind="dalle").to(device)
-    return Loaded(dalle, clip_for(arguments, folder, device))
+    return dalle, clip_for(arguments, folder, device)
 
 
-def draw(arguments: argparse.Namespace, loaded: Loaded, device: str) -> Drawn:
+def draw(arguments: argparse.Namespace, loaded: tuple[DALLE, CLIP | None], device: str) -> Drawn:
     """All pictures, chosen and judged; the first ones row by row as a GIF where asked for."""
-    (dalle, clip), model = loaded, loaded.dalle.run["model"]
+    dalle, clip = loaded
+    model = dalle.run["model"]
     sampling = sampling_of(arguments, model.get("sampling", {}))
     if sampling.guidance != 1 and model.get("training", {}).get("caption_dropout") == 0:
         raise UserError(
