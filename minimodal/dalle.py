@@ -311,10 +311,10 @@ class DALLE(nn.Module):
         )
         pictures = []
         for chunk in request.chunks(len(text), device):
-            known = None if kept.codes is None else kept.codes[chunk.rows]
             codes = self.generate_codes(
                 text[chunk.rows].to(device), generator=chunk.generator, sampling=sampling,
-                known=known, keep=kept.keep, on_row=kept.on_row(chunk, self.painter, grid),
+                known=kept.codes[chunk.rows], keep=kept.keep,
+                on_row=kept.on_row(chunk, self.painter, grid),
             )  # fmt: skip
             pictures.append(kept.paste(self.painter.decode(codes[:, -grid:])))  # of two the second
         return torch.cat(pictures)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.given import Kept, upper_rows
+from minimodal.blocks.given import nothing_kept, upper_rows
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 from minimodal.blocks.sliding_window import WindowCaches, corner, make_canvas
@@ -114,7 +114,8 @@ class VQGANPrior(nn.Module):
             x = torch.cat([ahead, x], dim=1)  # (B, S, D)
         first = cache.length if cache is not None else 0
         x = x + self.positions[first : first + x.shape[1]]  # (B, S, D)
-        return project(self.head, self.norm_out(self.transformer(x, cache=cache)), cache)
+        h = self.norm_out(self.transformer(x, cache=cache))  # (B, S, D)
+        return project(self.head, h, cache)  # (B, S, V)
 
     def code_logits(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Predict every code of a picture from those before it.
@@ -246,10 +247,10 @@ class VQGANPrior(nn.Module):
             raise UserError(f"guidance {sampling.guidance}: there is no class to be guided by")
         g, device = self.config.grid, self.positions.device
         grid = (g, g) if size is None else self.painter.grid_of(size)
-        kept, start = Kept(), None
+        kept = nothing_kept(1, grid, device)
         if complete is not None:
             kept = upper_rows(complete.to(device), keep, self.painter, grid=grid)
-            start = kept.codes[:, kept.keep]  # (1, n)
+        start = kept.codes[:, kept.keep]  # (1, n)
         labels = torch.tensor(numbers, device=device).repeat_interleave(request.n)  # (N,)
         pictures = []
         for chunk in request.chunks(len(labels), device):

@@ -107,7 +107,7 @@ PATTERN = attention.Pattern("row", 4, 3)
 TURNED = dict(x=noise(2, 3, 16), attention=lambda q, k, v: v, angles=noise(3, 4))
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 SIX = integers(256, 3, 3, 6, 6).to(torch.uint8)
-KEPT = given.Kept(keep=torch.ones(3, 3, dtype=torch.bool), complete=SIX[0])
+KEPT = given.Kept(integers(11, 3, 3, 3), torch.ones(3, 3, dtype=torch.bool), SIX[0])
 TWICE = painter.Request(2, generator())
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
@@ -338,7 +338,6 @@ CALLS = [
     (pixels.to_uint8, dict(images=IMAGES), {}),
     (pixels.to_float, dict(images=BYTES), {}),
     (pixels.pixels_of, dict(cells=torch.ones(2, 3).bool(), side=6), {"H": 4, "W": 6}),
-    (pixels.grey_unless, dict(shown=torch.ones(2, 3).bool(), pictures=IMAGES), {}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
     (common.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
     (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.painter import Chunk, Painter
-from minimodal.blocks.pixels import grey_unless, pixels_of
+from minimodal.blocks.pixels import pixels_of
 from minimodal.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 COMPLETE = "the picture to complete"
+GREY = 128  # what is not drawn yet
 
 
 class Given(NamedTuple):
@@ -53,15 +54,15 @@ NOTHING = Given()
 
 
 class Kept(NamedTuple):
-    """What is kept of a stream; nothing where nothing was given.
+    """What is kept of the codes of pictures that are drawn; mostly nothing.
 
     codes: (N, h, w) int64
     keep: (h, w) bool, True where the codes are kept
     complete: (3, H, W) uint8 the picture whose own pixels are kept, not what its codes decode to
     """
 
-    codes: Tensor | None = None
-    keep: Tensor | None = None
+    codes: Tensor
+    keep: Tensor
     complete: Tensor | None = None
 
     def paste(self, painted: Tensor) -> Tensor:
@@ -86,12 +87,18 @@ class Kept(NamedTuple):
             chunk.tell(rows / codes.shape[1])
             if chunk.request.partial is None:
                 return  # decoding costs more than drawing a row
-            shown = torch.zeros_like(codes[0], dtype=torch.bool) if self.keep is None else self.keep
-            shown = shown.index_fill(0, torch.arange(rows, device=codes.device), True)  # (h, w)
+            shown = self.keep.index_fill(0, torch.arange(rows, device=codes.device), True)
             pictures = self.paste(painter.decode(codes[:, -grid:]))  # (B, 3, H, W)
-            chunk.request.partial(grey_unless(shown[-grid:], pictures), chunk.rows.start)
+            shown = pixels_of(shown[-grid:], pictures.shape[-1])  # (H, W)
+            chunk.request.partial(pictures.masked_fill(~shown, GREY), chunk.rows.start)
 
         return told
+
+
+def nothing_kept(n: int, size: tuple[int, int], device: torch.device) -> Kept:
+    """All of n pictures of h x w codes is to be drawn."""
+    codes = torch.zeros(n, *size, dtype=torch.int64, device=device)
+    return Kept(codes, torch.zeros(size, dtype=torch.bool, device=device))
 
 
 def check_picture(
@@ -151,7 +158,7 @@ def what_stays(
     reads in raster order.
     """
     if given.complete is None and given.first is None:
-        return Kept()
+        return nothing_kept(prompts * n, (grid, grid), device)
     size = (grid * painter.factor,) * 2
     if given.first is None:
         check_picture(given.complete, size, COMPLETE)
