@@ -210,7 +210,7 @@ class DALLE(nn.Module):
         keep: Tensor | None = None,
         on_row: Callable[[Tensor, int], None] | None = None,
     ) -> Tensor:
-        """Continue captions with picture tokens.
+        """Continue captions with picture tokens: code_n ~ p(code_n | text, code_<n), one after one.
 
         text: (B, T) int64 caption tokens, pad_id after the caption
         known: (B, h, w) int64 codes of pictures to complete

@@ -52,7 +52,7 @@ def read_seeds(text: str) -> list[int]:
 def add_common_flags(parser: Parser) -> None:
     """The flags of every method."""
     add = parser.add_argument
-    add("prompts", nargs="*", metavar="PROMPT", help="what to draw")
+    add("prompts", nargs="*", metavar="PROMPT", help="captions; classes or nothing for vqgan-prior")
     add("--run", type=Path, default=Path("runs/demo"), metavar="RUN",
         help="a demo folder or a run of the method (default: runs/demo)")  # fmt: skip
     add("-n", type=int, default=4, metavar="N", help="pictures per prompt (default: 4)")
