@@ -12,8 +12,7 @@ from torch import Tensor
 
 from minimodal.data.listing import DRAWN
 from minimodal.files import save_whole
-from minimodal.shapes.oracle import Verdict
-from minimodal.shapes.oracle_edits import EditVerdict
+from minimodal.shapes.worlds import AnyVerdict
 
 INK, RIGHT, WRONG, PAPER = (30, 30, 30), (20, 120, 50), (190, 40, 30), (250, 250, 248)
 PALE = (120, 120, 120)  # of notes
@@ -23,7 +22,7 @@ MOST_LINES = 6  # of a caption; the rest of a longer one is left out
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def verdict_line(verdict: Verdict | EditVerdict) -> tuple[str, tuple[int, int, int]]:
+def verdict_line(verdict: AnyVerdict) -> tuple[str, tuple[int, int, int]]:
     """A verdict in words and its colour: "right", or what is wrong."""
     if verdict.exact:
         return "right", RIGHT
@@ -62,7 +61,7 @@ def wrap(text: str, font: Font, width: int) -> list[str]:
 def grid(
     pictures: Tensor,
     captions: Sequence[str] | None = None,
-    verdicts: Sequence[Verdict | EditVerdict | None] | None = None,
+    verdicts: Sequence[AnyVerdict | None] | None = None,
     *,
     notes: Sequence[str] | None = None,
     columns: int = 4,

@@ -30,10 +30,7 @@ from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
 from minimodal.files import folders
 from minimodal.runs import load, run_of
-from minimodal.shapes.oracle import Verdict, score
-from minimodal.shapes.oracle_edits import EditVerdict, expected, score_edits
-from minimodal.shapes.oracle_hard import score_hard
-from minimodal.shapes.source import concatenate, parse
+from minimodal.shapes.worlds import WORLDS, AnyVerdict
 from minimodal.training.distributed import pick_device
 from minimodal.vqgan_prior import VQGANPrior
 
@@ -180,26 +177,25 @@ def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP:
 
 def judged(
     prompts: list[str], pictures: Tensor, *, world: str, first: Tensor | None
-) -> list[Verdict | EditVerdict | None]:
+) -> list[AnyVerdict | None]:
     """The oracle's verdict of each picture; None where it cannot read the prompt.
 
-    world: "hard" and "edits" have oracles of their own
+    world: a key of WORLDS, or else the plain world
     pictures: (N, 3, H, W) uint8
     first: (3, H, W) uint8 what edits begin with
     """
-    readable, wanted = [], []
+    readable, wanted, oracle = [], [], WORLDS.get(world, WORLDS["shapes"])
+    given = () if first is None else (first.numpy(),)
     for i, prompt in enumerate(prompts):
         try:
-            wanted.append(parse(prompt) if first is None else expected(prompt, first.numpy()))
+            wanted.append(oracle.parse(prompt, *given))
             readable.append(i)
         except UserError as error:
             if prompt not in prompts[:i]:
                 print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
-    verdicts: list[Verdict | EditVerdict | None] = [None] * len(prompts)
+    verdicts: list[AnyVerdict | None] = [None] * len(prompts)
     if readable:
-        oracle = {"hard": score_hard, "edits": score_edits}.get(world, score)
-        asked = wanted if first is None else concatenate(wanted)
-        found = oracle(asked, pictures[readable].numpy())
+        found = oracle.score(wanted, pictures[readable].numpy())
         for i, verdict in zip(readable, found, strict=True):
             verdicts[i] = verdict
     return verdicts
@@ -210,7 +206,7 @@ def in_rows(
     prompts: list[str],
     n: int,
     *,
-    verdicts: list[Verdict | EditVerdict | None] | None = None,
+    verdicts: list[AnyVerdict | None] | None = None,
     scores: list[float] | None = None,
 ) -> Image.Image:
     """The grid of n pictures a prompt, each prompt's in rows of their own.
@@ -274,7 +270,7 @@ def told(
     arguments: argparse.Namespace,
     shown: list[str],
     files: list[Path],
-    verdicts: list[Verdict | EditVerdict | None] | None,
+    verdicts: list[AnyVerdict | None] | None,
     scores: list[float] | None,
     seeds: list[int] | None,
 ) -> None:

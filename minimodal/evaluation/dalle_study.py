@@ -25,18 +25,10 @@ from minimodal.data.loading import DataSource, open_data
 from minimodal.errors import UserError
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.scoreboard import by_attribute, draw, exact, rounded, shares
-from minimodal.shapes.language import article, plural
+from minimodal.shapes.language import article, parse, plural
 from minimodal.shapes.oracle import read, score
-from minimodal.shapes.source import (
-    BACKGROUNDS,
-    COLORS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Scenes,
-    ShapesSource,
-    parse,
-)
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scenes
 from minimodal.uses.reading import caption_scores, describe
 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)

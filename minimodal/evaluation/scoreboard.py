@@ -22,20 +22,18 @@ from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
 from minimodal.evaluation.metrics import psnr, recall_at_k
 from minimodal.shapes.hard import HardSource
-from minimodal.shapes.language import LOOSE_DRAWS
+from minimodal.shapes.language import LOOSE_DRAWS, captions, parse
 from minimodal.shapes.oracle import Verdict, score
 from minimodal.shapes.oracle_hard import score_hard
-from minimodal.shapes.source import (
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import (
     BACKGROUNDS,
     COLORS,
     RELATIONS,
     SHAPES,
     SIZES,
     Scenes,
-    ShapesSource,
-    captions,
     has_held_out,
-    parse,
     statements,
     swap,
 )

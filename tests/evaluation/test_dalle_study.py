@@ -27,8 +27,10 @@ from minimodal.evaluation.dalle_study import (
     template_scores,
     variety,
 )
+from minimodal.shapes.language import parse
 from minimodal.shapes.oracle import read, score
-from minimodal.shapes.source import COLORS, ShapesSource, parse, render
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import COLORS, render
 from minimodal.training.build import captions_of
 
 SAMPLING = {"temperature": 0.7, "guidance": 2.0}

@@ -26,14 +26,9 @@ from minimodal.evaluation.scoreboard import (
     vqgan_scores,
     words,
 )
-from minimodal.shapes.source import (
-    Scenes,
-    ShapesSource,
-    has_held_out,
-    parse,
-    render,
-    swap,
-)
+from minimodal.shapes.language import parse
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import Scenes, has_held_out, render, swap
 
 SAMPLING = {"temperature": 0.7, "guidance": 2.0}
 # --- what scenes say -----------------------------------------------------------------------------

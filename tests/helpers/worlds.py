@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from minimodal.clip import MEAN, ORIGINAL, STD
+from minimodal.shapes.language import parse
 from minimodal.shapes.oracle import read
-from minimodal.shapes.source import (
+from minimodal.shapes.world import (
     BACKGROUNDS,
     COLORS,
     RELATIONS,
     SHAPES,
     SIZES,
     Scenes,
-    parse,
     render,
     statements,
 )
