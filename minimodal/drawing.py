@@ -117,29 +117,6 @@ def to_picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
 
 
-def heat_map(table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """A table of shares as tiles, from red (0) over yellow to green (1), each with its percent.
-
-    table: (R, C) between 0 and 1
-    """
-    font, (width, height) = ImageFont.load_default(size=12), (72, 40)
-    left = 2 * MARGIN + int(max(font.getlength(row) for row in rows))
-    canvas = Image.new("RGB", (left + len(columns) * width + MARGIN,
-                               (len(rows) + 1) * height + MARGIN), PAPER)  # fmt: skip
-    pen = ImageDraw.Draw(canvas)
-    for j, name in enumerate(columns):
-        pen.text((left + j * width + MARGIN, height // 2), name, fill=INK, font=font)
-    for i, name in enumerate(rows):
-        top = (i + 1) * height
-        pen.text((MARGIN, top + height // 3), name, fill=INK, font=font)
-        for j, share in enumerate(table[i]):
-            color = (round(230 * min(1, 2 - 2 * share)), round(200 * min(1, 2 * share)), 80)
-            x = left + j * width
-            pen.rectangle((x, top, x + width - 2, top + height - 2), fill=color)
-            pen.text((x + width // 4, top + height // 3), f"{100 * share:.0f} %", INK, font=font)
-    return canvas
-
-
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG; one that `grid` drew says so, and is then no picture among the data."""
     mark = PngImagePlugin.PngInfo()

@@ -114,12 +114,7 @@ def parse_spec(spec: str) -> Spec:
 
 
 def open_data(
-    spec: str,
-    *,
-    image_size: int,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
+    spec: str, *, image_size: int, split: str = "train", limit: int | None = None, seed: int = 0
 ) -> ImageSource | WorldSource:
     """Open what a data SPEC names, at `image_size`; `split` is "train" or "val".
 

@@ -145,8 +145,8 @@ def _body(names: list[str], relation: int, draws: list[float], style: Style, joi
 def _strict(row: tuple, ground: str, draws: list[float], style: Style) -> str:
     """In whole phrases, with articles. ground: the background's word, "" where it is left out"""
     names = _names(row, draws, style)
-    several = len(names) < row[0]
-    names = names if several else [article(name) for name in names]
+    if len(names) == row[0]:  # and no "two stars"
+        names = [article(name) for name in names]
     body = _body(names, row[4], draws, style, "")
     if not ground:
         return body

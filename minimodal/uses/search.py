@@ -274,11 +274,7 @@ def scan(folder: Path) -> dict[str, Stamp]:
     return found
 
 
-def merge(
-    stored: Index,
-    present: dict[str, Stamp],
-    found: dict[str, Tensor | Broken],
-) -> Index:
+def merge(stored: Index, present: dict[str, Stamp], found: dict[str, Tensor | Broken]) -> Index:
     """What is still right of a stored index together with what was found since, sorted by name."""
     kept = {
         name: row
