@@ -58,6 +58,14 @@ def wrap(text: str, font: Font, width: int) -> list[str]:
     return lines if lines[0] else []
 
 
+def to_picture(pixels: Tensor) -> Image.Image:
+    """One picture for Pillow.
+
+    pixels: (3, H, W) uint8
+    """
+    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
+
+
 def grid(
     pictures: Tensor,
     captions: Sequence[str] | None = None,
@@ -98,23 +106,15 @@ def grid(
     canvas = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), PAPER)
     canvas.info[DRAWN] = True
     pen = ImageDraw.Draw(canvas)
-    for i, picture in enumerate(pictures.cpu().numpy()):
+    for i, picture in enumerate(pictures):
         x, y = MARGIN + places[i][1] * step_x, MARGIN + places[i][0] * step_y
-        enlarged = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
-        canvas.paste(enlarged.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        enlarged = to_picture(picture).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(enlarged, (x, y))
         y += height + MARGIN // 2
         for line, colour in below[i]:
             pen.text((x, y), line, fill=colour, font=font)
             y += LINE
     return canvas
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """One picture for Pillow.
-
-    pixels: (3, H, W) uint8
-    """
-    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
