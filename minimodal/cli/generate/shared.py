@@ -29,13 +29,10 @@ from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
 from minimodal.files import folders
 from minimodal.runs import load
-from minimodal.shapes.oracle import Verdict, score
-from minimodal.shapes.oracle_edits import EditVerdict, expected, score_edits
-from minimodal.shapes.oracle_hard import score_hard
-from minimodal.shapes.source import concatenate, parse
+from minimodal.shapes.worlds import WORLDS, AnyVerdict
 
 MOST = 4096  # pictures of one command: more than anyone looks at, less than memory holds
-Verdicts = list[Verdict | EditVerdict | None]
+Verdicts = list[AnyVerdict | None]
 
 
 # --- flags ---------------------------------------------------------------------------------------
@@ -200,7 +197,7 @@ def judged(
     """The oracle's verdict of each picture, with a run on the Shapes world; None where it cannot
     read the prompt.
 
-    data: the SPEC of the run; "shapes:hard" and "shapes:edits" have oracles of their own
+    data: the SPEC of the run, such as "shapes:hard"
     pictures: (N, 3, H, W) uint8, n for each prompt
     first: (3, H, W) uint8 what edits begin with
     """
@@ -208,19 +205,18 @@ def judged(
     if kind != "shapes":
         return None
     shown = [prompt for prompt in prompts for _ in range(len(pictures) // len(prompts))]
-    readable, wanted = [], []
+    readable, wanted, oracle = [], [], WORLDS.get(world, WORLDS["shapes"])
+    given = () if first is None else (first.numpy(),)
     for i, prompt in enumerate(shown):
         try:
-            wanted.append(parse(prompt) if first is None else expected(prompt, first.numpy()))
+            wanted.append(oracle.parse(prompt, *given))
             readable.append(i)
         except UserError as error:
             if prompt not in shown[:i]:
                 print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
     verdicts: Verdicts = [None] * len(shown)
     if readable:
-        oracle = {"hard": score_hard, "edits": score_edits}.get(world, score)
-        asked = wanted if first is None else concatenate(wanted)
-        found = oracle(asked, pictures[readable].numpy())
+        found = oracle.score(wanted, pictures[readable].numpy())
         for i, verdict in zip(readable, found, strict=True):
             verdicts[i] = verdict
     return verdicts
