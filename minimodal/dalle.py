@@ -9,7 +9,7 @@ and `blocks/sampling.py` before; what else one can ask of the same weights (capt
 in `uses/reading.py`.
 
 Every layer attends to all that came before, or by the paper's sparse patterns (`attention="paper"`,
-see `blocks/attention.py`). Where VQGAN has two codebooks a position's code is predicted as two
+see `blocks/sparse.py`). Where VQGAN has two codebooks a position's code is predicted as two
 factors in turn, the second given the first, as in the RQ-Transformer (Lee et al. 2022); the stream
 stays as long.
 
@@ -25,13 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.attention import rotary_angles, schedule
 from minimodal.blocks.factor_head import FactorHead
 from minimodal.blocks.given import Box, Given, check_counts, negatives, paste, what_stays
+from minimodal.blocks.packed import packed_linears
 from minimodal.blocks.pixels import grey_unless, to_uint8
 from minimodal.blocks.precision import full_float32
+from minimodal.blocks.rotary import rotary_angles
 from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide, one_each
-from minimodal.blocks.transformer import KVCache, Packed, Transformer
+from minimodal.blocks.sparse import schedule
+from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 
@@ -252,8 +254,6 @@ class DALLE(nn.Module):
         h: Tensor,
         config: SamplingConfig,
         generator: Generators,
-        *,
-        cache: KVCache | None = None,
     ) -> Tensor:
         """Draw one code, factor by factor. With guidance the second half of h has no caption.
 
@@ -262,7 +262,7 @@ class DALLE(nn.Module):
         """
         joint, previous = None, None
         for size, head in zip(self.config.codes, self.image_heads, strict=True):
-            h, logits = head(h, previous, cache=cache)
+            h, logits = head(h, previous)
             logits = logits[:, 0].float()  # (B', K)
             if config.guided:
                 logits = guide(*logits.chunk(2), config.guidance)  # (B, K)
@@ -315,26 +315,26 @@ class DALLE(nn.Module):
             parts = [p.repeat(repeats, 1) for p in self.factors(codes[:, first:stop])]
             return self.embed_codes(parts, first=first)
 
-        for n in drawn:
-            # With a cache only what it lacks: the code drawn last and those kept after it.
-            held = cache.length if cache else 0
-            x = embed(max(held - prompt.shape[1], 0), n)
-            x = x if held else torch.cat([prompt, x], dim=1)
-            angles = self.angles(held, x.shape[1])
-            h = self.norm_out(self.transformer(x, cache=cache, angles=angles)[:, -1:])  # (B', 1, D)
-            codes[:, n] = self.next_code(h, sampling, generator, cache=cache)
-            if on_row is not None and n in ends:
-                on_row(codes.view(B, -1, c.grid), n // c.grid + 1)
+        with packed_linears([self.transformer, self.image_heads], len(stream)):
+            for n in drawn:
+                # With a cache only what it lacks: the code drawn last and those kept after it.
+                held = cache.length if cache else 0
+                x = embed(max(held - prompt.shape[1], 0), n)
+                x = x if held else torch.cat([prompt, x], dim=1)
+                angles = self.angles(held, x.shape[1])
+                h = self.norm_out(
+                    self.transformer(x, cache=cache, angles=angles)[:, -1:]
+                )  # (B', 1, D)
+                codes[:, n] = self.next_code(h, sampling, generator)
+                if on_row is not None and n in ends:
+                    on_row(codes.view(B, -1, c.grid), n // c.grid + 1)
         return codes.view(B, -1, c.grid)
 
     def new_cache(self, batch: int) -> KVCache:
         """A cache for a whole stream of each of `batch` captions."""
         length = 1 + self.config.text_length + self.config.image_length
         weight = self.rows
-        return self.transformer.new_cache(
-            batch, length, device=weight.device, dtype=weight.dtype,
-            packed=Packed([self.transformer, self.image_heads], batch),
-        )  # fmt: skip
+        return self.transformer.new_cache(batch, length, device=weight.device, dtype=weight.dtype)
 
     def tokenize(self, prompts: list[str], *, truncate: bool = False) -> Tensor:
         """Captions to tokens, padded.

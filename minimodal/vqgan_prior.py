@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimodal.blocks.given import check_counts, paste
+from minimodal.blocks.packed import packed_linears
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide, one_each
-from minimodal.blocks.transformer import KVCache, Packed, Transformer, project
+from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.errors import UserError
 
 MOST_CACHES = 32  # windows whose keys and values are kept at a time
@@ -119,7 +120,7 @@ class VQGANPrior(nn.Module):
             x = torch.cat([ahead, x], dim=1)  # (B, S, D)
         first = cache.length if cache is not None else 0
         x = x + self.positions[first : first + x.shape[1]]
-        return project(self.head, self.norm_out(self.transformer(x, cache=cache)), cache)
+        return self.head(self.norm_out(self.transformer(x, cache=cache)))
 
     def code_logits(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Predict every code of a picture from those before it.
@@ -236,39 +237,39 @@ class VQGANPrior(nn.Module):
         nothing = torch.full_like(labels, -1)
         said = nothing if sampling.ignores_caption else labels
         ahead = self.condition(torch.cat([said, nothing]) if guided else said)  # (B', 1)
-        packed = Packed([self.transformer, self.head], len(ahead))
         caches: dict[int, KVCache] = {}
         caches_top = 0
-        for number, place in enumerate(places):
-            i, j = divmod(place, W)
-            top, left = self.window((i, j), (H, W), stride)
-            if top != caches_top:
-                caches, caches_top = {}, top
-            if use_cache and left not in caches:
-                # The window to the left is of use to the next row only if that has it, too. Of
-                # too many the latest goes: every row begins with the earliest.
-                again = self.window((i + 1, j), (H, W), stride)[0] == top
-                if caches and (not again or len(caches) >= MOST_CACHES):
-                    caches.popitem()
-                caches[left] = self.new_cache(len(ahead), packed)
-            before = (i - top) * g + (j - left)  # codes of the window that are drawn already
-            inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]
-            stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+n)
-            cache = caches.get(left)
-            seen = cache.length if cache is not None else 0
-            logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
-            if guided:
-                logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
-            canvas[:, i, j] = draw(logits, sampling, generator)
-            if progress is not None:
-                progress((number + 1) / len(places))
+        with packed_linears([self.transformer, self.head], len(ahead)):
+            for number, place in enumerate(places):
+                i, j = divmod(place, W)
+                top, left = self.window((i, j), (H, W), stride)
+                if top != caches_top:
+                    caches, caches_top = {}, top
+                if use_cache and left not in caches:
+                    # The window to the left is of use to the next row only if that has it, too. Of
+                    # too many the latest goes: every row begins with the earliest.
+                    again = self.window((i + 1, j), (H, W), stride)[0] == top
+                    if caches and (not again or len(caches) >= MOST_CACHES):
+                        caches.popitem()
+                    caches[left] = self.new_cache(len(ahead))
+                before = (i - top) * g + (j - left)  # codes of the window that are drawn already
+                inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]
+                stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+n)
+                cache = caches.get(left)
+                seen = cache.length if cache is not None else 0
+                logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
+                if guided:
+                    logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
+                canvas[:, i, j] = draw(logits, sampling, generator)
+                if progress is not None:
+                    progress((number + 1) / len(places))
         return canvas[:, :height, :width]
 
-    def new_cache(self, batch: int, packed: Packed | None = None) -> KVCache:
+    def new_cache(self, batch: int) -> KVCache:
         """A cache for a window of each of `batch` pictures."""
         weight = self.positions
         return self.transformer.new_cache(
-            batch, self.config.length, device=weight.device, dtype=weight.dtype, packed=packed
+            batch, self.config.length, device=weight.device, dtype=weight.dtype
         )
 
     def label_of(self, name: str) -> int:

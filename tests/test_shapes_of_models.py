@@ -33,12 +33,15 @@ from minimodal.blocks import (
     factor_head,
     factors,
     given,
+    packed,
     perceptual,
     pixels,
     quantizer,
     quantizer_variants,
     resnet,
+    rotary,
     sampling,
+    sparse,
     transformer,
 )
 from minimodal.data.tokenizer import Tokenizer
@@ -50,6 +53,9 @@ from minimodal.uses import reading
 MODULES = (
     factors,
     attention,
+    packed,
+    rotary,
+    sparse,
     factor_head,
     given,
     reading,
@@ -99,7 +105,7 @@ PAINTER = make_painter()
 PRIOR = make_prior()
 GRID = dict(codes=integers(12, 2, 3, 3), labels=torch.tensor([1, -1]))
 PRIOR_SIZES = {"N": 9, "K": 12}
-PATTERN = attention.Pattern("row", 4, 3)
+PATTERN = sparse.SparsePattern("row", 4, 3)
 TURNED = dict(x=noise(2, 3, 16), attention=lambda q, k, v: v, angles=noise(3, 4))
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 SIX = integers(256, 3, 3, 6, 6).to(torch.uint8)
@@ -139,10 +145,9 @@ CALLS = [
     (STACK.blocks[0].attention.forward, TURNED, {}),
     (STACK.blocks[0].forward, TURNED, {}),
     (STACK.forward, dict(x=noise(2, 3, 16), angles=noise(3, 4)), {"p": 4}),
-    (transformer.rotate, dict(x=noise(2, 3, 4, 6), angles=noise(4, 3)), {}),
-    (transformer.Packed([STACK], 2).__call__, dict(layer=STACK.blocks[0].fc, x=noise(2, 16)), {}),
-    (transformer.project, dict(layer=STACK.blocks[0].fc, x=noise(2, 16), cache=None), {}),
-    (attention.rotary_angles, dict(places=BEGIN, ahead=4, grid=3, pairs=3), {"p": 6}),
+    (rotary.rotate, dict(x=noise(2, 3, 4, 6), angles=noise(4, 3)), {}),
+    (packed.packed_product, dict(layer=STACK.blocks[0].fc, packed=None, x=noise(2, 16)), {}),
+    (rotary.rotary_angles, dict(places=BEGIN, ahead=4, grid=3, pairs=3), {"p": 6}),
     (PATTERN.allows, dict(queries=torch.arange(5)[:, None], keys=torch.arange(7)[None]), {}),
     (PATTERN.mask, dict(queries=4, keys=7, device=Q.device), {}),
     (PATTERN.visible, dict(place=9, device=Q.device), {"S": 8}),

@@ -3,12 +3,10 @@
 A code may have several factors, as those of a VQGAN with two codebooks. Each has a head of its own,
 which reads the stream's vector and the factor decided just before: p(a, b) = p(a) p(b | a).
 
-Vectors (B, N, D) in, logits (B, N, K) out. Read `transformer.py` before.
+Vectors (B, N, D) in, logits (B, N, K) out. Read nothing before this file.
 """
 
 from torch import Tensor, nn
-
-from minimodal.blocks.transformer import KVCache, project
 
 
 class FactorHead(nn.Module):
@@ -26,9 +24,7 @@ class FactorHead(nn.Module):
         self.logits = nn.Linear(width, size)
         nn.init.normal_(self.logits.weight, std=0.02)
 
-    def forward(
-        self, h: Tensor, previous: Tensor | None, *, cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mix in the factor just decided, then predict the next.
 
         h: (B, N, D) the stream's vectors
@@ -37,7 +33,5 @@ class FactorHead(nn.Module):
         """
         if self.previous is not None:
             h = h + self.previous(previous)
-            first, gelu = self.mix
-            mixed = project(first, self.norm(h), cache, activation=gelu)
-            h = h + project(self.mix_out, mixed, cache)
-        return h, project(self.logits, self.norm(h), cache)
+            h = h + self.mix_out(self.mix(self.norm(h)))
+        return h, self.logits(self.norm(h))
