@@ -315,16 +315,16 @@ class DALLE(nn.Module):
             parts = [p.repeat(repeats, 1) for p in self.factors(codes[:, first:stop])]
             return self.embed_codes(parts, first=first)
 
-        with packed_linears([self.transformer, self.image_heads], len(stream)):
+        quick = [self.transformer, self.image_heads] if use_cache else []
+        with packed_linears(quick, len(stream)):
             for n in drawn:
                 # With a cache only what it lacks: the code drawn last and those kept after it.
                 held = cache.length if cache else 0
                 x = embed(max(held - prompt.shape[1], 0), n)
                 x = x if held else torch.cat([prompt, x], dim=1)
                 angles = self.angles(held, x.shape[1])
-                h = self.norm_out(
-                    self.transformer(x, cache=cache, angles=angles)[:, -1:]
-                )  # (B', 1, D)
+                h = self.transformer(x, cache=cache, angles=angles)
+                h = self.norm_out(h[:, -1:])  # (B', 1, D)
                 codes[:, n] = self.next_code(h, sampling, generator)
                 if on_row is not None and n in ends:
                     on_row(codes.view(B, -1, c.grid), n // c.grid + 1)

@@ -239,7 +239,7 @@ class VQGANPrior(nn.Module):
         ahead = self.condition(torch.cat([said, nothing]) if guided else said)  # (B', 1)
         caches: dict[int, KVCache] = {}
         caches_top = 0
-        with packed_linears([self.transformer, self.head], len(ahead)):
+        with packed_linears([self.transformer, self.head] if use_cache else [], len(ahead)):
             for number, place in enumerate(places):
                 i, j = divmod(place, W)
                 top, left = self.window((i, j), (H, W), stride)

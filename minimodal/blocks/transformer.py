@@ -1,4 +1,4 @@
-"""The one Transformer: CLIP's two towers, DALL·E, VQGAN's prior (and later unCLIP's) are built of it.
+"""The one Transformer: in CLIP's two towers, DALL·E and VQGAN's prior (and later unCLIP's).
 
 Pre-norm blocks of multi-head attention and a two-layer MLP (Vaswani et al. 2017; pre-norm as in
 GPT-2 and CLIP). It takes vectors, not tokens, and returns vectors: embeddings, positions, final
