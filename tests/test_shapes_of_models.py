@@ -44,6 +44,7 @@ from minimodal.blocks import (
     sparse,
     transformer,
 )
+from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.evaluation import distances, metrics
 from minimodal.shapes.source import ShapesSource
@@ -69,6 +70,7 @@ MODULES = (
     quantizer,
     quantizer_variants,
     sampling,
+    preprocessing,
     clip,
     vqgan,
     vqgan_prior,
@@ -92,6 +94,7 @@ PHOTOS, TOKENS = noise(2, 3, 8, 8), integers(30, 3, 7)
 ROWS = dict(image=noise(2, 10), text=noise(2, 10, seed=1), scale=torch.ones(1))
 NUMBERS = dict(own=torch.arange(2), others=torch.arange(6))
 PAIRS = dict(queries=noise(2, 10), keys=noise(6, 10), scale=torch.ones(1))
+STEMMED = make_clip(stem=(6,), stem_depth=1)
 RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_heads=2)
 COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
@@ -207,10 +210,8 @@ CALLS = [
     (perceptual.lpips_heads, dict(tensors=HEADS, source=""), {}),
     (DISTANCE.__call__, dict(painted=pictures(1, 3, 16, 16), images=pictures(1, 3, 16, 16)), {}),
     (DISTANCE.resized, dict(images=IMAGES), {"H'": 16, "W'": 16}),
-    (CLIP.image_encoder.stem_maps, dict(images=PHOTOS), {}),
-    (CLIP.image_encoder.tokens, dict(x=PHOTOS), {"h": 2, "w": 2, "D": 16}),
-    (CLIP.image_encoder.features, dict(images=PHOTOS), {}),
-    (RESNET.image_encoder.features, dict(images=noise(2, 3, 64, 64)), {}),
+    (perceptual.tower_maps, dict(tower=STEMMED.image_encoder, images=PHOTOS), {}),
+    (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
     (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
@@ -227,8 +228,8 @@ CALLS = [
     (CLIP.forward, dict(images=PHOTOS, tokens=TOKENS), CLIP_SIZES),
     (CLIP.tokenize, dict(texts=["a", "b", "c"]), {"B": 3, "T": 7}),
     (CLIP.preprocess, dict(picture=Image.new("RGB", (9, 9))), {"H": 8, "W": 8}),
-    (clip.normalize, dict(images=BYTES), {}),
-    (clip.clip_preprocess, dict(picture=Image.new("RGB", (9, 9)), size=8), {"size": 8}),
+    (preprocessing.normalize, dict(images=BYTES), {}),
+    (preprocessing.clip_preprocess, dict(picture=Image.new("RGB", (9, 9)), size=8), {"size": 8}),
     (RESNET.image_encoder.forward, dict(images=noise(2, 3, 64, 64)), {"E": 10}),
     (RESNET.image_encoder.pool.forward, dict(x=noise(2, 128, 2, 2)), {"E": 10}),
     (
@@ -248,7 +249,8 @@ CALLS = [
     (contrastive.rows_cross_entropy, dict(rows=1, **PAIRS, **NUMBERS), {}),
     (contrastive.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
-    (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
+    (contrastive.even_targets, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
+    (contrastive.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
     (clip.embed_pictures, dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()), CLIP_SIZES),
     (clip.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
