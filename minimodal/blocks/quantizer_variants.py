@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.quantizer import Codebook, Codes, draw_far, follow, nearest
+from minimodal.blocks.quantizer import Codebook, Codes, Quantizer, draw_far, follow, nearest
+from minimodal.errors import UserError
 
 
 def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: float) -> Tensor:
@@ -290,3 +291,33 @@ class FiniteScalarQuantizer(OneCode):
         """
         indices = self.combine(self.squeeze(z).round())
         return follow(self.counts, indices.flatten(), decay=self.decay).sum()
+
+
+AnyQuantizer = Quantizer | GradientQuantizer | GumbelQuantizer | FiniteScalarQuantizer
+QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
+
+
+def check_quantizer(kind: str, sizes: tuple[int, ...]) -> None:
+    """Refuse a kind of quantizer that there is not, or that cannot have codes of these sizes."""
+    if kind not in QUANTIZERS:
+        raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
+    if kind == "fsq" and min(sizes) < 2:
+        raise UserError(f"codes {sizes}: fsq needs 2 levels or more in each channel")
+    if kind not in ("ema", "fsq") and len(sizes) != 1:
+        raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
+    if kind == "ema" and len(sizes) > 2:
+        raise UserError(f"codes {sizes}: expected one codebook or two")
+
+
+def make_quantizer(
+    kind: str, sizes: tuple[int, ...], width: int, *, beta: float, decay: float, revive: bool
+) -> AnyQuantizer:
+    """The quantizer of a name: sizes of its codebooks, or fsq's levels, and a code's width."""
+    if kind == "ema":
+        return Quantizer(sizes, width, beta=beta, decay=decay, revive=revive)
+    if kind == "gumbel":
+        return GumbelQuantizer(sizes[0], width, decay=decay)
+    if kind == "fsq":
+        return FiniteScalarQuantizer(sizes, decay=decay)
+    settings = {"beta": beta, "decay": decay, "revive": revive}
+    return GradientQuantizer(sizes[0], width, **settings, normalise=kind == "sphere")
