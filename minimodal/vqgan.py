@@ -19,7 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.conv import Downsample, PixelAttention, ResidualBlock, Upsample, make_norm
+from minimodal.blocks.conv import (
+    Downsample,
+    Patches,
+    PixelAttention,
+    ResidualBlock,
+    Upsample,
+    check_sides,
+    make_norm,
+)
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.factors import AppearanceEncoder, SelfSimilarity, check_factors
 from minimodal.blocks.quantizer import Codes
@@ -55,29 +63,25 @@ class VQGANConfig:
         sizes = (self.image_size, self.patch, self.channels, self.depth, self.code_width)
         if min(*sizes, *self.multipliers, *self.codes) < 1 or not (self.multipliers and self.codes):
             raise UserError("a VQGAN's sizes, multipliers and codes are numbers of 1 or more")
-        for name in ("decoder_depth", "latent_width", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} {getattr(self, name)}: expected a number of 0 or more")
-        if not 0 <= self.codebook_decay < 1:
-            raise UserError(f"codebook_decay {self.codebook_decay}: expected from 0 to below 1")
+        for name in ("decoder_depth", "latent_width"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         if self.image_size % self.factor:
             raise UserError(
-                f"image size {self.image_size} is not a multiple of {self.factor}, the factor by "
-                "which this VQGAN shrinks pictures"
+                f"image size {self.image_size} is not a multiple of {self.factor}, a code's pixels"
             )
         if missing := [size for size in self.attention if size not in self.resolutions]:
             raise UserError(
-                f"attention at {missing[0]}: expected one of {self.resolutions}, the "
-                "resolutions of its feature maps"
+                f"attention at {missing[0]}: expected one of {self.resolutions}, as the maps have"
             )
         if {self.encoder_kernel, self.decoder_kernel} - {1, 3}:
             raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
         if self.encoder_kernel == 1 and (len(self.multipliers) > 1 or self.attention):
             raise UserError(
-                "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
+                "encoder_kernel 1, by which a code sees its own patch only, needs a single "
                 "multiplier and no attention (shrink the picture by `patch` instead)"
             )
-        check_quantizer(self.quantizer, self.codes)
+        check_quantizer(self.quantizer, self.codes, beta=self.beta, decay=self.codebook_decay)
         if self.two_factors:
             check_factors(levels=len(self.multipliers), latent_width=self.latent_width)
 
@@ -137,27 +141,6 @@ def middle(config: VQGANConfig, *, kernel: int, local: bool) -> list[nn.Module]:
     if not config.middle_attention:
         return [block]
     return [block, PixelAttention(channels), ResidualBlock(channels, channels, kernel=kernel)]
-
-
-class Patches(NamedTuple):
-    """What an encoder is given of each patch: its pixels."""
-
-    patch: int
-
-    @property
-    def channels(self) -> int:
-        """P: numbers of a patch."""
-        return 3 * self.patch**2
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Each patch's pixels become channels: a convolution for its size, without the cost.
-
-        images: (B, 3, H, W)
-        returns: (B, P, h', w') one place a patch
-        """
-        if self.patch == 1:  # torch's kernel is slow, also where there is nothing to do
-            return images
-        return F.pixel_unshuffle(images, self.patch)
 
 
 class Encoder(nn.Module):
@@ -238,12 +221,12 @@ class VQGAN(nn.Module):
         super().__init__()
         self.config = config
         ends = config.latent_width or config.latent  # channels where the CNNs end
-        joined = config.latent_width > 0
         self.encoder = Encoder(config, config.code_width if config.two_factors else ends)
         self.appearance: AppearanceEncoder | None = None
         if config.two_factors:
             width = max(1, config.channels // 3)
             self.appearance = AppearanceEncoder(width, config.code_width, patch=config.factor)
+        joined = config.latent_width > 0
         self.to_codes = nn.Conv2d(ends, config.latent, 1) if joined else nn.Identity()
         self.from_codes = nn.Conv2d(config.latent, ends, 1) if joined else nn.Identity()
         self.quantizer = make_quantizer(
@@ -260,13 +243,7 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
         returns: (B, C, h, w)
         """
-        f, sides = self.config.factor, images.shape[-2:]
-        if any(side % f for side in sides):
-            good = [max(1, round(side / f)) * f for side in sides]
-            raise UserError(
-                f"pictures of {sides[1]} x {sides[0]} pixels: this VQGAN needs multiples of {f} a "
-                f"side, such as {good[1]} x {good[0]}"
-            )
+        check_sides(images, multiple=self.config.factor)
         z = self.encoder(images)  # (B, C', h, w)
         if self.appearance is not None:
             z = torch.cat([z, self.appearance(images)], dim=1)  # (B, C, h, w)

@@ -156,6 +156,7 @@ CALLS = [
     (PATTERN.visible, dict(place=9, device=Q.device), {"S": 8}),
     (PATTERN.blocked, dict(q=noise(2, 2, 12, 4), k=noise(2, 2, 12, 4), v=noise(2, 2, 12, 4)), {}),
     (PATTERN.windows, dict(x=noise(2, 2, 9, 4)), {"h": 3, "S": 6}),
+    (conv.check_sides, dict(images=IMAGES, multiple=8), {}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
     (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
     (conv.PixelAttention(8).forward, dict(x=MAP), {}),

@@ -297,8 +297,12 @@ AnyQuantizer = Quantizer | GradientQuantizer | GumbelQuantizer | FiniteScalarQua
 QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
 
 
-def check_quantizer(kind: str, sizes: tuple[int, ...]) -> None:
-    """Refuse a kind of quantizer that there is not, or that cannot have codes of these sizes."""
+def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: float) -> None:
+    """Refuse a kind of quantizer that there is not, or that cannot have such settings."""
+    if not 0 <= beta < math.inf:
+        raise UserError(f"beta {beta}: expected a number of 0 or more")
+    if not 0 <= decay < 1:
+        raise UserError(f"codebook_decay {decay}: expected from 0 to below 1")
     if kind not in QUANTIZERS:
         raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
     if kind == "fsq" and min(sizes) < 2:
