@@ -296,7 +296,8 @@ def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tens
     means = []
     for name in names:
         tokens = clip.tokenize([t.format(name) for t in templates], truncate=True).to(device)
-        means.append(F.normalize(clip.encode_text(tokens), dim=-1).mean(dim=0))  # (E,)
+        embeddings = F.normalize(clip.encode_text(tokens), dim=-1)  # (n, E)
+        means.append(embeddings.mean(dim=0))
     return F.normalize(torch.stack(means), dim=-1)  # (N, E)
 
 

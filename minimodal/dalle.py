@@ -204,13 +204,15 @@ class DALLE(nn.Module):
         if hidden is not None:
             text = text.masked_fill(hidden, self.config.pad_id)
         B, T = text.shape
-        parts = self.factors(codes.flatten(1))
+        parts = self.factors(codes.flatten(1))  # (B, N) each
         # The last picture token is predicted, never read.
-        x = torch.cat([self.embed_text(text), self.embed_codes([p[:, :-1] for p in parts])], dim=1)
+        read = self.embed_codes([p[:, :-1] for p in parts])  # (B, N-1, D)
+        x = torch.cat([self.embed_text(text), read], dim=1)  # (B, T+N, D)
         h = self.norm_out(self.transformer(x, angles=self.angles(0, x.shape[1])))  # (B, T+N, D)
-        logits, mixed, previous = [], h[:, T:], None  # the last text position predicts code 0
+        mixed = h[:, T:]  # (B, N, D) the last text position predicts code 0
+        logits, previous = [], None
         for head, part in zip(self.image_heads, parts, strict=True):
-            mixed, predicted = head(mixed, previous)
+            mixed, predicted = head(mixed, previous)  # (B, N, D), (B, N, K)
             logits.append(predicted)
             previous = part
         return DALLELogits(self.text_head(h[:, :T]), tuple(logits))

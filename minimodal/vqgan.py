@@ -166,8 +166,8 @@ class Encoder(nn.Module):
         images: (B, 3, H, W) in [-1, 1]
         returns: (B, C, h, w)
         """
-        x = self.given(images)  # (B, P, H//self.patch, W//self.patch)
-        x = self.conv_in(x)  # (B, channels, H//self.patch, W//self.patch)
+        x = self.given(images)  # (B, P, h', w')
+        x = self.conv_in(x)  # (B, D', h', w')
         x = self.layers(x)  # (B, D, h, w)
         return self.conv_out(F.silu(self.norm_out(x)))  # (B, C, h, w)
 
@@ -196,8 +196,8 @@ class Decoder(nn.Module):
         returns: (B, 3, H, W)
         """
         x = self.conv_in(z)  # (B, D, h, w)
-        x = self.layers(x)  # (B, channels, H//self.patch, W//self.patch)
-        x = self.conv_out(F.silu(self.norm_out(x)))  # (B, P, H//self.patch, W//self.patch)
+        x = self.layers(x)  # (B, D', h', w')
+        x = self.conv_out(F.silu(self.norm_out(x)))  # (B, P, h', w')
         return F.pixel_shuffle(x, self.patch)  # (B, 3, H, W)
 
 
@@ -290,12 +290,12 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1]
         noise: (B, K, h, w) of the Gumbel distribution, for the training of quantizer "gumbel"
         """
-        latents = self.latents(images)
+        latents = self.latents(images)  # (B, C, h, w)
         if quantize:
             codes = self.quantizer(latents, noise=noise, temperature=temperature)
         else:
             B, C, h, w = latents.shape
-            unrounded = torch.zeros(B, h, w, dtype=torch.int64, device=images.device)
+            unrounded = torch.zeros(B, h, w, dtype=torch.int64, device=images.device)  # (B, h, w)
             codes = Codes(self.quantizer.bound(latents), unrounded, latents.new_zeros(()))
         return Reconstruction(self.paint(codes.z), codes, latents)
 

@@ -1,13 +1,14 @@
-"""The shapes in the docstrings of blocks and systems are true: each is held against a real call.
+"""The shapes in docstrings and margins of blocks and systems are true: each is held against calls.
 
-`CALLS` has one line for each public function with a tensor in or out, and a test says whether
-one is missing. The sizes are all different, so that a wrong letter shows.
+`CALLS` has one line for each public function with a tensor in or out, and tests say whether one is
+missing, or one that runs a line with a margin. The sizes all differ, so that a wrong letter shows.
 """
 
 import inspect
 
 import pytest
 import torch
+from helpers.margins import Margins, functions_of, read_function
 from helpers.shape_check import check_shapes, documentation, shapes_in
 from helpers.tiny import (
     WORDS,
@@ -95,6 +96,7 @@ ROWS = dict(image=noise(2, 10), text=noise(2, 10, seed=1), scale=torch.ones(1))
 NUMBERS = dict(own=torch.arange(2), others=torch.arange(6))
 PAIRS = dict(queries=noise(2, 10), keys=noise(6, 10), scale=torch.ones(1))
 STEMMED = make_clip(stem=(6,), stem_depth=1)
+SQUARE = dict(**PAIRS, **NUMBERS) | dict(queries=noise(6, 10), own=torch.arange(6))
 RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_heads=2)
 COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
@@ -139,12 +141,15 @@ def losses() -> dict[str, torch.Tensor]:
 CLIP_SIZES = {"E": 10, "T": 7}
 STREAM = {"T": 5, "N": 9, "V": 25, "K": 11, "D": 16}
 
+OPTIONS = ("VQGANPrior.generate",)  # of drawing, which test_vqgan_prior.py goes through
+
 # (function, arguments, letters that the arguments do not bind)
 CALLS = [
     (CACHE.extend, dict(layer=0, k=noise(2, 2, 3, 8), v=noise(2, 2, 3, 8)), {"S": 3}),
     (transformer.quick_gelu, dict(x=noise(2, 3, 4)), {}),
     (attention.causal_mask, dict(queries=2, keys=5, device=Q.device), {}),
     (attention.attend, dict(q=Q, k=K, v=V, mask=torch.ones(3, 5, dtype=torch.bool)), {}),
+    (attention.attend, dict(q=Q.bfloat16(), k=K.bfloat16(), v=V.bfloat16()), {}),
     (STACK.blocks[0].attention.forward, TURNED, {}),
     (STACK.blocks[0].forward, TURNED, {}),
     (STACK.forward, dict(x=noise(2, 3, 16), angles=noise(3, 4)), {"p": 4}),
@@ -155,6 +160,11 @@ CALLS = [
     (PATTERN.mask, dict(queries=4, keys=7, device=Q.device), {}),
     (PATTERN.visible, dict(place=9, device=Q.device), {"S": 8}),
     (PATTERN.blocked, dict(q=noise(2, 2, 12, 4), k=noise(2, 2, 12, 4), v=noise(2, 2, 12, 4)), {}),
+    (
+        sparse.SparsePattern("column", 4, 3).blocked,
+        dict(q=noise(2, 2, 12, 4), k=noise(2, 2, 12, 4), v=noise(2, 2, 12, 4)),
+        {},
+    ),
     (PATTERN.windows, dict(x=noise(2, 2, 9, 4)), {"h": 3, "S": 6}),
     (conv.check_sides, dict(images=IMAGES, multiple=8), {}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
@@ -215,7 +225,7 @@ CALLS = [
     (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
-    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
+    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9, min_p=0.1), {}),
     (sampling.exponential, dict(like=LOGITS, generator=generator()), {}),
     (
         sampling.draw,
@@ -223,6 +233,7 @@ CALLS = [
         {},
     ),
     (CLIP.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
+    (STEMMED.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.text_encoder.forward, dict(tokens=TOKENS), CLIP_SIZES),
     (CLIP.encode_image, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.encode_text, dict(tokens=TOKENS), CLIP_SIZES),
@@ -248,10 +259,12 @@ CALLS = [
     (contrastive.unit, dict(x=noise(3, 4)), {}),
     (contrastive.both_ways, dict(logits=noise(3, 3), target=torch.eye(3)), {}),
     (contrastive.rows_cross_entropy, dict(rows=1, **PAIRS, **NUMBERS), {}),
+    (contrastive.rows_cross_entropy, dict(rows=1, both=True, **SQUARE), {}),
     (contrastive.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (contrastive.even_targets, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
     (contrastive.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
+    (contrastive.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS, rows=1), {}),
     (clip.embed_pictures, dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()), CLIP_SIZES),
     (clip.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
@@ -390,11 +403,29 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("function", "arguments", "symbols"), CALLS, ids=lambda x: getattr(x, "__qualname__", "")
-)
-def test_a_docstring_tells_the_shapes(function, arguments, symbols):
-    check_shapes(function, arguments, function(**arguments), symbols)
+STRICT = {"forward", "encode", "decode"}  # every new shape needs a margin
+FOLLOWED = Margins(
+    {f.__code__: read_function(f, strict=f.__name__ in STRICT)
+     for module in MODULES for f in functions_of(module)}
+)  # fmt: skip
+DONE = set()  # of CALLS, in this process
+
+
+@pytest.mark.parametrize("call", range(len(CALLS)), ids=lambda n: CALLS[n][0].__qualname__)
+def test_a_docstring_and_its_margin_tell_the_shapes(call):
+    function, arguments, symbols = CALLS[call]
+    with FOLLOWED:
+        result = function(**arguments)
+    check_shapes(function, arguments, result, symbols)
+    DONE.add(call)
+
+
+def test_every_margin_is_held_against_a_call():
+    with FOLLOWED:
+        for function, arguments, _ in (CALLS[n] for n in range(len(CALLS)) if n not in DONE):
+            function(**arguments)
+    left = {where for where in FOLLOWED.unchecked if not where[0].startswith(OPTIONS)}
+    assert not left, f"no call of CALLS runs these lines: {sorted(left)}"
 
 
 def public(owner) -> list:

@@ -73,7 +73,7 @@ class _BothWays(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        t = target.flatten()
+        t = target.flatten()  # (B*B,)
         # Not log_softmax(dim=0): on a CPU it adds up thousands of terms one by one, in float32.
         columns = logits - logits.amax(dim=0)
         total = torch.dot(t, columns.flatten())
@@ -121,7 +121,7 @@ class _CrossEntropy(torch.autograd.Function):
             columns = column_sums(queries, keys, scale, rows=rows)  # (B,)
             loss += columns.sum()
         parts = (x.split(rows) for x in (scale * queries, own, d_queries))
-        for q, numbers, d_q in zip(*parts, strict=True):
+        for q, numbers, d_q in zip(*parts, strict=True):  # (r, E), (r,), (r, E)
             logits = q @ keys.T  # (r, B)
             # A number that n of the columns have, n of the rows have: t is the same both ways.
             target = positives(numbers, others).to(logits.dtype)
@@ -261,11 +261,11 @@ def difference_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     rows = torch.arange(len(image), device=image.device)
     losses = []
     for distance in (1, 2):
-        first = rows[(rows & distance) == 0]  # (B/2,)
+        first = rows[(rows & distance) == 0]  # (B//2,)
         second = first ^ distance
-        change = F.normalize(image[first] - image[second], dim=-1)  # (B/2, E)
+        change = F.normalize(image[first] - image[second], dim=-1)  # (B//2, E)
         # Equal captions have no direction; the small number keeps their gradient finite.
-        words = F.normalize(text[first] - text[second] + 1e-6, dim=-1)  # (B/2, E)
+        words = F.normalize(text[first] - text[second] + 1e-6, dim=-1)  # (B//2, E)
         logits, own = scale * change @ words.T, torch.arange(len(first), device=image.device)
         losses += [F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)]
     return torch.stack(losses).mean()

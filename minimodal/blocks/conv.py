@@ -130,8 +130,8 @@ class PixelAttention(nn.Module):
         h = self.norm(x)
         q, k, v = (
             rearrange(conv(h), "B C H W -> B 1 (H W) C") for conv in (self.q, self.k, self.v)
-        )
-        y = rearrange(attend(q, k, v, None), "B 1 (H W) C -> B C H W", H=H)
+        )  # (B, 1, H*W, C) each
+        y = rearrange(attend(q, k, v), "B 1 (H W) C -> B C H W", H=H)  # (B, C, H, W)
         return x + self.proj(y)
 
 

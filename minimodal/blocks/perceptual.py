@@ -61,7 +61,7 @@ class VGG16(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 found.append(x)
-            x = layer(x)
+            x = layer(x)  # (B, C, h, w)
         return [*found, x]
 
 

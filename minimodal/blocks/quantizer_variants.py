@@ -104,9 +104,9 @@ class GradientQuantizer(OneCode):
         """
         B, C, h, w = z.shape
         z = self.bound(z.float())
-        flat = rearrange(z.detach(), "B C h w -> (B h w) C")
-        indices = nearest(flat, self.table().detach())[0].view(B, h, w)
-        vectors = self.vectors(indices)
+        flat = rearrange(z.detach(), "B C h w -> (B h w) C")  # (B*h*w, C)
+        indices = nearest(flat, self.table().detach())[0].view(B, h, w)  # (B, h, w)
+        vectors = self.vectors(indices)  # (B, C, h, w)
         loss = codebook_loss(z, vectors, commitment=self.beta, codebook=1.0)
         return Codes(z + (vectors - z).detach(), indices, loss)
 

@@ -143,12 +143,12 @@ class SparsePattern:
         q_, k_, v_ = (F.pad(x[:, :, P:], (0, 0, 0, rows * w - n)) for x in (q, k, v))
         if self.kind == "column":
             order = "B H (h w) d -> B H w h d"
-            q_, k_, v_ = (rearrange(x, order, w=w) for x in (q_, k_, v_))  # (B, H, w, h, d)
+            q_, k_, v_ = (rearrange(x, order, w=w) for x in (q_, k_, v_))  # (B, H, w, h, d) each
             places = torch.arange(rows, device=q.device)
             near = places[:, None] >= places[None]  # (h, h)
         else:
             q_ = rearrange(q_, "B H (h w) d -> B H h w d", w=w)
-            k_, v_ = (self.windows(x) for x in (k_, v_))  # (B, H, h, (reach + 1) w, d)
+            k_, v_ = (self.windows(x) for x in (k_, v_))  # (B, H, h, S, d) each, S = (reach + 1) w
             keys = torch.arange((self.reach + 1) * w, device=q.device)
             block = SparsePattern(self.kind, 0, w, self.kernel)
             near = block.allows(self.reach * w + keys[:w, None], keys[None])

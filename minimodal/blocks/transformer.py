@@ -41,7 +41,7 @@ class KVCache:
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values  # (L, B, H, T_max, d)
+        self.keys, self.values = keys, values  # (L, B, H, S, d) each, S the capacity
         self.length = 0
 
     @property
@@ -93,8 +93,8 @@ class Attention(nn.Module):
         angles: (T, p) of the tokens' places, for rotary positions
         returns: (B, T, D)
         """
-        qkv = rearrange(self.qkv(x), "B T (n H d) -> n B H T d", n=3, H=self.heads)
-        q, k, v = qkv.unbind(0)  # (B, H, T, d) each
+        qkv = self.qkv(x)  # (B, T, 3*D)
+        q, k, v = rearrange(qkv, "B T (n H d) -> n B H T d", n=3, H=self.heads)  # (B, H, T, d) each
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:

@@ -70,7 +70,7 @@ def top_k(embeddings: Tensor, queries: Tensor, k: int, *, block: int = 65536) ->
     best = torch.empty(len(queries), 0, dtype=torch.int64)
     for first in range(0, len(embeddings), block):
         with torch.autocast("cpu", enabled=False):  # a training's evaluation may run under it
-            scores = queries @ embeddings[first : first + block].T  # (Q, block)
+            scores = queries @ embeddings[first : first + block].T  # (Q, n)
         keys = sort_keys(scores, first)
         keys = torch.cat([best, keys.topk(min(k, keys.shape[1]), dim=1).values], dim=1)
         best = keys.topk(min(k, keys.shape[1]), dim=1).values  # (Q, k)
@@ -126,7 +126,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
         raise ValueError(f"SSIM looks at windows of 7 x 7 pixels, got pictures {tuple(x.shape)}")
 
     def mean(v: Tensor) -> Tensor:
-        return F.avg_pool2d(v, WINDOW, stride=1)  # (N, 3, H-6, W-6)
+        return F.avg_pool2d(v, WINDOW, stride=1)  # 6 less each way
 
     sample = WINDOW**2 / (WINDOW**2 - 1)
     mx, my = mean(x), mean(y)
