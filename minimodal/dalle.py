@@ -8,9 +8,9 @@ Transformer learns to predict every next token of that stream:
 To draw, give it the caption and let it continue; VQGAN's decoder turns the codes into pixels.
 
 text (B, T) and codes (B, h, w) in; logits of each next token out. Read `blocks/transformer.py`,
-`blocks/factor_head.py` and `blocks/painter.py` before. What is optional lies beside: sparse and
-rotary attention in `blocks/attention.py`, codes that are given in `blocks/given.py`, captions and
-classes by the same weights in `uses/reading.py`.
+`blocks/factor_head.py` and `blocks/painter.py` before. What is optional lies beside: sparse
+attention (`blocks/sparse.py`), rotary positions (`blocks/rotary.py`), codes that are given
+(`blocks/given.py`), captions and classes by the same weights (`uses/reading.py`).
 """
 
 from collections.abc import Callable
@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.attention import rotary_angles, schedule
 from minimodal.blocks.factor_head import FactorHeads
 from minimodal.blocks.given import NOTHING, Given, what_stays
+from minimodal.blocks.packed import packed_linears
 from minimodal.blocks.painter import Painter, Request
+from minimodal.blocks.rotary import rotary_angles
 from minimodal.blocks.sampling import Generators, SamplingConfig
-from minimodal.blocks.transformer import KVCache, Packed, Transformer
+from minimodal.blocks.sparse import schedule
+from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 
@@ -229,26 +231,27 @@ class DALLE(nn.Module):
             codes = torch.where(keep.flatten(), known.flatten(1), codes)
         ends = {n // c.grid: n for n in drawn}.values()  # the last that is drawn of each row
         cache = self.new_cache(len(prompt)) if use_cache else None
-        for n in drawn:
-            # With a cache only what it lacks: the code drawn last and those kept after it.
-            held = cache.length if cache else 0
-            first = max(held - prompt.shape[1], 0)
-            x = self.embed_codes(codes[:, first:n], first=first)  # (B, n - first, D)
-            x = x.repeat(len(prompt) // B, 1, 1)  # (B', n - first, D)
-            x = x if held else torch.cat([prompt, x], dim=1)
-            angles = self.angles(held, x.shape[1])
-            h = self.norm_out(self.transformer(x, cache=cache, angles=angles)[:, -1:])  # (B', 1, D)
-            codes[:, n] = self.image_heads.sample(h, sampling, generator, cache=cache)
-            if on_row is not None and n in ends:
-                on_row(codes.view(B, -1, c.grid), n // c.grid + 1)
+        quick = [self.transformer, self.image_heads] if use_cache else []
+        with packed_linears(quick, len(prompt)):
+            for n in drawn:
+                # With a cache only what it lacks: the code drawn last and those kept after it.
+                held = cache.length if cache else 0
+                first = max(held - prompt.shape[1], 0)
+                x = self.embed_codes(codes[:, first:n], first=first)  # (B, n - first, D)
+                x = x.repeat(len(prompt) // B, 1, 1)  # (B', n - first, D)
+                x = x if held else torch.cat([prompt, x], dim=1)
+                h = self.transformer(x, cache=cache, angles=self.angles(held, x.shape[1]))
+                h = self.norm_out(h[:, -1:])  # (B', 1, D)
+                codes[:, n] = self.image_heads.sample(h, sampling, generator)
+                if on_row is not None and n in ends:
+                    on_row(codes.view(B, -1, c.grid), n // c.grid + 1)
         return codes.view(B, -1, c.grid)
 
     def new_cache(self, batch: int) -> KVCache:
         """A cache for a whole stream of each of `batch` captions."""
         length = 1 + self.config.text_length + self.config.image_length
-        packed = Packed([self.transformer, self.image_heads], batch)
-        where = {"device": self.rows.device, "dtype": self.rows.dtype}
-        return self.transformer.new_cache(batch, length, packed=packed, **where)
+        where = self.rows
+        return self.transformer.new_cache(batch, length, device=where.device, dtype=where.dtype)
 
     def tokenize(self, prompts: list[str], *, truncate: bool = False) -> Tensor:
         """Captions to tokens, padded.
@@ -304,11 +307,9 @@ class DALLE(nn.Module):
         given.check(self.config.pictures)
         if not allow_unseen:
             self.words.check(prompts)
-        device, grid = self.rows.device, self.config.grid
+        device, grid, P = self.rows.device, self.config.grid, len(prompts)
         text = self.tokenize(prompts, truncate=truncate).repeat_interleave(request.n, 0)  # (N, T)
-        kept = what_stays(
-            given, self.painter, grid=grid, prompts=len(prompts), n=request.n, device=device
-        )
+        kept = what_stays(given, self.painter, grid=grid, prompts=P, n=request.n, device=device)
         pictures = []
         for chunk in request.chunks(len(text), device):
             codes = self.generate_codes(

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimodal.blocks.given import nothing_kept, upper_rows
+from minimodal.blocks.packed import packed_linears
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 from minimodal.blocks.sliding_window import WindowCaches, corner, make_canvas
-from minimodal.blocks.transformer import KVCache, Packed, Transformer, project
+from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.errors import UserError
 
 
@@ -115,7 +116,7 @@ class VQGANPrior(nn.Module):
         first = cache.length if cache is not None else 0
         x = x + self.positions[first : first + x.shape[1]]  # (B, S, D)
         h = self.norm_out(self.transformer(x, cache=cache))  # (B, S, D)
-        return project(self.head, h, cache)  # (B, S, V)
+        return self.head(h)  # (B, S, V)
 
     def code_logits(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Predict every code of a picture from those before it.
@@ -188,28 +189,28 @@ class VQGANPrior(nn.Module):
         nothing = torch.full_like(labels, -1)
         said = torch.cat([labels, nothing]) if sampling.guided else labels  # (B',)
         ahead = self.condition(nothing if sampling.ignores_caption else said)  # (B', 1)
-        packed = Packed([self.transformer, self.head], len(ahead))
-        caches = WindowCaches(lambda: self.new_cache(len(ahead), packed))
-        for number, (i, j) in enumerate(divmod(place, W) for place in places):
-            top, left = corner((i, j), (H, W), window=g, stride=stride)
-            again = corner((i + 1, j), (H, W), window=g, stride=stride)[0] == top
-            cache = caches.find(top, left, again=again) if use_cache else None
-            before = (i - top) * g + (j - left)  # codes of the window that are drawn already
-            inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]  # (B, n)
-            stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+n)
-            seen = cache.length if cache is not None else 0
-            logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
-            if sampling.guided:  # u + s (c - u)
-                logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
-            canvas[:, i, j] = sample_token(logits, sampling, generator)
-            if progress is not None:
-                progress((number + 1) / len(places))
+        caches = WindowCaches(lambda: self.new_cache(len(ahead)))
+        with packed_linears([self.transformer, self.head] if use_cache else [], len(ahead)):
+            for number, (i, j) in enumerate(divmod(place, W) for place in places):
+                top, left = corner((i, j), (H, W), window=g, stride=stride)
+                again = corner((i + 1, j), (H, W), window=g, stride=stride)[0] == top
+                cache = caches.find(top, left, again=again) if use_cache else None
+                before = (i - top) * g + (j - left)  # codes of the window that are drawn already
+                inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]  # (B, n)
+                stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+n)
+                seen = cache.length if cache is not None else 0
+                logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
+                if sampling.guided:  # u + s (c - u)
+                    logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
+                canvas[:, i, j] = sample_token(logits, sampling, generator)
+                if progress is not None:
+                    progress((number + 1) / len(places))
         return canvas[:, :height, :width]
 
-    def new_cache(self, batch: int, packed: Packed | None = None) -> KVCache:
+    def new_cache(self, batch: int) -> KVCache:
         """A cache for a window of each of `batch` pictures."""
         where = {"device": self.positions.device, "dtype": self.positions.dtype}
-        return self.transformer.new_cache(batch, self.config.length, packed=packed, **where)
+        return self.transformer.new_cache(batch, self.config.length, **where)
 
     # --- from classes to pictures ----------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from helpers.tiny import (
     noise,
 )
 
-from minimodal.blocks.attention import schedule
 from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import guide
+from minimodal.blocks.sparse import schedule
 from minimodal.dalle import DALLE
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError

@@ -11,9 +11,10 @@ from helpers.tiny import generator, integers, make_dalle, make_painter, noise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minimodal.blocks import transformer
+from minimodal.blocks import packed
+from minimodal.blocks.packed import can_pack, packed_linears
 from minimodal.blocks.sampling import SamplingConfig, guide
-from minimodal.blocks.transformer import PACKED_LINEAR, KVCache, Packed, project
+from minimodal.blocks.transformer import KVCache
 from minimodal.errors import UserError
 
 PATTERNS = ("full", "row", "column", "conv", "paper")
@@ -34,7 +35,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def small_weights_are_packed(monkeypatch):
     """What holds for packed weights holds for small ones, which are quicker to test."""
-    monkeypatch.setattr(transformer, "PACKED_SIZE", 2**14)
+    monkeypatch.setattr(packed, "SMALLEST", 2**14)
 
 
 def make(kind: str):
@@ -75,29 +76,25 @@ def test_the_decoding_matrix(kind, scale, keep, monkeypatch):
 
 
 def test_packed_weights_give_the_same_product():
-    layers = nn.ModuleList([nn.Linear(256, 128), nn.Linear(8, 4)])
-    keys = torch.zeros(1, 1, 1, 1, 1)
-    cache = KVCache(keys, keys, Packed([layers], 4))
-    small_left_out = {layers[0]} if hasattr(torch.ops.mkldnn, PACKED_LINEAR) else set()
-    assert set(cache.packed.weights) == small_left_out
-    x = noise(4, 1, 256)
-    with torch.no_grad():
-        torch.testing.assert_close(project(layers[0], x, cache), layers[0](x), rtol=0, atol=1e-5)
-    with_gradient = project(layers[0], x, cache)
-    assert with_gradient.requires_grad  # packed weights would have none
-
-
-def test_a_wide_model_is_packed_and_a_narrow_one_is_not():
-    packed = make("wide").new_cache(2).packed.weights
-    assert (
-        bool(packed) == hasattr(torch.ops.mkldnn, PACKED_LINEAR)
-        and not make("full").new_cache(2).packed.weights
-    )
+    layers, x = nn.ModuleList([nn.Linear(256, 128), nn.Linear(8, 4)]), noise(4, 1, 256)
+    expected = layers[0](x)
+    with packed_linears([layers], 4) as packed_layers:
+        assert packed_layers == [layer for layer in layers if can_pack(layer.weight)]
+        assert not can_pack(layers[1].weight)  # small ones are left out
+        with torch.no_grad():
+            torch.testing.assert_close(layers[0](x), expected, rtol=0, atol=1e-5)
+            with packed_linears([layers], 4):  # one drawing within another
+                pass
+            assert torch.equal(layers[0](x), expected)
+        assert layers[0](x).requires_grad  # packed weights would have none
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_packing_follows_weights_that_have_changed():
-    model = make_dalle(width=128)
-    assert model.new_cache(2).packed.weights or not hasattr(torch.ops.mkldnn, PACKED_LINEAR)
+    model = make("wide")
+    here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    assert can_pack(model.transformer.blocks[0].fc.weight) == here
+    assert not can_pack(make("full").transformer.blocks[0].fc.weight)
     model.generate_codes(TEXT, generator=generator())
     with torch.no_grad():
         for parameter in model.parameters():

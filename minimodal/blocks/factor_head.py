@@ -4,7 +4,7 @@ A VQGAN with one codebook has codes of one factor, and the head is a norm and a 
 two codebooks a code's number is a pair, and each factor has a head, which reads the stream's vector
 and the factor decided just before: p(a, b) = p(a) p(b | a). The stream stays as long.
 
-Vectors (B, N, D) in, logits (B, N, K) out. Read `transformer.py` and `sampling.py` before.
+Vectors (B, N, D) in, logits (B, N, K) out. Read `sampling.py` before.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
-from minimodal.blocks.transformer import KVCache, project
 
 
 class FactorHead(nn.Module):
@@ -31,9 +30,7 @@ class FactorHead(nn.Module):
         self.logits = nn.Linear(width, size)
         nn.init.normal_(self.logits.weight, std=0.02)
 
-    def forward(
-        self, h: Tensor, previous: Tensor | None, *, cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mix in the factor just decided, then predict the next.
 
         h: (B, N, D) the stream's vectors
@@ -42,10 +39,8 @@ class FactorHead(nn.Module):
         """
         if self.previous is not None:
             h = h + self.previous(previous)
-            first, gelu = self.mix
-            mixed = project(first, self.norm(h), cache, activation=gelu)  # (B, N, 2 D)
-            h = h + project(self.mix_out, mixed, cache)  # (B, N, D)
-        return h, project(self.logits, self.norm(h), cache)
+            h = h + self.mix_out(self.mix(self.norm(h)))  # (B, N, D)
+        return h, self.logits(self.norm(h))
 
 
 class FactorHeads(nn.ModuleList):
@@ -82,10 +77,7 @@ class FactorHeads(nn.ModuleList):
             previous = part
         return tuple(found)
 
-    def sample(
-        self, h: Tensor, config: SamplingConfig, generator: Generators,
-        *, cache: KVCache | None = None,
-    ) -> Tensor:  # fmt: skip
+    def sample(self, h: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
         """Draw one code, factor by factor. With guidance the second half of h has no caption.
 
         h: (B', 1, D) the stream's last vectors; B' = 2 B with guidance
@@ -93,7 +85,7 @@ class FactorHeads(nn.ModuleList):
         """
         joint, previous = None, None
         for size, head in zip(self.sizes, self, strict=True):
-            h, logits = head(h, previous, cache=cache)  # (B', 1, D), (B', 1, K)
+            h, logits = head(h, previous)  # (B', 1, D), (B', 1, K)
             logits = logits[:, 0].float()  # (B', K)
             if config.guided:
                 logits = guide(*logits.chunk(2), config.guidance)  # (B, K)

@@ -111,7 +111,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
         raise ValueError(f"SSIM looks at windows of 7 x 7 pixels, got pictures {tuple(x.shape)}")
 
     def mean(v: Tensor) -> Tensor:
-        return F.avg_pool2d(v, WINDOW, stride=1)  # (N, 3, H-6, W-6)
+        return F.avg_pool2d(v, WINDOW, stride=1)  # 6 less each way
 
     sample = WINDOW**2 / (WINDOW**2 - 1)
     mx, my = mean(x), mean(y)

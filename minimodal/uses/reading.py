@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minimodal.blocks.packed import packed_linears
 from minimodal.blocks.sampling import SamplingConfig, sample_token
 from minimodal.dalle import DALLE
 
@@ -93,13 +94,14 @@ def write_captions(
     config = SamplingConfig(temperature=temperature)
     ended = torch.zeros(n, dtype=torch.bool, device=device)
     x = dalle.embed_text(text)[:, : 1 + first]  # (n, 1 + P, D)
-    for t in range(first, c.text_length):
-        h = dalle.transformer(x, cache=cache, angles=dalle.angles(cache.length, x.shape[1]))
-        logits = dalle.text_head(dalle.norm_out(h[:, -1])).float()  # (n, V)
-        token = sample_token(logits.masked_fill(~possible[t], float("-inf")), config, generator)
-        ended = ended | (token >= c.vocab_size)
-        text[:, t] = torch.where(ended, c.pad_id, token)
-        x = dalle.embed_text(text)[:, t + 1 : t + 2]
+    with packed_linears([dalle.transformer], n):
+        for t in range(first, c.text_length):
+            h = dalle.transformer(x, cache=cache, angles=dalle.angles(cache.length, x.shape[1]))
+            logits = dalle.text_head(dalle.norm_out(h[:, -1])).float()  # (n, V)
+            token = sample_token(logits.masked_fill(~possible[t], float("-inf")), config, generator)
+            ended = ended | (token >= c.vocab_size)
+            text[:, t] = torch.where(ended, c.pad_id, token)
+            x = dalle.embed_text(text)[:, t + 1 : t + 2]
     return text
 
 

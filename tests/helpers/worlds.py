@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import MEAN, ORIGINAL, STD
+from minimodal.data.preprocessing import MEAN, ORIGINAL, STD
 from minimodal.shapes.language import parse
 from minimodal.shapes.oracle import read
 from minimodal.shapes.world import (

@@ -16,6 +16,7 @@ from helpers.tiny import generator, integers, make_painter, make_prior, make_vqg
 from PIL import Image
 
 from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.blocks.quantizer_variants import QUANTIZERS
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.shapes.source import ShapesSource
@@ -24,7 +25,7 @@ from minimodal.training.engine import run
 from minimodal.training.recipes import dalle_shapes
 from minimodal.training.tasks.codes import cached_codes, tokenize_pictures
 from minimodal.training.tasks.common import seeded
-from minimodal.vqgan import QUANTIZERS, VQGAN, VQGANConfig
+from minimodal.vqgan import VQGAN, VQGANConfig
 
 ORIGINAL = FIXTURES / "vqgan_taming"
 SOURCE = ShapesSource(image_size=16)
