@@ -10,6 +10,7 @@ import torch
 from helpers.tiny import full_logits
 from safetensors.torch import load_file
 
+from minimodal.blocks.contrastive import gathered_loss
 from minimodal.clip import contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig, DALLELogits
 
@@ -50,7 +51,7 @@ def test_contrastive_loss_and_gradients_equal_open_clip(clip_loss):
 def test_a_processs_share_of_the_loss_equals_open_clip(rank, clip_loss):
     image, text, log_scale = inputs(clip_loss[0])
     rows, captions = slice(4 * rank, 4 * rank + 4), torch.arange(8)
-    loss = contrastive_loss(
+    loss = gathered_loss(
         image[rows],
         text[rows],
         log_scale.exp(),

@@ -5,12 +5,15 @@ the resolution, as in the VQGAN paper's table of layers (Esser et al. 2021, appe
 et al. 2020). Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.attention import attend
+from minimodal.errors import UserError
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -44,6 +47,41 @@ class PositionNorm(nn.Module):
 def make_norm(channels: int, *, local: bool) -> nn.Module:
     """The norm of a convolutional block: of each position alone, or of groups of channels."""
     return PositionNorm(channels) if local else group_norm(channels)
+
+
+def check_sides(images: Tensor, *, multiple: int) -> None:
+    """Refuse pictures that are no whole number of codes high and wide.
+
+    images: (B, 3, H, W)
+    """
+    H, W = images.shape[-2:]
+    if H % multiple or W % multiple:
+        good = [max(1, round(side / multiple)) * multiple for side in (W, H)]
+        raise UserError(
+            f"pictures of {W} x {H} pixels: this VQGAN needs multiples of {multiple} a side, such "
+            f"as {good[0]} x {good[1]}"
+        )
+
+
+class Patches(NamedTuple):
+    """What an encoder is given of each patch: its pixels."""
+
+    patch: int
+
+    @property
+    def channels(self) -> int:
+        """P: numbers of a patch."""
+        return 3 * self.patch**2
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Each patch's pixels become channels: a convolution for its size, without the cost.
+
+        images: (B, 3, H, W)
+        returns: (B, P, h', w') one place a patch
+        """
+        if self.patch == 1:  # torch's kernel is slow, also where there is nothing to do
+            return images
+        return F.pixel_unshuffle(images, self.patch)
 
 
 class ResidualBlock(nn.Module):
@@ -92,8 +130,8 @@ class PixelAttention(nn.Module):
         h = self.norm(x)
         q, k, v = (
             rearrange(conv(h), "B C H W -> B 1 (H W) C") for conv in (self.q, self.k, self.v)
-        )
-        y = rearrange(attend(q, k, v, None), "B 1 (H W) C -> B C H W", H=H)
+        )  # (B, 1, H*W, C) each
+        y = rearrange(attend(q, k, v), "B 1 (H W) C -> B C H W", H=H)  # (B, C, H, W)
         return x + self.proj(y)
 
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.quantizer import Codebook, Codes, draw_far, follow, nearest
+from minimodal.blocks.quantizer import Codebook, Codes, Quantizer, draw_far, follow, nearest
+from minimodal.errors import UserError
 
 
 def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: float) -> Tensor:
@@ -103,9 +104,9 @@ class GradientQuantizer(OneCode):
         """
         B, C, h, w = z.shape
         z = self.bound(z.float())
-        flat = rearrange(z.detach(), "B C h w -> (B h w) C")
-        indices = nearest(flat, self.table().detach())[0].view(B, h, w)
-        vectors = self.vectors(indices)
+        flat = rearrange(z.detach(), "B C h w -> (B h w) C")  # (B*h*w, C)
+        indices = nearest(flat, self.table().detach())[0].view(B, h, w)  # (B, h, w)
+        vectors = self.vectors(indices)  # (B, C, h, w)
         loss = codebook_loss(z, vectors, commitment=self.beta, codebook=1.0)
         return Codes(z + (vectors - z).detach(), indices, loss)
 
@@ -290,3 +291,37 @@ class FiniteScalarQuantizer(OneCode):
         """
         indices = self.combine(self.squeeze(z).round())
         return follow(self.counts, indices.flatten(), decay=self.decay).sum()
+
+
+AnyQuantizer = Quantizer | GradientQuantizer | GumbelQuantizer | FiniteScalarQuantizer
+QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
+
+
+def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: float) -> None:
+    """Refuse a kind of quantizer that there is not, or that cannot have such settings."""
+    if not 0 <= beta < math.inf:
+        raise UserError(f"beta {beta}: expected a number of 0 or more")
+    if not 0 <= decay < 1:
+        raise UserError(f"codebook_decay {decay}: expected from 0 to below 1")
+    if kind not in QUANTIZERS:
+        raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
+    if kind == "fsq" and min(sizes) < 2:
+        raise UserError(f"codes {sizes}: fsq needs 2 levels or more in each channel")
+    if kind not in ("ema", "fsq") and len(sizes) != 1:
+        raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
+    if kind == "ema" and len(sizes) > 2:
+        raise UserError(f"codes {sizes}: expected one codebook or two")
+
+
+def make_quantizer(
+    kind: str, sizes: tuple[int, ...], width: int, *, beta: float, decay: float, revive: bool
+) -> AnyQuantizer:
+    """The quantizer of a name: sizes of its codebooks, or fsq's levels, and a code's width."""
+    if kind == "ema":
+        return Quantizer(sizes, width, beta=beta, decay=decay, revive=revive)
+    if kind == "gumbel":
+        return GumbelQuantizer(sizes[0], width, decay=decay)
+    if kind == "fsq":
+        return FiniteScalarQuantizer(sizes, decay=decay)
+    settings = {"beta": beta, "decay": decay, "revive": revive}
+    return GradientQuantizer(sizes[0], width, **settings, normalise=kind == "sphere")

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minimodal.blocks.pixels import to_float
 from minimodal.cli.common import check_seed, read_each, read_labels
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.errors import UserError
@@ -60,11 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     dalle.tokenize(labels or [""])  # too long ones are refused before any picture is read
     if dalle.config.pictures > 1:
         raise UserError("this DALL·E is of pairs: its captions say what becomes of a picture")
-    side = dalle.config.grid * dalle.factor
+    side = dalle.config.grid * dalle.painter.factor
     read, refused = read_each(arguments.pictures, lambda name: centre_square(open_rgb(name), side))
     names, pixels = [name for name, _ in read], np.stack([square for _, square in read])
-    with torch.no_grad():
-        codes = dalle.encode_pictures(to_float(torch.from_numpy(pixels).to(device)))  # (B, h, w)
+    codes = dalle.painter.encode(torch.from_numpy(pixels).to(device))  # (B, h, w)
     found = []
     if labels:
         shares = caption_scores(dalle, codes, labels).softmax(-1).tolist()

@@ -20,7 +20,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from minimodal.data.images import clean_caption
 from minimodal.data.listing import SUFFIXES, suffix_of
 from minimodal.errors import UserError
 
@@ -46,6 +45,22 @@ class Line(NamedTuple):
     captions: tuple[str, ...] = ()
     error: str = ""
     split: str = ""
+
+
+def clean_caption(text: object) -> str:
+    """One caption on one line; ValueError where it is empty or not text that can be encoded."""
+    if not isinstance(text, str):
+        raise ValueError(f"a caption is {type(text).__name__}, not text")
+    caption = " ".join(text.split())
+    if not caption:
+        raise ValueError("an empty caption")
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError:  # JSON may hold half a surrogate pair, which no tokenizer can read
+        raise ValueError("a caption is not valid Unicode: save the file as UTF-8") from None
+    if "\0" in caption:
+        raise ValueError("a caption holds zero bytes: save the file as UTF-8")
+    return caption
 
 
 def read_text(path: Path) -> str:

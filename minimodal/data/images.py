@@ -2,8 +2,7 @@
 
 Bottom up: `opened` opens one file of any common kind, `open_rgb` makes it an upright RGB picture;
 `decode` crops it to a square, uint8 (3, S, S); `load_images` does so for a whole data set, up front
-and in memory: a broken file is named in the first seconds and never stops a training at night.
-A few broken files are skipped and counted; more than 5 % stop with a list.
+and in memory, so that a broken file is named at once. More than 5 % of them stop with a list.
 
 `ImageSource` is what CIFAR, COCO and a folder turn into: pictures uint8 (N, 3, S, S) and, for
 each, the captions it has. `split_by_name` and `first_n` choose pictures deterministically.
@@ -173,9 +172,7 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
         return images
     out = np.empty((len(images), 3, size, size), np.uint8)
     for i, image in enumerate(images):
-        out[i] = centre_square(
-            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), size
-        )
+        out[i] = centre_square(Image.fromarray(image.transpose(1, 2, 0).copy()), size)
     return out
 
 
@@ -201,8 +198,8 @@ def skip_or_stop(
     if missing and len(missing) + len(broken) == total:
         raise UserError(f"{what}: no picture is where they say: {_listed(missing, 10)}")
     if broken:
-        text = f"skipped {len(broken)} broken of {total}: {_listed(broken, 5)}"
-        print(f"{what}: {text}", file=sys.stderr)
+        some = _listed(broken, 5)
+        print(f"{what}: skipped {len(broken)} broken of {total}: {some}", file=sys.stderr)
     if missing:
         text = f"left out {len(missing)} of {total}, whose pictures are not there"
         print(f"{what}: {text}: {_listed(missing, 5)}", file=sys.stderr)
@@ -256,10 +253,9 @@ def load_images(
         return None
 
     pool = ThreadPoolExecutor(workers)
-    quiet = not sys.stderr.isatty()
     try:
-        results = pool.map(read, range(len(paths)))
-        reasons = list(tqdm(results, f"reading {what}", len(paths), disable=quiet, leave=False))
+        results = pool.map(read, range(len(paths)))  # None: no bar where stderr is no terminal
+        reasons = list(tqdm(results, f"reading {what}", len(paths), disable=None, leave=False))
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not decode the rest first
     broken = [(os.fspath(p), r) for p, r in zip(paths, reasons, strict=True) if r is not None]
@@ -276,25 +272,6 @@ def load_images(
         if to < i:
             images[to] = images[i]
     return LoadedImages(images[: len(kept)], kept, broken)
-
-
-# --- captions that come out of files -------------------------------------------------------------
-
-
-def clean_caption(text: object) -> str:
-    """One caption on one line; ValueError where it is empty or not text that can be encoded."""
-    if not isinstance(text, str):
-        raise ValueError(f"a caption is {type(text).__name__}, not text")
-    caption = " ".join(text.split())
-    if not caption:
-        raise ValueError("an empty caption")
-    try:
-        caption.encode("utf-8")
-    except UnicodeEncodeError:  # JSON may hold half a surrogate pair, which no tokenizer can read
-        raise ValueError("a caption is not valid Unicode: save the file as UTF-8") from None
-    if "\0" in caption:
-        raise ValueError("a caption holds zero bytes: save the file as UTF-8")
-    return caption
 
 
 # --- which pictures ------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ end, which `tokenizer(texts, T)` does; for DALL·E ask for `start_and_end=False`
 
 import heapq
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from minimodal.errors import UserError
+from minimodal.files import write_atomically
 
 SPECIALS = ("<|pad|>", "<|start|>", "<|end|>")
 FIRST_MERGE = len(SPECIALS) + 256
@@ -309,10 +309,7 @@ class Tokenizer:
         head = {"kind": KIND, "version": 1, "lower": self.lower, "specials": list(SPECIALS)}
         body = ",\n".join(lines)
         content = json.dumps(head)[:-1] + ', "merges": [\n' + body + "\n]}\n"
-        # All or nothing: a run that is killed here leaves no half file under this name.
-        part = Path(f"{path}.{os.getpid()}.part")
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
+        write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minimodal.clip import CLIP, MEAN, STD, CLIPConfig, Preprocessing
+from minimodal.clip import CLIP, CLIPConfig
+from minimodal.data.preprocessing import MEAN, STD, Preprocessing
 from minimodal.errors import UserError
 
 

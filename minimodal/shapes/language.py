@@ -20,15 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimodal.errors import UserError
-from minimodal.shapes.world import (
-    BACKGROUNDS,
-    COLORS,
-    OPPOSITE,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Scenes,
-)
+from minimodal.shapes.world import BACKGROUNDS, COLORS, OPPOSITE, RELATIONS, SHAPES, SIZES, Scenes
 
 # The first word of each row is the name; the others are synonyms.
 SHAPE_WORDS = (
@@ -136,9 +128,7 @@ def _names(row: tuple, draws: list[float], style: Style) -> list[str]:
     return [_noun(size[k], color[k], shape[k], draws[3 * k : 3 * k + 3]) for k in (0, 1)]
 
 
-def _body(
-    names: list[str], relation: int, draws: list[float], style: Style, joint: str = ""
-) -> str:
+def _body(names: list[str], relation: int, draws: list[float], style: Style, joint: str) -> str:
     """One or two objects in a row. A joint stands in the place of the relation."""
     if len(names) == 1:
         return names[0]
@@ -155,8 +145,9 @@ def _body(
 def _strict(row: tuple, ground: str, draws: list[float], style: Style) -> str:
     """In whole phrases, with articles. ground: the background's word, "" where it is left out"""
     names = _names(row, draws, style)
-    several = len(names) < row[0]
-    body = _body(names if several else [article(name) for name in names], row[4], draws, style)
+    if len(names) == row[0]:  # and no "two stars"
+        names = [article(name) for name in names]
+    body = _body(names, row[4], draws, style, "")
     if not ground:
         return body
     # One draw for two choices: its quarter, and where it lies in the quarter.
@@ -288,11 +279,9 @@ _PHRASES = (
     (r"there (?:is|are)", "<there-is>"),
     (r"(?:on|against)(?: an?| the)?", "<on>"),
 )
-_GRAMMAR_WORDS = (
-    "to on the left right of above over top below under beneath underneath its it next beside "
-    "and with against background is are there"
-).split()
-_KNOWN = {*_GRAMMAR_WORDS, *_WORDS}
+_JOINING = """to on the left right of above over top below under beneath underneath its it next
+beside and with against background is are there"""
+_KNOWN = {*_JOINING.split(), *_WORDS}
 
 
 def _symbols(caption: str) -> list[str]:
@@ -357,8 +346,7 @@ class _Reader:
         """ "on white", "on a white background" or a bare one; None where none begins."""
         if not self.take("<on>"):
             return self.bare_background()
-        word = self.take(*_BACKGROUND)
-        if not word:
+        if not (word := self.take(*_BACKGROUND)):
             raise self.fail(f"a background ({', '.join(BACKGROUNDS)})")
         self.take("background")
         return _BACKGROUND[word]

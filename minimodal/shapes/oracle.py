@@ -253,7 +253,7 @@ def _has_leftover(excess: np.ndarray, covered: np.ndarray, contrast: np.ndarray)
     return windows.max(axis=(1, 2)) > MAX_LEFTOVER * faintest
 
 
-def _to_32(pictures: np.ndarray) -> np.ndarray:
+def to_32(pictures: np.ndarray) -> np.ndarray:
     """Area-averages (N, 3, S, S) to float32 (N, 3, 32, 32)."""
     S = pictures.shape[-1]
     pictures = pictures.astype(np.float32)
@@ -277,7 +277,7 @@ def _name_objects(row: int, fits: list[_Fit], present: list, clear: list) -> lis
     return objects
 
 
-def _relation(objects: list[ObjectReading]) -> str | None:
+def relation_between(objects: list[ObjectReading]) -> str | None:
     if len(objects) != 2:
         return None
     dx, dy = objects[0].x - objects[1].x, objects[0].y - objects[1].y
@@ -287,7 +287,7 @@ def _relation(objects: list[ObjectReading]) -> str | None:
 
 
 def _read_chunk(pictures: np.ndarray) -> list[Reading]:
-    picture = _to_32(pictures)
+    picture = to_32(pictures)
     sides = picture[:, :, 0], picture[:, :, -1], picture[:, :, :, 0], picture[:, :, :, -1]
     ground = np.median(np.concatenate(sides, axis=2), axis=2)  # (N, 3)
     distance = np.linalg.norm(ground[:, None] - _GROUNDS, axis=2)
@@ -309,7 +309,7 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
         known = distance[row, nearest] <= MAX_BACKGROUND_ERROR
         background = tuple(BACKGROUNDS)[nearest] if known else None
         count = None if leftover[row] else len(objects)
-        readings.append(Reading(tuple(objects), _relation(objects), background, count))
+        readings.append(Reading(tuple(objects), relation_between(objects), background, count))
     return readings
 
 

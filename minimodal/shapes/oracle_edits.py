@@ -3,9 +3,10 @@
 The first picture is known as a scene, or read by `oracle.py`; `expected` applies the caption to
 it, and `score_edits` compares the scene that this gives with what the oracle reads in the second
 picture: all objects, the background, and that what was not to move has stayed where it was. Read
-`shapes_edits.py` and `oracle.py` before.
+`edits.py` and `oracle.py` before.
 """
 
+from collections.abc import Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -68,12 +69,11 @@ def expected(caption: str, first: np.ndarray) -> Scenes:
     return apply(before, read_edit(caption, before))
 
 
-def _wanted(scenes: Scenes, row: int) -> list[ObjectReading]:
-    columns = (scenes.shape, scenes.color, scenes.size, scenes.x, scenes.y)
-    numbers = [[int(c[row, k]) for c in columns] for k in range(int(scenes.count[row]))]
+def _objects(scene: Scenes) -> list[ObjectReading]:
+    columns = (scene.shape, scene.color, scene.size, scene.x, scene.y)
     return [
         ObjectReading(SHAPES[shape], tuple(COLORS)[color], SIZES[size], x, y)
-        for shape, color, size, x, y in numbers
+        for shape, color, size, x, y in np.stack(columns, axis=2)[0, : scene.count[0]].tolist()
     ]
 
 
@@ -84,18 +84,19 @@ def _agreement(wanted: list[ObjectReading], seen: tuple[ObjectReading, ...]) -> 
     return [*names, all(max(abs(w.x - s.x), abs(w.y - s.y)) <= MOST_OFF for w, s in pairs)]
 
 
-def score_edits(after: Scenes, pictures: np.ndarray) -> list[EditVerdict]:
-    """One verdict for each of N scenes that were to be and the picture that was drawn.
+def score_edits(after: Sequence[Scenes] | Scenes, pictures: np.ndarray) -> list[EditVerdict]:
+    """One verdict per scene that was to be and the picture that was drawn.
 
+    after: N scenes, or N of one scene each
     pictures: (N, 3, S, S) uint8
     """
     verdicts = []
-    for row, reading in enumerate(read(pictures)):
-        wanted = _wanted(after, row)
+    for scene, reading in zip(after, read(pictures), strict=True):
+        wanted = _objects(scene)
         found = [*reading.objects, *[_NOTHING] * len(wanted)]
         orders = permutations(found, len(wanted))
         shape, color, size, place = max((_agreement(wanted, o) for o in orders), key=sum)
-        background = reading.background == tuple(BACKGROUNDS)[after.background[row]]
+        background = reading.background == tuple(BACKGROUNDS)[scene.background[0]]
         count = reading.count == len(wanted)
         verdicts.append(EditVerdict(count, shape, color, size, background, place))
     return verdicts

@@ -16,7 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minimodal.shapes.language import Spec
-from minimodal.shapes.oracle import ObjectReading, Reading, Verdict, _relation, _to_32, matches
+from minimodal.shapes.oracle import (
+    ObjectReading,
+    Reading,
+    Verdict,
+    matches,
+    relation_between,
+    to_32,
+)
 from minimodal.shapes.world import BACKGROUNDS, COLORS, RADIUS, SHAPES, SIZES, coverage
 
 NEAR = 70.0  # distance from a palette colour within which a pixel is evidence for it
@@ -111,7 +118,7 @@ def _ground_level(picture: np.ndarray) -> np.ndarray:
 
 
 def _read_chunk(pictures: np.ndarray) -> list[Reading]:
-    picture, t = _to_32(pictures), _templates()
+    picture, t = to_32(pictures), _templates()
     N = len(picture)
     level = _ground_level(picture)
     found = _evidence(picture, level)
@@ -147,7 +154,7 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
         known = abs(_GROUNDS[ground] - level[row]) <= MAX_GROUND_ERROR
         background = tuple(BACKGROUNDS)[ground] if known else None
         count = len(objects) if whole else None
-        readings.append(Reading(tuple(objects), _relation(objects), background, count))
+        readings.append(Reading(tuple(objects), relation_between(objects), background, count))
     return readings
 
 

@@ -41,7 +41,10 @@ MAY_CHANGE = (
     "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every",
 )  # fmt: skip
 # Settings that are gone, with what they were in runs that did without.
-GONE = {"game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False}
+GONE = {
+    "game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False, "label_smoothing": 0.0,
+    "word_dropout": 0.0,
+}  # fmt: skip
 KEPT_STATES = 2
 
 

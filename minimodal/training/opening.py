@@ -8,9 +8,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, vgg16
-from minimodal.clip import normalize
+from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, tower_maps, vgg16
 from minimodal.data.loading import DataSource, open_data, parse_spec, split_spec
+from minimodal.data.preprocessing import normalize
 from minimodal.errors import UserError
 from minimodal.files import digest
 from minimodal.pretrained.files import read_tensors
@@ -91,8 +91,8 @@ def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:
     # can be imitated by faint patterns that mean nothing to any other network or eye.
     return PerceptualDistance(
         tower,
-        features=lambda images: tower.features(
-            normalize((images + 1) * 127.5, clip.reading), layers=layers
+        features=lambda images: tower_maps(
+            tower, normalize((images + 1) * 127.5, clip.reading), layers=layers
         ),
         size=clip.config.image_size,
     )

@@ -6,8 +6,10 @@ from helpers.tiny import noise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minimodal.blocks.attention import KINDS, Pattern, attend, rotary_angles, schedule
-from minimodal.blocks.transformer import Transformer, rotate
+from minimodal.blocks.attention import attend
+from minimodal.blocks.rotary import rotary_angles, rotate
+from minimodal.blocks.sparse import KINDS, SparsePattern, schedule
+from minimodal.blocks.transformer import Transformer
 from minimodal.errors import UserError
 from minimodal.training.tasks.common import seeded
 
@@ -32,7 +34,7 @@ def by_definition(kind: str, ahead: int, grid: int, kernel: int, q: int, k: int)
     return any(q - up * grid - r <= k <= q - up * grid + r for up in range(r + 1))
 
 
-def written_out(pattern: Pattern, length: int) -> torch.Tensor:
+def written_out(pattern: SparsePattern, length: int) -> torch.Tensor:
     """returns: (T, T) bool"""
     shape = (pattern.kind, pattern.ahead, pattern.grid, pattern.kernel)
     rows = [[by_definition(*shape, q, k) for k in range(length)] for q in range(length)]
@@ -42,7 +44,7 @@ def written_out(pattern: Pattern, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @every_shape
 def test_the_mask_is_the_papers_definition(kind, ahead, grid, kernel):
-    pattern, length = Pattern(kind, ahead, grid, kernel), ahead + grid**2 - 1
+    pattern, length = SparsePattern(kind, ahead, grid, kernel), ahead + grid**2 - 1
     expected = written_out(pattern, length)
     assert torch.equal(pattern.mask(length, length, CPU), expected)
     assert torch.equal(pattern.mask(3, length, CPU), expected[-3:])
@@ -51,7 +53,7 @@ def test_the_mask_is_the_papers_definition(kind, ahead, grid, kernel):
 @pytest.mark.parametrize("kind", KINDS)
 @every_shape
 def test_a_new_token_gathers_the_keys_of_its_row_of_the_mask(kind, ahead, grid, kernel):
-    pattern, length = Pattern(kind, ahead, grid, kernel), ahead + grid**2
+    pattern, length = SparsePattern(kind, ahead, grid, kernel), ahead + grid**2
     for place, seen in enumerate(written_out(pattern, length)):
         visible = pattern.visible(place, CPU)
         expected = seen.nonzero().flatten()
@@ -63,7 +65,7 @@ def test_a_new_token_gathers_the_keys_of_its_row_of_the_mask(kind, ahead, grid, 
 @every_shape
 @pytest.mark.parametrize("missing", [0, 1, "a row and one"])
 def test_attention_in_blocks_equals_attention_with_the_mask(kind, ahead, grid, kernel, missing):
-    pattern = Pattern(kind, ahead, grid, kernel)
+    pattern = SparsePattern(kind, ahead, grid, kernel)
     length = ahead + grid**2 - (grid + 1 if missing == "a row and one" else missing)
     mask = pattern.mask(length, length, CPU)
     found, plain = [], []
@@ -81,7 +83,7 @@ def test_attention_in_blocks_equals_attention_with_the_mask(kind, ahead, grid, k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_layers_receptive_field_is_the_pattern(kind):
-    pattern = Pattern(kind, 3, 4, 3)
+    pattern = SparsePattern(kind, 3, 4, 3)
     model = seeded(lambda: Transformer(16, 1, 2, causal=True, patterns=[pattern]), 0)
     x = noise(1, 18, 16).requires_grad_()
     y = model(x)
@@ -92,7 +94,7 @@ def test_one_layers_receptive_field_is_the_pattern(kind):
 
 
 def test_a_row_layer_and_a_column_layer_together_see_all_rows_above():
-    patterns = [Pattern("row", 1, 4), Pattern("column", 1, 4)]
+    patterns = [SparsePattern("row", 1, 4), SparsePattern("column", 1, 4)]
     model = seeded(lambda: Transformer(16, 2, 2, causal=True, patterns=patterns), 0)
     x = noise(1, 17, 16).requires_grad_()
     (grad,) = torch.autograd.grad((model(x)[0, 16] * noise(16, seed=7)).sum(), x)
@@ -110,7 +112,7 @@ def test_a_sparse_pattern_computes_at_most_three_fifths_of_the_causal_scores(kin
 
     full = flops(lambda q, k, v: torch.softmax(q @ k.transpose(-2, -1), -1) @ v)
     causal = full / 2  # the kernel leaves out the half above the diagonal
-    assert flops(Pattern(kind, 16, 16, 5).blocked) < 0.6 * causal
+    assert flops(SparsePattern(kind, 16, 16, 5).blocked) < 0.6 * causal
 
 
 def scores_of(model: Transformer, x: torch.Tensor, **settings) -> int:
@@ -123,7 +125,7 @@ def scores_of(model: Transformer, x: torch.Tensor, **settings) -> int:
 
 def layers_of(kind: str) -> Transformer:
     """Two layers over 16 tokens and 16 x 16 codes."""
-    patterns = [Pattern(kind, 16, 16, 5)] * 2
+    patterns = [SparsePattern(kind, 16, 16, 5)] * 2
     return seeded(lambda: Transformer(32, 2, 2, causal=True, patterns=patterns), 0)
 
 

@@ -22,7 +22,8 @@ from minimodal.cli import common
 from minimodal.cli import train as training
 from minimodal.cli.common import HOME, run_command
 from minimodal.cli.main import main
-from minimodal.clip import CLIP, clip_preprocess
+from minimodal.clip import CLIP
+from minimodal.data.preprocessing import clip_preprocess
 from minimodal.data.words import KnownWords
 from minimodal.runs import load
 from minimodal.training.recipes import clip, recipe_for

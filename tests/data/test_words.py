@@ -9,7 +9,8 @@ from minimodal.data.images import ImageSource
 from minimodal.data.tokenizer import Tokenizer, split
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
-from minimodal.shapes.source import ShapesSource, parse
+from minimodal.shapes.language import parse
+from minimodal.shapes.source import ShapesSource
 from minimodal.training.captions import captions_of
 
 CAPTIONS = ["a red circle", "Two small stars", "don't  stop\tnow", "5 cats, 12 dogs"]

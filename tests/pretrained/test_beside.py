@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minimodal.cli.which_clip import add_clip_flags, load_clip
-from minimodal.clip import MEAN, STD, embed_pictures
+from minimodal.clip import embed_pictures
+from minimodal.data.preprocessing import MEAN, STD
 from minimodal.errors import UserError
 from minimodal.pretrained import load_huggingface_clip, load_openai_clip, load_taming_transformer
 from minimodal.pretrained.beside import read_settings

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minimodal
-from minimodal.clip import CLIP, clip_preprocess
+from minimodal.clip import CLIP
+from minimodal.data.preprocessing import clip_preprocess
 from minimodal.errors import UserError
 from minimodal.pretrained import load_huggingface_clip, load_open_clip, load_openai_clip
 from minimodal.pretrained.files import read_tensors

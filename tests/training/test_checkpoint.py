@@ -401,7 +401,9 @@ def test_of_a_group_of_settings_only_the_changed_one_is_named(tmp_path):
         checkpoint.check_same(tmp_path, described(True))
 
 
-ALL_GONE = {"game": "hinge", "r1": 0.0, "unique": False}
+ALL_GONE = {
+    "game": "hinge", "r1": 0.0, "unique": False, "label_smoothing": 0.0, "word_dropout": 0.0,
+}  # fmt: skip
 
 
 def before_deletions(out: Path, *, qk_norm: bool = False, **training) -> None:
@@ -423,6 +425,8 @@ def test_a_setting_that_is_gone_and_was_off_is_no_difference(tmp_path):
         ({"game": "non-saturating"}, "--game non-saturating"),
         ({"r1": 0.5}, "--r1 0.5"),
         ({"unique": True}, "--unique yes"),
+        ({"label_smoothing": 0.1}, "--label-smoothing 0.1"),
+        ({"word_dropout": 0.15}, "--word-dropout 0.15"),
         ({"qk_norm": True}, "--qk-norm yes"),
         ({"r1": 0.5, "game": "non-saturating"}, "--game non-saturating --r1 0.5"),
     ],

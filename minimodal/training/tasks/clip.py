@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimodal.blocks.contrastive import difference_loss, rows_sigmoid
+from minimodal.blocks.contrastive import difference_loss, gathered_loss, rows_sigmoid
 from minimodal.clip import (
     CLIP,
     class_embeddings,
     contrastive_loss,
     embed_captions,
     embed_pictures,
-    normalize,
 )
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.data.loading import DataSource, batch_indices
+from minimodal.data.preprocessing import normalize
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
 from minimodal.files import write_atomically
@@ -128,7 +128,7 @@ class CLIPTask(Task):
         """
         model, training = self.model, self.training
         scale = model.logit_scale.exp()
-        all_image, all_text = self.gather(image), self.gather(text)  # (B, E)
+        all_image, all_text = self.gather(image), self.gather(text)  # (B, E) each
         others, B = self.gather(captions), len(all_image)
         most = LOGITS if image.device.type == "cpu" else 64 * LOGITS  # a GPU wants larger pieces
         rows = training.loss_rows or (max(1, most // B) if len(image) * B > most else 0)
@@ -138,9 +138,11 @@ class CLIPTask(Task):
                 queries, keys, scale, model.logit_bias,
                 own=captions, others=others, rows=rows or B,
             )  # fmt: skip
+        elif all_image is image and not rows:  # one process, and not too many logits
+            loss = contrastive_loss(image, text, scale, captions=captions)
         else:
             columns = {"all_image": all_image, "all_text": all_text, "all_captions": others}
-            loss = contrastive_loss(image, text, scale, captions=captions, rows=rows, **columns)
+            loss = gathered_loss(image, text, scale, captions=captions, rows=rows, **columns)
         metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}
         if training.difference_weight > 0:
             differences = difference_loss(all_image, all_text, scale)

@@ -16,7 +16,6 @@ from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
-from minimodal.blocks.precision import full_float32
 from minimodal.data.loading import DataSource
 from minimodal.errors import UserError
 from minimodal.files import make_folder, write_atomically
@@ -49,7 +48,7 @@ class Encoded(NamedTuple):
 def tokenize_pictures(
     vqgan: VQGAN, source: DataSource, *, n: int, flip: bool, device: torch.device
 ) -> Tensor:
-    """The codes of a source's first n pictures, computed in float32 proper.
+    """The codes of a source's first n pictures.
 
     Of pairs, pictures (B, 3, 2*S, S), each is encoded by itself; their codes lie one above the
     other as they do.
@@ -58,15 +57,14 @@ def tokenize_pictures(
     # What 32 pictures need fits a CPU's cache; 256 at once take it twice the time.
     some = 32 if device.type == "cpu" else 256
     codes = []
-    with full_float32(device):
-        for mirrored in (False, True) if flip else (False,):
-            for start in range(0, n, some):
-                images = source.images(np.arange(start, min(start + some, n)))
-                images = images[..., ::-1] if mirrored else images
-                x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-                single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
-                grids = vqgan.encode(single).indices.cpu().int()
-                codes.append(rearrange(grids, "(B p) h w -> B (p h) w", B=len(x)))
+    for mirrored in (False, True) if flip else (False,):
+        for start in range(0, n, some):
+            images = source.images(np.arange(start, min(start + some, n)))
+            images = images[..., ::-1] if mirrored else images
+            x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+            single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
+            grids = vqgan.encode(single).indices.cpu().int()
+            codes.append(rearrange(grids, "(B p) h w -> B (p h) w", B=len(x)))
     return torch.cat(codes)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimodal.blocks.given import Given
+from minimodal.blocks.painter import Request
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.dalle import DALLE
 from minimodal.data.loading import batch_indices
@@ -30,8 +32,6 @@ class DALLETraining:
     vocab: int = 2048  # tokens of captions at most; fewer where they have fewer words
     max_text_length: int = 48  # tokens of a caption; longer ones are cut
     caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
-    word_dropout: float = 0.0  # chance that a token of a caption is not read
-    label_smoothing: float = 0.0  # share of a code's label that is spread over all codes
     bpe_dropout: float = 0.0  # chance that a merge of the captions' tokens is left out
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
@@ -43,7 +43,7 @@ class DALLETraining:
             raise UserError(f"pool {self.pool}: expected at least 1")
         if self.max_text_length < 1:
             raise UserError(f"max_text_length {self.max_text_length}: expected at least 1")
-        for name in ("caption_dropout", "word_dropout", "bpe_dropout", "label_smoothing"):
+        for name in ("caption_dropout", "bpe_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
@@ -82,20 +82,11 @@ class DALLETask(Task):
         if dropout := self.training.bpe_dropout:
             seeds = [(self.seed, step, row) for row in range(len(indices))[rows]]
             text = torn(self.tokenizer, captions[rows], text.shape[1], dropout=dropout, seeds=seeds)
-        batch = {"text": text, "codes": codes}
-        if self.training.word_dropout > 0:
-            chances = rng.random((len(indices), text.shape[1]))[rows]
-            batch["hidden"] = torch.from_numpy(chances < self.training.word_dropout)
-        return batch
+        return {"text": text, "codes": codes}
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """1/8 text and 7/8 image."""
-        return self.model.loss(
-            batch["text"],
-            batch["codes"],
-            hidden=batch.get("hidden"),
-            smoothing=self.training.label_smoothing,
-        )
+        return self.model.loss(batch["text"], batch["codes"])
 
     @torch.no_grad()
     def evaluate(self, model: DALLE) -> dict[str, float]:
@@ -122,14 +113,13 @@ class DALLETask(Task):
         if model.config.pictures > 1:
             pairs = torch.from_numpy(self.val.images(np.arange(16) % len(self.val)))
             first = pairs[:, :, : pairs.shape[3]]  # (16, 3, S, S)
-        pictures = model.generate(
+        pictures = model.draw(
             captions,
-            generator=torch.Generator(device).manual_seed(self.seed),
-            temperature=self.training.temperature,
-            guidance=self.training.guidance,
+            Request(generator=torch.Generator(device).manual_seed(self.seed)),
+            SamplingConfig(self.training.temperature, guidance=self.training.guidance),
+            given=Given(first=first),
             truncate=True,
             allow_unseen=True,
-            first=first,
         ).cpu()
         return tile(pictures if first is None else torch.cat([first, pictures], dim=2), 8)
 
