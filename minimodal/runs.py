@@ -64,10 +64,11 @@ def find(path: str | Path, kind: str | None = None, *, flag: str = "") -> Path:
     """
     path = Path(path)
     if not path.exists():
+        way = f"give {flag} with a run" if flag else "give a run"
         raise UserError(
-            f"{flag} {path}: no such file or folder, and nothing is downloaded by its name: give a "
-            "run (`python -m minimodal train demo` makes runs/demo) or the path of an original "
-            "checkpoint, such as OpenAI's ViT-B-32.pt or a folder from huggingface.co".lstrip()
+            f"{flag} {path}: no such file or folder, and nothing is downloaded by its name: "
+            f"`python -m minimodal train demo` makes runs/demo, or {way} or an original checkpoint "
+            "that you have, such as OpenAI's ViT-B-32.pt or a folder from huggingface.co".lstrip()
         )
     if path.is_file():
         up = path.parent.parent if path.parent.name == "state" else path.parent
