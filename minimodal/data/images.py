@@ -141,9 +141,7 @@ def resize_then_crop(
         sides = [max(1, round(side * size / long)) for side in picture.size]
         wanted = (size, size) if resize == "squash" else tuple(sides)
     if wanted[0] * wanted[1] > MAX_PIXELS:
-        raise UserError(
-            f"a picture of {picture.width} x {picture.height} pixels is too long and thin"
-        )
+        raise UserError(f"a picture of {picture.width} x {picture.height} is too long and thin")
     if picture.size != wanted:
         picture = picture.resize(wanted, Image.Resampling[interpolation.upper()])
     # What is missing is black and the odd pixel of it is right or below, as OpenCLIP pads.

@@ -355,8 +355,7 @@ class _Reader:
         """ "a large red circle" is one entry, "two red circles" two equal ones."""
         number = self.take(*_COUNT)
         color = size = None
-        while self.peek() in _SIZE or self.peek() in _COLOR:
-            word = self.peek()
+        while (word := self.peek()) in _SIZE or word in _COLOR:
             if (word in _SIZE and size) or (word in _COLOR and color):
                 raise self.fail("one size and one colour an object")
             self.at += 1
@@ -369,7 +368,7 @@ class _Reader:
             raise self.fail(f"a colour of shapes ({', '.join(COLORS)})")
         if self.peek() not in _NOUN:
             raise self.fail(f"a shape ({', '.join(SHAPES)})")
-        if number and _COUNT[number] > 1:
+        if _COUNT.get(number, 1) > 1:
             raise self.fail(f"'{plural(self.peek())}'")
         return [ObjectSpec(_NOUN[self.take(*_NOUN)], color, size)]
 
