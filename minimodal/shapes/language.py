@@ -6,7 +6,7 @@
     blue circle, red square, white background                   (loose)
     there is a big box beside a little violet star              (loose)
 
-`captions(scenes, draws)` writes one caption a scene, strict or loose, as people type. Words have
+`captions(scenes, draws)` writes one caption per scene, strict or loose, as people type. Words have
 synonyms, and size, colour and background are left out now and then, so a caption is true of its
 scene but seldom all of it. `parse(caption)` reads these and more ("Three red circles.") into a
 `Spec`, or says which word it does not know. Every caption it writes, it can read.
@@ -198,7 +198,7 @@ def captions(
     loose: float = 0.0,
     unsaid: float | np.ndarray | None = None,
 ) -> list[str]:
-    """One caption a scene.
+    """One caption per scene.
 
     draws: (N, DRAWS) uniform in [0, 1), (N, LOOSE_DRAWS) where some are loose; equal rows choose
         the same template and synonyms
@@ -242,7 +242,7 @@ class ObjectSpec(NamedTuple):
 class Spec(NamedTuple):
     """What a caption says.
 
-    objects: one entry an object, so `count` entries
+    objects: one entry per object, so `count` entries
     relation: where objects[0] is, seen from objects[1]: left, right, above, below, or None
     """
 

@@ -126,7 +126,7 @@ def _templates() -> _Templates:
 
 
 class _Fit(NamedTuple):
-    """One object a picture: where (N, 3) is (kind, y, x), color (N,), amplitude (N,)."""
+    """One object per picture: where (N, 3) is (kind, y, x), color (N,), amplitude (N,)."""
 
     where: np.ndarray
     color: np.ndarray

@@ -63,7 +63,7 @@ def _grow(mask: np.ndarray) -> np.ndarray:
 
 
 def _solid(mask: np.ndarray) -> np.ndarray:
-    """What of a mask lies in 2 x 2 pixels of it, or beside such. mask: (..., 32, 32) bool
+    """A mask without its parts that are thinner than 2 x 2 pixels. mask: (..., 32, 32) bool
 
     The blend of two colours along an edge can look like a third one: red and white make pink. Such
     a line is one pixel wide, an object is not.
