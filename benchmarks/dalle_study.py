@@ -243,7 +243,7 @@ def parts_of(source: DataSource, n: int, *, flip: bool) -> Iterator[Tensor]:
 def copying(
     drawn: Tensor, train: DataSource, val: DataSource, *, pool: int, flip: bool = False
 ) -> dict[str, float]:
-    """Distances of drawn pictures to the nearest training picture, beside those of unseen real ones.
+    """Distances of drawn pictures to the nearest training picture, and those of unseen real ones.
 
     `nearer` is the share of drawn pictures that are nearer than the median unseen one: ½ for a
     model that does not copy.

@@ -46,7 +46,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers: save it with 8 bits per channel")
     if picture.mode.startswith("I"):
-        # 16 bits per pixel ("I" in older Pillow). convert() would clip at 255: an all-white picture.
+        # 16 bits per pixel ("I" in older Pillow). convert() would clip at 255: all white.
         levels = np.asarray(picture).astype(np.float64) / 257
         picture = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
     if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
