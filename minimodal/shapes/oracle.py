@@ -278,6 +278,7 @@ def _name_objects(row: int, fits: list[_Fit], present: list, clear: list) -> lis
 
 
 def relation_between(objects: list[ObjectReading]) -> str | None:
+    """Where the first of two objects is, seen from the second; None where that is not clear."""
     if len(objects) != 2:
         return None
     dx, dy = objects[0].x - objects[1].x, objects[0].y - objects[1].y
@@ -319,9 +320,7 @@ def read(pictures: np.ndarray) -> list[Reading]:
     pictures: (N, 3, S, S) uint8
     """
     if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != np.uint8:
-        raise ValueError(
-            f"the oracle reads uint8 pictures (N, 3, S, S), got {pictures.dtype} {pictures.shape}"
-        )
+        raise ValueError(f"expected uint8 (N, 3, S, S), got {pictures.dtype} {pictures.shape}")
     chunk = max(1, min(64, 64 * 128**2 // pictures.shape[-1] ** 2))
     parts = range(0, len(pictures), chunk)
     return [one for start in parts for one in _read_chunk(pictures[start : start + chunk])]
