@@ -220,8 +220,8 @@ def nearest_distance(pictures: Tensor, others: Iterable[Tensor]) -> Tensor:
     nearest = torch.full((len(a),), float("inf"))
     for part in others:
         b = part.flatten(1).float()  # (M, D)
-        # cdist subtracts sums of squares, which leaves a rest where a picture is the same: it
-        # says which is the nearest, and the difference of the two how far that is.
+        # cdist subtracts sums of squares, which is not quite zero for equal pictures: it only says
+        # which is the nearest, and the distance to that one is computed anew.
         closest = b[torch.cdist(a, b).argmin(dim=1)]  # (N, D)
         nearest = torch.minimum(nearest, (a - closest).square().mean(dim=1).sqrt())
     return nearest
@@ -242,9 +242,10 @@ def parts_of(source: DataSource, n: int, *, flip: bool) -> Iterator[Tensor]:
 def copying(
     drawn: Tensor, train: DataSource, val: DataSource, *, pool: int, flip: bool = False
 ) -> dict[str, float]:
-    """Does a model copy? How near drawn pictures are to training pictures, beside how near unseen
-    real pictures are: `nearer` is the share of drawn ones that are nearer than half of the unseen
-    real ones, ½ for a model that copies as little as the world itself does.
+    """Distances of drawn pictures to the nearest training picture, and those of unseen real ones.
+
+    `nearer` is the share of drawn pictures that are nearer than the median unseen one: ½ for a
+    model that does not copy.
 
     drawn: (N, 3, H, W) uint8
     pool: pictures that the model was trained on, the first of `train`

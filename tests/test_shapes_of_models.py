@@ -381,8 +381,7 @@ CALLS = [
     (distances.radii, dict(features=SET, k=2), {}),
     (distances.covered, dict(points=SET, centres=OTHER, k=2), {}),
     (distances.precision_recall, dict(real=SET, painted=OTHER), {}),
-    (metrics.sort_keys, dict(scores=noise(2, 4), first=0), {}),
-    (metrics.read_keys, dict(keys=integers(99, 2, 4)), {}),
+    (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),
 ]

@@ -1,6 +1,6 @@
 """Captions in files: tables of pictures and captions, and texts beside the pictures.
 
-    x.jsonl    an object a line, {"file_name": "a/cat.jpg", "text": "a cat"}
+    x.jsonl    an object per line, {"file_name": "a/cat.jpg", "text": "a cat"}
     x.json     a list of such objects, a mapping {"cat.jpg": "a cat"}, COCO's, Karpathy's
     x.csv …    a header and rows, or pairs of picture and caption without one; with , ; tab or |
 

@@ -44,9 +44,9 @@ VALIDATION_SHARE = 0.1
 def to_rgb(picture: Image.Image) -> Image.Image:
     """A picture of any mode in RGB: what is transparent becomes white, 16 bits become 8."""
     if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers: save it with 8 bits a channel")
+        raise ValueError("its pixels are floating-point numbers: save it with 8 bits per channel")
     if picture.mode.startswith("I"):
-        # 16 bits a pixel ("I" in older Pillow). convert() would clip at 255: an all-white picture.
+        # 16 bits per pixel ("I" in older Pillow). convert() would clip at 255: all white.
         levels = np.asarray(picture).astype(np.float64) / 257
         picture = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
     if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
@@ -141,9 +141,7 @@ def resize_then_crop(
         sides = [max(1, round(side * size / long)) for side in picture.size]
         wanted = (size, size) if resize == "squash" else tuple(sides)
     if wanted[0] * wanted[1] > MAX_PIXELS:
-        raise UserError(
-            f"a picture of {picture.width} x {picture.height} pixels is too long and thin"
-        )
+        raise UserError(f"a picture of {picture.width} x {picture.height} is too long and thin")
     if picture.size != wanted:
         picture = picture.resize(wanted, Image.Resampling[interpolation.upper()])
     # What is missing is black and the odd pixel of it is right or below, as OpenCLIP pads.
@@ -325,7 +323,7 @@ class ImageSource:
 
     name: str
     pixels: np.ndarray
-    caption_lists: Sequence[Sequence[str]]  # one sequence a picture; none has any, or all have
+    caption_lists: Sequence[Sequence[str]]  # one sequence per picture; none has any, or all have
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     add_captions: str = ""  # for a source without captions: how the user can add them
@@ -357,7 +355,7 @@ class ImageSource:
 
         indices: (B,) int64
         """
-        draws = rng.random(len(indices))  # one number a picture, however many captions it has
+        draws = rng.random(len(indices))  # one number per picture, however many captions it has
         lists = [self.all_captions(i) for i in indices]
         return [
             options[int(draw * len(options))] for options, draw in zip(lists, draws, strict=True)

@@ -60,7 +60,7 @@ class DataSource(Protocol):
         """Pictures as bytes. indices: (B,); returns: (B, 3, S, S) uint8"""
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture, drawn by rng."""
+        """One caption per picture, drawn by rng."""
 
     def all_captions(self, index: int) -> list[str]:
         """Every caption of a picture (or a few, where there is no end of them)."""

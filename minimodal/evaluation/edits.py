@@ -16,8 +16,8 @@ from minimodal.blocks.given import Given
 from minimodal.dalle import DALLE
 from minimodal.evaluation.scoreboard import draw_with, exact, rounded, shares
 from minimodal.shapes.edits import KINDS, EditsSource
-from minimodal.shapes.oracle_edits import score_edits
 from minimodal.shapes.world import has_held_out
+from minimodal.shapes.worlds import WORLDS
 
 # Second pictures, (prompts, first pictures, seed) -> (N, 3, S, S) uint8 on the CPU.
 Edit = Callable[[Sequence[str], Tensor, int], Tensor]
@@ -59,7 +59,7 @@ def edit_scores(
         first, second = torch.from_numpy(source.images(numbers)).split(size, dim=2)
         prompts = source.captions(numbers, np.random.default_rng(seed))
         found, unchanged, ceiling = (
-            exact(score_edits(after, pictures.numpy()))
+            exact(WORLDS["edits"].score(after, pictures.numpy()))
             for pictures in (edit(prompts, first, seed), first, reconstruct(second))
         )
         cases = {name: found}

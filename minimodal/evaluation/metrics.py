@@ -92,7 +92,7 @@ def psnr(first: Tensor, second: Tensor) -> float:
     return float((10 * torch.log10(255.0**2 / error.clamp(min=1e-10))).mean())
 
 
-WINDOW = 7  # pixels a side of SSIM's windows
+WINDOW = 7  # pixels per side of SSIM's windows
 
 
 def ssim(first: Tensor, second: Tensor) -> float:
@@ -103,7 +103,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
     with C1 = (0.01 · 255)², C2 = (0.03 · 255)², over every window of 7 x 7 pixels, unweighted, and
     with the sample's covariances, channel by channel.
 
-    first: (N, 3, H, W) uint8, or float in [-1, 1], of 7 pixels a side or more
+    first: (N, 3, H, W) uint8, or float in [-1, 1], of 7 pixels per side or more
     second: (N, 3, H, W) of the same kind
     """
     x, y = on_bytes_scale(first, second)

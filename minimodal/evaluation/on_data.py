@@ -1,7 +1,7 @@
 """Scores on any data: what a CLIP finds, how well a VQGAN draws again, what drawn pictures show.
 
 Classes give zero-shot accuracy (section 3.1 of the CLIP paper) and a linear probe (3.2); captions
-give recall at 1, 5 and 10 in both directions with up to five captions a picture, COCO's protocol.
+give recall at 1, 5 and 10 in both directions with up to five captions per picture, COCO's protocol.
 Pictures drawn from text are shown to a judge of classes or to a CLIP. The Shapes world has scores
 of its own, in `scoreboard.py`.
 

@@ -235,7 +235,7 @@ class HardSource(WorldSource):
         return [hard_caption(scenes, i, draws[i], full=full) for i in range(len(scenes))]
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture; sizes, colours and the ground are left out at times."""
+        """One caption per picture; sizes, colours and the ground are left out at times."""
         return self._captions(indices, rng, full=False)
 
     def full_captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:

@@ -6,7 +6,7 @@
     blue circle, red square, white background                   (loose)
     there is a big box beside a little violet star              (loose)
 
-`captions(scenes, draws)` writes one caption a scene, strict or loose, as people type. Words have
+`captions(scenes, draws)` writes one caption per scene, strict or loose, as people type. Words have
 synonyms, and size, colour and background are left out now and then, so a caption is true of its
 scene but seldom all of it. `parse(caption)` reads these and more ("Three red circles.") into a
 `Spec`, or says which word it does not know. Every caption it writes, it can read.
@@ -198,7 +198,7 @@ def captions(
     loose: float = 0.0,
     unsaid: float | np.ndarray | None = None,
 ) -> list[str]:
-    """One caption a scene.
+    """One caption per scene.
 
     draws: (N, DRAWS) uniform in [0, 1), (N, LOOSE_DRAWS) where some are loose; equal rows choose
         the same template and synonyms
@@ -242,7 +242,7 @@ class ObjectSpec(NamedTuple):
 class Spec(NamedTuple):
     """What a caption says.
 
-    objects: one entry an object, so `count` entries
+    objects: one entry per object, so `count` entries
     relation: where objects[0] is, seen from objects[1]: left, right, above, below, or None
     """
 
@@ -355,8 +355,7 @@ class _Reader:
         """ "a large red circle" is one entry, "two red circles" two equal ones."""
         number = self.take(*_COUNT)
         color = size = None
-        while self.peek() in _SIZE or self.peek() in _COLOR:
-            word = self.peek()
+        while (word := self.peek()) in _SIZE or word in _COLOR:
             if (word in _SIZE and size) or (word in _COLOR and color):
                 raise self.fail("one size and one colour an object")
             self.at += 1
@@ -369,7 +368,7 @@ class _Reader:
             raise self.fail(f"a colour of shapes ({', '.join(COLORS)})")
         if self.peek() not in _NOUN:
             raise self.fail(f"a shape ({', '.join(SHAPES)})")
-        if number and _COUNT[number] > 1:
+        if _COUNT.get(number, 1) > 1:
             raise self.fail(f"'{plural(self.peek())}'")
         return [ObjectSpec(_NOUN[self.take(*_NOUN)], color, size)]
 

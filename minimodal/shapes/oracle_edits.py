@@ -1,12 +1,11 @@
 """The oracle of edits: is a second picture what its caption makes of the first?
 
 The first picture is known as a scene, or read by `oracle.py`; `expected` applies the caption to
-it, and `score_edits` compares the scene that this gives with what the oracle reads in the second
+it, and `matches_edit` compares the scene that this gives with what the oracle reads in the second
 picture: all objects, the background, and that what was not to move has stayed where it was. Read
 `edits.py` and `oracle.py` before.
 """
 
-from collections.abc import Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -84,19 +83,12 @@ def _agreement(wanted: list[ObjectReading], seen: tuple[ObjectReading, ...]) -> 
     return [*names, all(max(abs(w.x - s.x), abs(w.y - s.y)) <= MOST_OFF for w, s in pairs)]
 
 
-def score_edits(after: Sequence[Scenes] | Scenes, pictures: np.ndarray) -> list[EditVerdict]:
-    """One verdict per scene that was to be and the picture that was drawn.
-
-    after: N scenes, or N of one scene each
-    pictures: (N, 3, S, S) uint8
-    """
-    verdicts = []
-    for scene, reading in zip(after, read(pictures), strict=True):
-        wanted = _objects(scene)
-        found = [*reading.objects, *[_NOTHING] * len(wanted)]
-        orders = permutations(found, len(wanted))
-        shape, color, size, place = max((_agreement(wanted, o) for o in orders), key=sum)
-        background = reading.background == tuple(BACKGROUNDS)[scene.background[0]]
-        count = reading.count == len(wanted)
-        verdicts.append(EditVerdict(count, shape, color, size, background, place))
-    return verdicts
+def matches_edit(scene: Scenes, reading: Reading) -> EditVerdict:
+    """Whether a second picture is the one scene that was to be."""
+    wanted = _objects(scene)
+    found = [*reading.objects, *[_NOTHING] * len(wanted)]
+    orders = permutations(found, len(wanted))
+    shape, color, size, place = max((_agreement(wanted, o) for o in orders), key=sum)
+    background = reading.background == tuple(BACKGROUNDS)[scene.background[0]]
+    count = reading.count == len(wanted)
+    return EditVerdict(count, shape, color, size, background, place)

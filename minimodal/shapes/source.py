@@ -66,7 +66,7 @@ class ShapesSource(WorldSource):
         return render(self.scenes(indices), self.image_size)
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture, six in ten loose. In a contrast group all state the same, by
+        """One caption per picture, six in ten loose. In a contrast group all state the same, by
         the same template: all but what is the same for all (the background) or leaves the four
         different (where objects are)."""
         indices = np.atleast_1d(np.asarray(indices))

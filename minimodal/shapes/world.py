@@ -307,7 +307,7 @@ def without_relation(scenes: Scenes) -> np.ndarray:
 
 # --- pictures ---------------------------------------------------------------------------------
 
-_SUB = 8  # 8 x 8 samples a pixel: coverage comes in 64ths
+_SUB = 8  # 8 x 8 samples per pixel: coverage comes in 64ths
 
 
 def _inside_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:

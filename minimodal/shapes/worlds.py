@@ -8,16 +8,18 @@ A key is what stands behind the colon of a data SPEC (`shapes:hard`), and the ke
 Each world's files have its name; read `world.py`, `language.py` and `oracle.py` first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from minimodal.shapes.base import WorldSource
 from minimodal.shapes.edits import EditsSource
 from minimodal.shapes.hard import HardSource
 from minimodal.shapes.language import parse
-from minimodal.shapes.oracle import Verdict, score
-from minimodal.shapes.oracle_edits import EditVerdict, expected, score_edits
-from minimodal.shapes.oracle_hard import score_hard
+from minimodal.shapes.oracle import Reading, Verdict, matches, read, score
+from minimodal.shapes.oracle_edits import EditVerdict, expected, matches_edit
+from minimodal.shapes.oracle_hard import read_hard
 from minimodal.shapes.source import ShapesSource
 
 AnyVerdict = Verdict | EditVerdict
@@ -27,16 +29,25 @@ class World(NamedTuple):
     """A world: its data source, and the oracle that knows no more than the pictures.
 
     parse: what a caption asks for; of edits, what it makes of a first picture (3, S, S) uint8
-    score: the verdicts of N pictures (N, 3, S, S) uint8 on N such answers of `parse`
+    read: what is in each of N pictures (N, 3, S, S) uint8
+    matches: whether that is what `parse` gave
     """
 
     source: type[WorldSource]
     parse: Callable[..., Any]
-    score: Callable[..., list[AnyVerdict]]
+    read: Callable[[np.ndarray], list[Reading]]
+    matches: Callable[[Any, Reading], AnyVerdict]
+
+    def score(self, wanted: Sequence, pictures: np.ndarray) -> list[AnyVerdict]:
+        """One verdict per picture; captions need not be parsed but for edits.
+
+        pictures: (N, 3, S, S) uint8
+        """
+        return score(wanted, pictures, read=self.read, matches=self.matches)
 
 
 WORLDS = {
-    "shapes": World(ShapesSource, parse, score),
-    "hard": World(HardSource, parse, score_hard),
-    "edits": World(EditsSource, expected, score_edits),
+    "shapes": World(ShapesSource, parse, read, matches),
+    "hard": World(HardSource, parse, read_hard, matches),
+    "edits": World(EditsSource, expected, read, matches_edit),
 }
