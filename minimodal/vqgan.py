@@ -13,6 +13,7 @@ encoders learn (`blocks/factors.py`); other quantizers are in `blocks/quantizer_
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,15 +22,15 @@ from torch import Tensor, nn
 
 from minimodal.blocks.conv import (
     Downsample,
-    Patches,
     PixelAttention,
     ResidualBlock,
     Upsample,
     check_sides,
     make_norm,
+    patches,
 )
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factors import AppearanceEncoder, SelfSimilarity, check_factors
+from minimodal.blocks.factors import AppearanceEncoder, check_factors, self_similarity, window_side
 from minimodal.blocks.quantizer import Codes
 from minimodal.blocks.quantizer_variants import check_quantizer, make_quantizer
 from minimodal.errors import UserError
@@ -150,8 +151,10 @@ class Encoder(nn.Module):
         super().__init__()
         # With kernel 1 the norms, too, look at one position only.
         k, local = config.encoder_kernel, config.encoder_kernel == 1
-        self.given = SelfSimilarity(config.patch) if config.two_factors else Patches(config.patch)
-        self.conv_in = nn.Conv2d(self.given.channels, config.channels, k, padding=k // 2)
+        # What is given of each patch: its pixels, or which two pixels of its window are alike.
+        self.given = partial(self_similarity if config.two_factors else patches, patch=config.patch)
+        given = window_side(config.patch) ** 4 if config.two_factors else 3 * config.patch**2
+        self.conv_in = nn.Conv2d(given, config.channels, k, padding=k // 2)
         self.layers = nn.Sequential(
             *levels(config, down=True, kernel=k, local=local),
             *middle(config, kernel=k, local=local),
@@ -292,7 +295,8 @@ class VQGAN(nn.Module):
         """
         latents = self.latents(images)  # (B, C, h, w)
         if quantize:
-            codes = self.quantizer(latents, noise=noise, temperature=temperature)
+            relaxed = {} if noise is None else {"noise": noise, "temperature": temperature}
+            codes = self.quantizer(latents, **relaxed)
         else:
             B, C, h, w = latents.shape
             unrounded = torch.zeros(B, h, w, dtype=torch.int64, device=images.device)  # (B, h, w)
