@@ -88,7 +88,6 @@ class ImageEncoder(nn.Module):
         self.stem = make_stem(config.stem, depth=config.stem_depth)
         patch = config.patch_size // 2 ** len(config.stem)
         channels = config.stem[-1] if config.stem else 3
-        # No bias: the norm behind it would take most of it away again.
         self.patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         # As large as the patches themselves: places that start faint stay unlearned for long.
@@ -130,6 +129,7 @@ class TextEncoder(nn.Module):
         width = config.text_width
         self.end_id, self.pooling = config.end_id, config.pooling
         self.tokens = nn.Embedding(config.vocab_size, width)
+        # Words and places start faint, as in CLIP's code: what the blocks add is larger.
         self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.transformer = Transformer(

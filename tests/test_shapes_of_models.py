@@ -196,7 +196,6 @@ CALLS = [
             (variant.forward, dict(z=LATENTS), {}),
             (variant.factors, dict(indices=integers(35, 2, 3, 5)), {}),
             (variant.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
-            (variant.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
             (variant.update, dict(z=LATENTS, generator=generator()), {}),
         )
     ),
@@ -206,6 +205,7 @@ CALLS = [
         {},
     ),
     (quantizer_variants.look_up, dict(indices=integers(35, 2, 3, 5), table=noise(35, 8)), {}),
+    (GRADIENT.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
     (GRADIENT.table, {}, {"K": 35, "D": 8}),
     (GUMBEL.forward, dict(z=LATENTS, noise=noise(2, 35, 3, 5)), {}),
     (SCALARS.per_channel, dict(like=LATENTS), {}),

@@ -233,12 +233,6 @@ class AnyQuantizer(nn.Module):
         """
         return z
 
-    def start(self, z: Tensor, generator: torch.Generator) -> None:
-        """Nothing is placed on data.
-
-        z: (B, C, h, w) latents
-        """
-
 
 class Quantizer(AnyQuantizer):
     """One codebook, or several side by side that each round their share of the channels."""

@@ -140,10 +140,10 @@ class GumbelQuantizer(AnyQuantizer):
     whatever mode the module is in.
     """
 
-    def __init__(self, size: int, width: int, *, channels: int = 0, decay: float = 0.99) -> None:
+    def __init__(self, size: int, width: int, *, decay: float = 0.99) -> None:
         super().__init__((size,), width)
         self.decay = decay
-        self.scores = nn.Conv2d(channels or width, size, 1)
+        self.scores = nn.Conv2d(width, size, 1)
         self.codes = nn.Parameter(torch.empty(size, width).normal_())
         self.register_buffer("counts", torch.zeros(size))
 
