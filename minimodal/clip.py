@@ -6,9 +6,8 @@ the batch apart. What comes out classifies pictures by captions, finds pictures 
 what DALL·E drew.
 
 pictures (B, 3, H, W), normalised by CLIP's mean and deviation, and tokens (B, T) in; logits
-(B, B) out. Read `blocks/transformer.py` before. Beside it: the loss over several processes and of
-very large batches (`blocks/contrastive.py`), a stem of convolutions (`blocks/stem.py`) and the
-paper's other image tower (`blocks/resnet.py`).
+(B, B) out. Read `blocks/transformer.py` before; the loss over several processes and of very large
+batches is in `blocks/contrastive.py`.
 """
 
 import math
@@ -89,7 +88,6 @@ class ImageEncoder(nn.Module):
         self.stem = make_stem(config.stem, depth=config.stem_depth)
         patch = config.patch_size // 2 ** len(config.stem)
         channels = config.stem[-1] if config.stem else 3
-        # No bias: the norm behind it would take most of it away again.
         self.patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         # As large as the patches themselves: places that start faint stay unlearned for long.
@@ -97,14 +95,10 @@ class ImageEncoder(nn.Module):
         # differs from the paper's figure, as the paper says in 3.2: one more norm in front.
         self.norm_in = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.transformer = Transformer(
-            width,
-            config.vision_depth,
-            config.vision_heads,
-            causal=False,
-            mlp_ratio=config.vision_mlp_ratio,
-            activation=config.vision_activation,
+            width, config.vision_depth, config.vision_heads, causal=False,
+            mlp_ratio=config.vision_mlp_ratio, activation=config.vision_activation,
             norm_eps=config.vision_norm_eps,
-        )
+        )  # fmt: skip
         self.norm_out = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.projection = nn.Linear(width, config.embed_width, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
@@ -135,17 +129,14 @@ class TextEncoder(nn.Module):
         width = config.text_width
         self.end_id, self.pooling = config.end_id, config.pooling
         self.tokens = nn.Embedding(config.vocab_size, width)
+        # Words and places start faint, as in CLIP's code: what the blocks add is larger.
         self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.transformer = Transformer(
-            width,
-            config.text_depth,
-            config.text_heads,
-            causal=True,
-            mlp_ratio=config.text_mlp_ratio,
-            activation=config.text_activation,
+            width, config.text_depth, config.text_heads, causal=True,
+            mlp_ratio=config.text_mlp_ratio, activation=config.text_activation,
             norm_eps=config.text_norm_eps,
-        )
+        )  # fmt: skip
         self.norm_out = nn.LayerNorm(width, eps=config.text_norm_eps)
         self.projection = nn.Linear(width, config.embed_width, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
@@ -193,8 +184,8 @@ class CLIP(nn.Module):
         else:
             self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
-        # ln of the inverse temperature, 1/0.07 at the start (section 2.5); SigLIP begins at 10,
-        # with a bias of -10 that makes all pairs unlikely, as nearly all are.
+        # ln of the inverse temperature, 1/0.07 at the start (section 2.5). SigLIP begins at 10 and
+        # with a bias by which all pairs are unlikely, as nearly all are.
         start = 10 if config.logit_bias else 1 / 0.07
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(start)))
         self.logit_bias = nn.Parameter(torch.full((1,), -10.0)) if config.logit_bias else None
@@ -308,15 +299,14 @@ def embed_pictures(clip: CLIP, images: Tensor) -> Tensor:
     images: (N, 3, H, W) uint8
     returns: (N, E)
     """
-    device = clip.logit_scale.device
-    size = clip.config.image_size
+    device, size = clip.logit_scale.device, clip.config.image_size
     if images.shape[2:] != (size, size):  # an original CLIP reads larger ones than we draw
         pictures = (Image.fromarray(one.permute(1, 2, 0).cpu().numpy()) for one in images)
         parts = torch.stack([clip.preprocess(picture) for picture in pictures]).split(256)
         found = [clip.encode_image(part.to(device)) for part in parts]
     else:
-        how = clip.reading
-        found = [clip.encode_image(normalize(part.to(device), how)) for part in images.split(256)]
+        parts = (normalize(part.to(device), clip.reading) for part in images.split(256))
+        found = [clip.encode_image(part) for part in parts]
     return F.normalize(torch.cat(found), dim=-1)
 
 
@@ -327,5 +317,4 @@ def embed_captions(clip: CLIP, texts: list[str]) -> Tensor:
     returns: (N, E)
     """
     tokens = clip.tokenize(texts, truncate=True).to(clip.logit_scale.device)
-    found = [clip.encode_text(part) for part in tokens.split(256)]
-    return F.normalize(torch.cat(found), dim=-1)
+    return F.normalize(torch.cat([clip.encode_text(x) for x in tokens.split(256)]), dim=-1)

@@ -13,6 +13,7 @@ encoders learn (`blocks/factors.py`); other quantizers are in `blocks/quantizer_
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,15 +22,16 @@ from torch import Tensor, nn
 
 from minimodal.blocks.conv import (
     Downsample,
-    Patches,
     PixelAttention,
     ResidualBlock,
     Upsample,
+    check_kernels,
     check_sides,
     make_norm,
-)
+    patches,
+)  # fmt: skip
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factors import AppearanceEncoder, SelfSimilarity, check_factors
+from minimodal.blocks.factors import AppearanceEncoder, check_factors, self_similarity, window_side
 from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes
 from minimodal.blocks.quantizer_variants import check_quantizer, make_quantizer
@@ -68,20 +70,11 @@ class VQGANConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         if self.image_size % self.factor:
-            raise UserError(
-                f"image size {self.image_size} is not a multiple of {self.factor}, a code's pixels"
-            )
+            raise UserError(f"image size {self.image_size} is not a multiple of {self.factor}")
         if missing := [size for size in self.attention if size not in self.resolutions]:
-            raise UserError(
-                f"attention at {missing[0]}: expected one of {self.resolutions}, as the maps have"
-            )
-        if {self.encoder_kernel, self.decoder_kernel} - {1, 3}:
-            raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
-        if self.encoder_kernel == 1 and (len(self.multipliers) > 1 or self.attention):
-            raise UserError(
-                "encoder_kernel 1, by which a code sees its own patch only, needs a single "
-                "multiplier and no attention (shrink the picture by `patch` instead)"
-            )
+            raise UserError(f"attention at {missing[0]}: expected one of {self.resolutions}")
+        plain = len(self.multipliers) == 1 and not self.attention
+        check_kernels(self.encoder_kernel, self.decoder_kernel, plain=plain)
         check_quantizer(self.quantizer, self.codes, beta=self.beta, decay=self.codebook_decay)
         if self.two_factors:
             check_factors(levels=len(self.multipliers), latent_width=self.latent_width)
@@ -145,14 +138,15 @@ def middle(config: VQGANConfig, *, kernel: int, local: bool) -> list[nn.Module]:
 
 
 class Encoder(nn.Module):
-    """Residual blocks and downsampling to the latent grid."""
+    """Residual blocks and downsampling to the latent grid; at kernel 1 norms are local, too."""
 
     def __init__(self, config: VQGANConfig, out_channels: int) -> None:
         super().__init__()
-        # With kernel 1 the norms, too, look at one position only.
         k, local = config.encoder_kernel, config.encoder_kernel == 1
-        self.given = SelfSimilarity(config.patch) if config.two_factors else Patches(config.patch)
-        self.conv_in = nn.Conv2d(self.given.channels, config.channels, k, padding=k // 2)
+        # What is given of each patch: its pixels, or which two pixels of its window are alike.
+        self.given = partial(self_similarity if config.two_factors else patches, patch=config.patch)
+        given = window_side(config.patch) ** 4 if config.two_factors else 3 * config.patch**2
+        self.conv_in = nn.Conv2d(given, config.channels, k, padding=k // 2)
         self.layers = nn.Sequential(
             *levels(config, down=True, kernel=k, local=local),
             *middle(config, kernel=k, local=local),
@@ -295,11 +289,11 @@ class VQGAN(nn.Module):
         """
         latents = self.latents(images)  # (B, C, h, w)
         if quantize:
-            codes = self.quantizer(latents, noise=noise, temperature=temperature)
+            relaxed = {} if noise is None else {"noise": noise, "temperature": temperature}
+            codes = self.quantizer(latents, **relaxed)
         else:
-            B, C, h, w = latents.shape
-            unrounded = torch.zeros(B, h, w, dtype=torch.int64, device=images.device)  # (B, h, w)
-            codes = Codes(self.quantizer.bound(latents), unrounded, latents.new_zeros(()))
+            none = torch.zeros_like(latents[:, 0], dtype=torch.int64)  # (B, h, w)
+            codes = Codes(self.quantizer.bound(latents), none, latents.new_zeros(()))
         return Reconstruction(self.paint(codes.z), codes, latents)
 
     @property

@@ -28,16 +28,6 @@ def unit(x: Tensor) -> Tensor:
     return x * (x.square().sum(dim=-1, keepdim=True) + 1e-24).rsqrt()
 
 
-def positives(rows: Tensor, columns: Tensor) -> Tensor:
-    """Where a row's caption is a column's.
-
-    rows: (b,) int64 caption numbers
-    columns: (B,) int64
-    returns: (b, B) bool
-    """
-    return rows[:, None] == columns[None, :]
-
-
 def even_targets(rows: Tensor, columns: Tensor) -> Tensor:
     """Where a row's probability should lie: even over the columns that have its caption.
 
@@ -45,7 +35,7 @@ def even_targets(rows: Tensor, columns: Tensor) -> Tensor:
     columns: (B,) int64
     returns: (b, B) float32, each row adds up to 1
     """
-    target = positives(rows, columns).float()  # (b, B)
+    target = (rows[:, None] == columns).float()  # (b, B)
     target /= target.sum(dim=1, keepdim=True)
     return target
 
@@ -124,7 +114,7 @@ class _CrossEntropy(torch.autograd.Function):
         for q, numbers, d_q in zip(*parts, strict=True):  # (r, E), (r,), (r, E)
             logits = q @ keys.T  # (r, B)
             # A number that n of the columns have, n of the rows have: t is the same both ways.
-            target = positives(numbers, others).to(logits.dtype)
+            target = (numbers[:, None] == others).to(logits.dtype)
             target *= ways / target.sum(dim=1, keepdim=True)
             loss -= torch.dot(target.flatten(), logits.flatten())
             p = logits.softmax(dim=1)
@@ -211,7 +201,7 @@ def _sigmoid_sum(
     q: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, own: Tensor, others: Tensor
 ) -> Tensor:
     logits = scale * q @ keys.T + bias  # (r, B)
-    return -F.logsigmoid(torch.where(positives(own, others), logits, -logits)).sum()
+    return -F.logsigmoid(torch.where(own[:, None] == others, logits, -logits)).sum()
 
 
 def rows_sigmoid(

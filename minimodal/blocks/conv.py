@@ -5,8 +5,6 @@ the resolution, as in the VQGAN paper's table of layers (Esser et al. 2021, appe
 et al. 2020). Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -49,6 +47,20 @@ def make_norm(channels: int, *, local: bool) -> nn.Module:
     return PositionNorm(channels) if local else group_norm(channels)
 
 
+def check_kernels(encoder: int, decoder: int, *, plain: bool) -> None:
+    """Refuse kernels of VQGAN's CNNs that do not keep what they promise.
+
+    plain: whether the encoder has one resolution and no attention
+    """
+    if {encoder, decoder} - {1, 3}:
+        raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
+    if encoder == 1 and not plain:
+        raise UserError(
+            "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
+            "multiplier and no attention (shrink the picture by `patch` instead)"
+        )
+
+
 def check_sides(images: Tensor, *, multiple: int) -> None:
     """Refuse pictures that are no whole number of codes high and wide.
 
@@ -63,25 +75,14 @@ def check_sides(images: Tensor, *, multiple: int) -> None:
         )
 
 
-class Patches(NamedTuple):
-    """What an encoder is given of each patch: its pixels."""
+def patches(images: Tensor, *, patch: int) -> Tensor:
+    """Make each patch's pixels channels: what a convolution of its size reads, without the cost.
 
-    patch: int
-
-    @property
-    def channels(self) -> int:
-        """P: numbers of a patch."""
-        return 3 * self.patch**2
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Each patch's pixels become channels: a convolution for its size, without the cost.
-
-        images: (B, 3, H, W)
-        returns: (B, P, h', w') one place a patch
-        """
-        if self.patch == 1:  # torch's kernel is slow, also where there is nothing to do
-            return images
-        return F.pixel_unshuffle(images, self.patch)
+    images: (B, C, H, W)
+    returns: (B, C*patch**2, H//patch, W//patch)
+    """
+    # Torch's kernel is slow, also where there is nothing to do.
+    return F.pixel_unshuffle(images, patch) if patch > 1 else images
 
 
 class ResidualBlock(nn.Module):

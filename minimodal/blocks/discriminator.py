@@ -128,7 +128,11 @@ def pulls(
 
 
 def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-    """λ = |∇ L_rec| / (|∇ L_GAN| + δ) at the last decoder layer, at most 10⁴ (equation 7).
+    """λ of L = L_rec + λ L_GAN (equations 6 and 7), at most 10⁴,
+
+        λ = |∇ L_rec| / (|∇ L_GAN| + δ)   with gradients at the decoder's last layer, δ = 10⁻⁴
+
+    so that neither loss moves the picture more than the other.
 
     reconstruction: (…) gradient at the last layer
     adversarial: (…) gradient at the last layer

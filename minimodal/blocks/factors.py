@@ -13,8 +13,6 @@ Local self-similarities are Shechtman & Irani 2007, maxima over a set are PointN
 both here for each patch. Pictures (B, 3, H, W) in [-1, 1]. Read nothing before this file.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -71,25 +69,6 @@ def check_factors(*, levels: int, latent_width: int) -> None:
         raise UserError("two codebooks have an encoder each: latent_width is for one codebook")
     if levels > 1:
         raise UserError("two codebooks are for one multiplier: shrink the picture by `patch`")
-
-
-class SelfSimilarity(NamedTuple):
-    """What the structure encoder is given of each patch."""
-
-    patch: int
-
-    @property
-    def channels(self) -> int:
-        """P: pairs of pixels of a window."""
-        return window_side(self.patch) ** 4
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Which pixels of each window are alike.
-
-        images: (B, 3, H, W)
-        returns: (B, P, h, w)
-        """
-        return self_similarity(images, patch=self.patch)
 
 
 class AppearanceEncoder(nn.Module):

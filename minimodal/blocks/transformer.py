@@ -94,7 +94,8 @@ class Attention(nn.Module):
         returns: (B, T, D)
         """
         qkv = self.qkv(x)  # (B, T, 3*D)
-        q, k, v = rearrange(qkv, "B T (n H d) -> n B H T d", n=3, H=self.heads)  # (B, H, T, d) each
+        qkv = rearrange(qkv, "B T (n H d) -> n B H T d", n=3, H=self.heads)  # (3, B, H, T, d)
+        q, k, v = qkv.unbind(0)  # (B, H, T, d) each
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
