@@ -183,7 +183,7 @@ class VQGANPrior(nn.Module):
             raise UserError(f"labels {labels.tolist()}: expected -1 (none) to {most}")
         height, width = size or (g, g)
         start = labels.new_zeros(B, 0) if start is None else start.expand(B, -1)  # (B, n)
-        canvas, places = make_canvas(start, (height, width), window=g, codes=c.codes)  # (B, H, W)
+        canvas, places = make_canvas(start, (height, width), window=g, codes=c.codes)
         H, W = canvas.shape[1:]
         nothing = torch.full_like(labels, -1)
         said = torch.cat([labels, nothing]) if sampling.guided else labels  # (B',)
