@@ -155,7 +155,6 @@ def dalle_on_data(
 ) -> Evaluation:
     """A DALL·E before a judge (classes) or a CLIP (captions), and whether it copies."""
     sampling = dalle.run["model"]["sampling"]
-    how = {**sampling, "truncate": True}  # as in training
     val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
     pictures: dict[str, int] = {}
@@ -166,7 +165,7 @@ def dalle_on_data(
         pictures["judge"] = max(1, arguments.n // len(captions)) * len(captions)
         scores |= class_scores(
             dalle, val.class_names, captions, found.judge, seed=arguments.seed,
-            n=pictures["judge"], sampling=how,
+            n=pictures["judge"], sampling=sampling,
         )  # fmt: skip
     else:
         captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
@@ -177,8 +176,9 @@ def dalle_on_data(
     if found.clip is not None:
         distinct = list(dict.fromkeys(captions))
         pictures["clip"] = len(distinct)
-        scores |= recall_of_captions(dalle, found.clip, distinct, seed=arguments.seed, sampling=how)
-    drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=how)
+        how = {"seed": arguments.seed, "sampling": sampling}
+        scores |= recall_of_captions(dalle, found.clip, distinct, **how)
+    drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=sampling)
     if copies := copies_of_training(dalle, drawn, spec):
         pictures["copies"] = len(captions[:100])
         scores |= copies

@@ -212,13 +212,14 @@ def rerank(clip: CLIP, prompts: Sequence[str], pictures: Tensor) -> tuple[Tensor
 def draw(
     dalle: DALLE, prompts: list[str], n: int, *, seed: int, sampling: dict, given: Given = NOTHING
 ) -> Tensor:
-    """Pictures for prompts, in batches of 32. Whether the model knows the words is what is asked.
+    """Pictures for prompts, in batches of 32. Whether the model knows the words is what is asked;
+    too long captions are cut, as in training.
 
     returns: (N, 3, H, W) uint8, on the CPU, N = n times the prompts
     """
     generator = torch.Generator(dalle.rows.device).manual_seed(seed)
     request, how = Request(n, generator, batch_size=32), SamplingConfig(**sampling)
-    return dalle.draw(prompts, request, how, given=given, allow_unseen=True).cpu()
+    return dalle.draw(prompts, request, how, given=given, truncate=True, allow_unseen=True).cpu()
 
 
 def dalle_scores(
