@@ -295,7 +295,6 @@ class DALLE(nn.Module):
         """Draw `request.n` pictures for each prompt; a prompt's pictures follow one another.
 
         given: a picture to complete, or the first picture of pairs
-        allow_unseen: draw also for words that training never had
         returns: (N, 3, H, W) uint8, N = n times the prompts
         """
         if self.painter is None:
