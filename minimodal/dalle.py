@@ -165,7 +165,8 @@ class DALLE(nn.Module):
         """
         B, T = text.shape
         codes = codes.flatten(1)  # (B, N)
-        picture = self.embed_codes(codes[:, :-1])  # the last one is predicted, never read
+        # The last picture token is predicted, never read.
+        picture = self.embed_codes(codes[:, :-1])  # (B, N-1, D)
         x = torch.cat([self.embed_text(text), picture], dim=1)  # (B, T+N, D)
         h = self.norm_out(self.transformer(x, angles=self.angles(0, x.shape[1])))  # (B, T+N, D)
         # One head for each kind of token, where the paper has one over both vocabularies with the
@@ -297,7 +298,6 @@ class DALLE(nn.Module):
         """Draw `request.n` pictures for each prompt; a prompt's pictures follow one another.
 
         given: a picture to complete, or the first picture of pairs
-        allow_unseen: draw also for words that training never had
         returns: (N, 3, H, W) uint8, N = n times the prompts
         """
         if self.painter is None:

@@ -183,8 +183,8 @@ class VQGANPrior(nn.Module):
             most = (c.classes or c.shared_rows) - 1
             raise UserError(f"labels {labels.tolist()}: expected -1 (none) to {most}")
         height, width = size or (g, g)
-        start = labels.new_zeros(B, 0) if start is None else start.expand(B, -1)  # (B, n)
-        canvas, places = make_canvas(start, (height, width), window=g, codes=c.codes)  # (B, H, W)
+        start = labels.new_zeros(B, 0) if start is None else start  # (B, n)
+        canvas, places = make_canvas(start, (height, width), window=g, codes=c.codes)
         H, W = canvas.shape[1:]
         nothing = torch.full_like(labels, -1)
         said = torch.cat([labels, nothing]) if sampling.guided else labels  # (B',)
@@ -196,8 +196,8 @@ class VQGANPrior(nn.Module):
                 again = corner((i + 1, j), (H, W), window=g, stride=stride)[0] == top
                 cache = caches.find(top, left, again=again) if use_cache else None
                 before = (i - top) * g + (j - left)  # codes of the window that are drawn already
-                inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]  # (B, n)
-                stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+n)
+                inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]  # (B, m)
+                stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+m)
                 seen = cache.length if cache is not None else 0
                 logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
                 if sampling.guided:  # u + s (c - u)
@@ -251,13 +251,13 @@ class VQGANPrior(nn.Module):
         kept = nothing_kept(1, grid, device)
         if complete is not None:
             kept = upper_rows(complete.to(device), keep, self.painter, grid=grid)
-        start = kept.codes[:, kept.keep]  # (1, n)
         labels = torch.tensor(numbers, device=device).repeat_interleave(request.n)  # (N,)
+        start = kept.codes[:, kept.keep].expand(len(labels), -1)  # (N, n)
         pictures = []
         for chunk in request.chunks(len(labels), device):
             codes = self.generate_codes(
                 labels[chunk.rows], generator=chunk.generator, sampling=sampling, size=grid,
-                start=start, stride=stride, progress=chunk.tell,
+                start=start[chunk.rows], stride=stride, progress=chunk.tell,
             )  # fmt: skip
             pictures.append(kept.paste(self.painter.decode(codes)))
         return torch.cat(pictures)

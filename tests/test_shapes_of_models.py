@@ -120,6 +120,7 @@ BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 SIX = integers(256, 3, 3, 6, 6).to(torch.uint8)
 KEPT = given.Kept(integers(11, 3, 3, 3), torch.ones(3, 3, dtype=torch.bool), SIX[0])
 TWICE = painter.Request(2, generator())
+STREAMS = dict(painter=PAINTER.painter, grid=3, prompts=2, n=2, device=torch.device("cpu"))
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
@@ -325,6 +326,8 @@ CALLS = [
     (PAINTER.painter.encode, dict(pictures=SIX), {"h": 3, "w": 3}),
     (PAINTER.painter.decode, dict(codes=CODES), {"H": 6, "W": 6}),
     (KEPT.paste, dict(painted=SIX), {}),
+    (given.what_stays, dict(given=given.Given(SIX[0]), **STREAMS), {"h": 3, "w": 3}),
+    (given.what_stays, dict(given=given.Given(first=SIX[:2]), **STREAMS), {"h": 6, "w": 3}),
     (given.upper_rows, dict(picture=SIX[0], share=0.5, painter=PAINTER.painter, grid=(3, 3)), {}),
     (given.check_picture, dict(picture=SIX[0], size=(6, 6), what=""), {}),
     (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),

@@ -88,8 +88,8 @@ class Kept(NamedTuple):
             if chunk.request.partial is None:
                 return  # decoding costs more than drawing a row
             shown = self.keep.index_fill(0, torch.arange(rows, device=codes.device), True)
-            pictures = self.paste(painter.decode(codes[:, -grid:]))  # (B, 3, H, W)
-            shown = pixels_of(shown[-grid:], pictures.shape[-1])  # (H, W)
+            pictures = self.paste(painter.decode(codes[:, -grid:]))
+            shown = pixels_of(shown[-grid:], pictures.shape[-1])
             chunk.request.partial(pictures.masked_fill(~shown, GREY), chunk.rows.start)
 
         return told

@@ -118,7 +118,7 @@ def dalle_on_data(
 ) -> Evaluation:
     """A DALL·E before a judge (classes) or a CLIP (captions)."""
     sampling = dalle.run["model"]["sampling"]
-    draw = draw_with(dalle, {**sampling, "truncate": True})  # as in training
+    draw = draw_with(dalle, sampling)
     val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
     pictures: dict[str, int] = {}

@@ -203,7 +203,8 @@ def rerank(clip: CLIP, prompts: Sequence[str], pictures: Tensor) -> tuple[Tensor
 
 
 def draw_with(dalle: DALLE, sampling: dict, *, given: Given = NOTHING) -> Draw:
-    """How a DALL·E draws, in batches of 32. Whether it knows the words is what is asked.
+    """How a DALL·E draws, in batches of 32. Whether it knows the words is what is asked; captions
+    that are too long are cut, as in training.
 
     sampling: settings of `SamplingConfig`, such as temperature and guidance
     """
@@ -211,7 +212,9 @@ def draw_with(dalle: DALLE, sampling: dict, *, given: Given = NOTHING) -> Draw:
     def draw(prompts: Sequence[str], n: int, seed: int) -> Tensor:
         generator = torch.Generator(dalle.rows.device).manual_seed(seed)
         request, how = Request(n, generator, batch_size=32), SamplingConfig(**sampling)
-        return dalle.draw(list(prompts), request, how, given=given, allow_unseen=True).cpu()
+        return dalle.draw(
+            list(prompts), request, how, given=given, truncate=True, allow_unseen=True
+        ).cpu()
 
     return draw
 
