@@ -20,7 +20,7 @@ from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
-from minimodal.pretrained.beside import look, vqgan_settings, weights_in
+from minimodal.pretrained.beside import look, vqgan_settings
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import check_known
@@ -33,6 +33,7 @@ NOT_THERE = (
     "path of a file that you have, such as OpenAI's ViT-B-32.pt or a folder with config.json and "
     "model.safetensors from huggingface.co"
 )
+SYSTEMS = ("vqgan", "vqgan-prior", "clip", "dalle")
 Config = TypeVar("Config", VQGANConfig, CLIPConfig, DALLEConfig, VQGANPriorConfig)
 
 
@@ -58,11 +59,12 @@ def fill(model: nn.Module, path: Path) -> None:
 def is_original(path: Path) -> bool:
     """Whether a path is a checkpoint that others wrote, and no run folder."""
     if not path.is_dir() or (path / "open_clip_config.json").exists():
-        return path.exists()
-    config = path / "config.json"
-    if config.exists():
-        return bool({"model_type", "_class_name", "ddconfig"} & read_json(config).keys())
-    return bool(weights_in(path))
+        return True
+    if (path / "config.json").exists():
+        return "kind" not in read_json(path / "config.json")
+    if runs := [str(path / name) for name in SYSTEMS if (path / name / "config.json").exists()]:
+        raise UserError(f"{path} is a folder of runs: give one of them, {' or '.join(runs)}")
+    return True
 
 
 def run_folder(path: Path) -> Path:

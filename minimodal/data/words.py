@@ -15,6 +15,7 @@ from pathlib import Path
 
 from minimodal.data.tokenizer import split
 from minimodal.errors import UserError
+from minimodal.files import asking
 
 
 class KnownWords:
@@ -81,9 +82,8 @@ class KnownWords:
         if not path.exists():
             return cls()
         try:
-            pieces = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+            with asking("read", path):
+                pieces = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             pieces = None
         if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):

@@ -34,7 +34,9 @@ from torch import Tensor
 
 from minimodal.data.tokenizer import CACHE_WORDS, Pair, apply_merges, first_words
 from minimodal.errors import UserError
-from minimodal.pretrained.files import read_json
+from minimodal.files import asking
+from minimodal.pretrained.files import check_file, read_json
+from minimodal.pretrained.stated import Stated
 
 SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 END_OF_WORD = "</w>"
@@ -330,17 +332,21 @@ def find_merges() -> Path:
 def read_lines(path: Path) -> list[str]:
     """The lines of a merges file, with or without gzip, or of Hugging Face's tokenizer.json."""
     if path.suffix == ".json":
-        merges = (read_json(path).get("model") or {}).get("merges") or []
-        return ["#version", *(m if isinstance(m, str) else " ".join(m) for m in merges)]
+        model = Stated(read_json(path), source=str(path.parent), file=path.name).part("model")
+        try:
+            merges = [m if isinstance(m, str) else " ".join(m) for m in model.fields["merges"]]
+        except (KeyError, TypeError):
+            raise model.wrong("merges", 'a list such as ["a b", "ab c</w>"]') from None
+        return ["#version", *merges]
+    check_file(path)
     try:
-        content = path.read_bytes()
+        with asking("read", path):
+            content = path.read_bytes()
         if content[:2] == b"\x1f\x8b" or path.suffix == ".gz":
             content = gzip.decompress(content)
         return content.decode("utf-8").rstrip("\n").split("\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"the merges file {path} is damaged or no gzip file: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read the merges file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is damaged or no merges file: it is not UTF-8") from None
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minimodal.errors import UserError
 from minimodal.pretrained import taming
-from minimodal.pretrained.beside import read_settings
+from minimodal.pretrained.beside import as_stated
 from minimodal.pretrained.files import read_state
 from minimodal.pretrained.naming import BlockNames, Tensors, fill, heads_of
 from minimodal.pretrained.stated import Stated
@@ -39,8 +39,8 @@ def is_transformer(tensors: Mapping[str, Tensor]) -> bool:
 
 def part(config: Stated, name: str) -> Stated:
     """A part of the original's configuration, which calls it X or X_config with params."""
-    inner = config.part(name, f"{name}_config")
-    return inner.part("params") if "params" in inner.fields else inner
+    inner = config.part(name, f"{name}_config", filled=True)
+    return inner.part("params", filled=True) if "params" in inner.fields else inner
 
 
 def block_names(prefix: str) -> BlockNames:
@@ -88,7 +88,7 @@ def read_condition(
             f"{source}: it is conditioned on more than a class ({[*weights, kind][0]}); only "
             "models with one token ahead of the codes can be read"
         )
-    if kind == "__is_unconditional__" or config.fields.get("unconditional") is True:
+    if kind == "__is_unconditional__" or config.choice("unconditional", False, True):
         stated = Stated({}, source=source)
     else:
         stated = part(config, "cond_stage")
@@ -100,12 +100,12 @@ def read_condition(
     return Condition(classes, sos)
 
 
-def read_heads(stated: Stated, width: int, *, source: str) -> int:
+def read_heads(stated: Stated, width: int) -> int:
     """The heads that the configuration says; shapes do not tell them."""
-    heads = heads_of(width, stated.integer("n_head", least=1), source=source)
+    heads = heads_of(width, stated, "n_head")
     if "n_head" not in stated.fields:
         print(
-            f"{source}: nothing says how many heads it has; taken to be {heads}, each "
+            f"{stated.source}: nothing says how many heads it has; taken to be {heads}, each "
             f"{width // heads} wide: where that is wrong, put "
             '{"transformer": {"n_head": N}} into a config.json beside it',
             file=sys.stderr,
@@ -115,9 +115,9 @@ def read_heads(stated: Stated, width: int, *, source: str) -> int:
 
 def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior:
     """A prior from tensors with the original's names, and its configuration or None."""
-    config = Stated(config or {}, source=source)
+    config = as_stated(config, source=source)
     for name in ("model", "params"):
-        config = config.part(name) if name in config.fields else config
+        config = config.part(name, filled=True) if name in config.fields else config
     check_order(state, config, source=source)
     inside = {n.removeprefix(OWN): t for n, t in state.items() if n.startswith(OWN)}
     tensors = Tensors(inside, source=source, what="transformer over codes")
@@ -137,14 +137,14 @@ def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior
     first = {n: t for n, t in state.items() if n.startswith(taming.FIRST_STAGE)}
     vqgan = None
     if first:
-        vqgan = taming.convert(first, part(config, "first_stage").fields, source=source)
+        vqgan = taming.convert(first, part(config, "first_stage"), source=source)
     codes = vqgan.quantizer.size if vqgan is not None else rows
     if codes > rows:
         raise UserError(f"{source}: its VQGAN has {codes} codes and its transformer knows {rows}")
     classes, sos = read_condition(state, config, rows=rows, source=source)
     sizes = VQGANPriorConfig(
         grid=grid, codes=codes, classes=classes, width=width, depth=depth, pkeep=1.0,
-        heads=read_heads(stated, width, source=source), shared_rows=rows, sos=sos,
+        heads=read_heads(stated, width), shared_rows=rows, sos=sos,
     )  # fmt: skip
     weights = {
         "tokens.weight": tensors.take("tok_emb.weight"),
@@ -175,5 +175,4 @@ def load_taming_transformer(
     state, source = read_state(path_or_state_dict)
     if not is_transformer(state):
         raise UserError(f"{source} is no transformer over codes: it lacks {OWN}tok_emb.weight")
-    stated = read_settings(Path(config)) if isinstance(config, (str, Path)) else config
-    return convert(state, stated, source=source)
+    return convert(state, config, source=source)

@@ -203,19 +203,23 @@ def test_hugging_faces_preprocessor_config_is_followed(tmp_path, said, wanted):
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "why"),
     [
-        {"size": {"shortest_edge": 32}, "crop_size": 24},
-        {"do_normalize": False},
-        {"do_center_crop": False},
-        {"image_std": "0.5"},
-        {"resample": 17},
+        ({"size": {"shortest_edge": 32}, "crop_size": 24}, "expected 24 pixels, as in its weights"),
+        ({"size": {"longest_edge": 24}}, "expected 24 pixels"),
+        ({"do_normalize": False}, "do_normalize = False: expected True"),
+        ({"do_center_crop": False}, "expected a crop, or a size of height and width"),
+        ({"image_std": "0.5"}, "image_std = '0.5': expected three numbers"),
+        ({"image_std": [0.5, 0, 0.5]}, "expected three numbers of 0.001 or more"),
+        ({"resample": 17}, "resample = 17: expected 3 or"),
+        ({"rescale_factor": 1}, "rescale_factor = 1: expected 1/255"),
     ],
 )
-def test_a_reading_of_pictures_that_cannot_be_done_is_refused(tmp_path, said):
+def test_a_reading_of_pictures_that_cannot_be_done_is_refused(tmp_path, said, why):
     files = (HUGGINGFACE / "config.json", HUGGINGFACE / "model.safetensors")
     folder = put(tmp_path, *files, preprocessor_config=said)
-    assert "reads pictures in a way that cannot be done" in refused(folder)
+    found = refused(folder)
+    assert f"{folder}: its preprocessor_config.json says {[*said][0]} = " in found and why in found
 
 
 def test_parts_of_a_models_weights_are_read_without_an_index(tmp_path):
@@ -379,7 +383,7 @@ def test_a_model_of_others_is_said_to_be_what_it_is(tmp_path, what, wrap):
 
 def test_a_folder_of_another_model_is_said_to_be_what_it_is(tmp_path):
     put(tmp_path, HUGGINGFACE / "model.safetensors", config={"model_type": "siglip"})
-    assert "its config.json is of a siglip" in refused(tmp_path)
+    assert "its config.json says model_type = 'siglip': expected 'clip'" in refused(tmp_path)
 
 
 INSTEAD = {
