@@ -39,17 +39,10 @@ USUAL_HEADS = {"vision": ("hidden_size", 768, 12), "text": ("hidden_size", 512, 
 END_TOKEN = 49407
 
 
-def block_names(prefix: str) -> BlockNames:
-    """The parts of a block as Hugging Face calls them."""
-    attention = f"{prefix}.self_attn"
-    return BlockNames(
-        norm1=f"{prefix}.layer_norm1",
-        qkv=tuple(f"{attention}.{name}_proj" for name in "qkv"),
-        proj=f"{attention}.out_proj",
-        norm2=f"{prefix}.layer_norm2",
-        fc=f"{prefix}.mlp.fc1",
-        out=f"{prefix}.mlp.fc2",
-    )
+BLOCK = BlockNames(
+    "layer_norm1", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.out_proj", "layer_norm2", "mlp.fc1", "mlp.fc2",
+)  # fmt: skip
 
 
 def names(tower: str, inputs: str, norm_out: str, **more: str) -> Names:
@@ -57,7 +50,7 @@ def names(tower: str, inputs: str, norm_out: str, **more: str) -> Names:
     place, projection = f"{tower}_model", {"vision": "visual"}.get(tower, tower)
     return Names(
         f"{place}.embeddings.{inputs}.weight", f"{place}.embeddings.position_embedding.weight",
-        f"{place}.encoder.layers", block_names, f"{place}.{norm_out}",
+        f"{place}.encoder.layers", BLOCK, f"{place}.{norm_out}",
         f"{projection}_projection.weight", turned=False, **more,
     )  # fmt: skip
 

@@ -24,10 +24,10 @@ RESIZE_MODES = ("shortest", "longest", "squash")  # OpenCLIP's
 
 @dataclass(frozen=True)
 class BlockNames:
-    """How one block of a Transformer calls its parts; a part is a name, or q, k and v."""
+    """How one block of a Transformer calls its parts, below its own name."""
 
     norm1: str
-    qkv: tuple[str, ...]  # prefixes of weight and bias: one for all three, or three
+    qkv: tuple[str, ...]  # one for all three, or three
     proj: str
     norm2: str
     fc: str
@@ -63,7 +63,7 @@ class Names:
     inputs: str  # patches or tokens
     positions: str
     blocks: str  # of PREFIX.N
-    block: Callable[[str], BlockNames]
+    block: BlockNames
     norm_out: str
     projection: str
     turned: bool  # the projection is (D, E), where a linear layer has (E, D)
@@ -116,19 +116,24 @@ class Tensors:
             raise UserError(f"{self.source}: the blocks {prefix}.N are not numbered 0, 1, 2, …")
         return len(numbers)
 
-    def block(self, ours: str, theirs: BlockNames) -> dict[str, Tensor]:
+    def linears(self, ours: str, theirs: str, names: dict[str, str]) -> dict[str, Tensor]:
+        """Several of them below ours and theirs, their names by our own."""
+        found: dict[str, Tensor] = {}
+        for mine, other in names.items():
+            found |= self.linear(f"{ours}.{mine}", f"{theirs}.{other}")
+        return found
+
+    def block(self, ours: str, theirs: str, names: BlockNames) -> dict[str, Tensor]:
         """One block of a Transformer."""
-        found = self.linear(f"{ours}.norm1", theirs.norm1) | self.linear(
-            f"{ours}.norm2", theirs.norm2
-        )
+        plain = {"norm1": names.norm1, "norm2": names.norm2, "attention.proj": names.proj,
+                 "fc": names.fc, "out": names.out}  # fmt: skip
+        found = self.linears(ours, theirs, plain)
         for part in ("weight", "bias"):
             # "in_proj_weight" of one tensor, or "q_proj.weight" and its two sisters.
-            joint = "_" if len(theirs.qkv) == 1 else "."
-            stacked = torch.cat([self.take(f"{name}{joint}{part}") for name in theirs.qkv])
-            found[f"{ours}.attention.qkv.{part}"] = stacked
-        found |= self.linear(f"{ours}.attention.proj", theirs.proj)
-        found |= self.linear(f"{ours}.fc", theirs.fc)
-        return found | self.linear(f"{ours}.out", theirs.out)
+            joint = "_" if len(names.qkv) == 1 else "."
+            stacked = [self.take(f"{theirs}.{name}{joint}{part}") for name in names.qkv]
+            found[f"{ours}.attention.qkv.{part}"] = torch.cat(stacked)
+        return found
 
     def finish(self, *, ignore: tuple[str, ...] = ()) -> None:
         """Refuse a file with more in it than was taken: it is another function."""
@@ -175,7 +180,7 @@ def read_tower(tensors: Tensors, names: Names) -> tuple[dict[str, Tensor], dict[
     shape = tensors.shape(names.inputs, 4 if vision else 2)
     width, depth = shape[0 if vision else 1], tensors.depth(names.blocks)
     positions = tensors.shape(names.positions, 2)[0]
-    hidden = tensors.shape(f"{names.block(f'{names.blocks}.0').fc}.weight", 2)[0]
+    hidden = tensors.shape(f"{names.blocks}.0.{names.block.fc}.weight", 2)[0]
     sizes = {
         f"{tower}_width": width, f"{tower}_depth": depth, f"{tower}_mlp_ratio": hidden / width
     }  # fmt: skip
@@ -195,8 +200,8 @@ def read_tower(tensors: Tensors, names: Names) -> tuple[dict[str, Tensor], dict[
     found[f"{ours}.projection.weight"] = projection.T.contiguous() if names.turned else projection
     found |= tensors.linear(f"{ours}.norm_out", names.norm_out)
     for n in range(depth):
-        theirs = names.block(f"{names.blocks}.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
+        theirs = f"{names.blocks}.{n}"
+        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs, names.block)
     return found, sizes
 
 

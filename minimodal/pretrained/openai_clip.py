@@ -52,20 +52,13 @@ TEXT_ONLY = {
     "ls_init_value": None,
 }  # fmt: skip
 # The models of OpenCLIP that compute as we do, and of those the ones whose heads are not 64 wide.
-ITS_MODELS = re.compile(r"(RN\d+(x\d+)?|ViT-(\w+)-\d+(-\d+|-plus(-\d+)?|-alt)?)(-quickgelu)?")
+ITS_MODELS = re.compile(
+    r"(RN\d+(x\d+)?|ViT-(?P<size>\w+)-\d+(-\d+|-plus(-\d+)?|-alt)?)(?P<quick>-quickgelu)?"
+)
 HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}
 
 
-def block_names(prefix: str) -> BlockNames:
-    """The parts of a block as OpenAI calls them."""
-    return BlockNames(
-        norm1=f"{prefix}.ln_1",
-        qkv=(f"{prefix}.attn.in_proj",),
-        proj=f"{prefix}.attn.out_proj",
-        norm2=f"{prefix}.ln_2",
-        fc=f"{prefix}.mlp.c_fc",
-        out=f"{prefix}.mlp.c_proj",
-    )
+BLOCK = BlockNames("ln_1", ("attn.in_proj",), "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
 def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
@@ -81,7 +74,7 @@ def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
 
 VISION = Names(
     "visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks",
-    block_names, "visual.ln_post", "visual.proj", turned=True,
+    BLOCK, "visual.ln_post", "visual.proj", turned=True,
     class_token="visual.class_embedding", norm_in="visual.ln_pre",
 )  # fmt: skip
 
@@ -91,7 +84,7 @@ def text_names(prefix: str) -> Names:
     names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks")
     inputs, positions, blocks = (prefix + name for name in names)
     out, projection = f"{prefix}ln_final", f"{prefix}text_projection"
-    return Names(inputs, positions, blocks, block_names, out, projection, turned=True)
+    return Names(inputs, positions, blocks, BLOCK, out, projection, turned=True)
 
 
 def read_resnet(tensors: Tensors) -> tuple[Weights, dict[str, Any]]:
@@ -117,8 +110,8 @@ def read_resnet(tensors: Tensors) -> tuple[Weights, dict[str, Any]]:
                 found |= batch_norm(tensors, f"{ours_}.shortcut.1", f"{theirs}.downsample.1")
     pool = "image_encoder.pool"
     found[f"{pool}.positions"] = tensors.take("visual.attnpool.positional_embedding")
-    for name, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("proj", "c_proj")):
-        found |= tensors.linear(f"{pool}.{name}", f"visual.attnpool.{theirs}")
+    projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "proj": "c_proj"}
+    found |= tensors.linears(pool, "visual.attnpool", projections)
     return found, {
         "image_size": grid_size(positions, source=source) * 32,
         "patch_size": 1,
@@ -240,9 +233,9 @@ def convert_unnamed(
     known = bool(config.fields) or "input_resolution" in state
     trained = ITS_MODELS.fullmatch(beside.training.get("model", ""))
     if not known and trained and beside.training.get("pretrained") != "openai":
-        quick = trained[5] or beside.training.get("force_quick_gelu") == "True"
+        quick = trained["quick"] or beside.training.get("force_quick_gelu") == "True"
         activation = activation or ("quick_gelu" if quick else "gelu")
-        wide, why = HEAD_WIDTHS.get(trained[3], 64), f"its params.txt says model {trained[0]}"
+        wide, why = HEAD_WIDTHS.get(trained["size"], 64), f"its params.txt says model {trained[0]}"
         config = Stated({"vision_cfg": {"head_width": wide}}, source=source, file="params.txt")
     elif not config.fields and not activation:
         halves = [state[n].dtype for n in ("visual.conv1.weight", "ln_final.weight") if n in state]

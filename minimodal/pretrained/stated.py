@@ -33,10 +33,10 @@ class Stated:
         return UserError(f"{self.says(name)}: expected {expected}")
 
     def integer(self, name: str, default: int | None = None, *, least: int = 0) -> int | None:
-        """A whole number."""
+        """A whole number below 10^9, which no model has of anything."""
         value = self.fields.get(name, default)
-        if name in self.fields and (type(value) is not int or value < least):
-            raise self.wrong(name, f"a whole number of {least} or more")
+        if name in self.fields and (type(value) is not int or not least <= value < 10**9):
+            raise self.wrong(name, f"a whole number of {least} or more (below 10^9)")
         return value
 
     def number(self, name: str, default: float) -> float:

@@ -95,7 +95,7 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     stated.check(found)
     resolutions = stated.integers("attn_resolutions")
     if resolutions is not None:
-        name = f"at resolution {size} attention at levels"
+        name = f"attn_resolutions (at resolution {size}: attention at levels)"
         said = {name: [n for n in range(levels) if size // 2**n in resolutions]}
         Stated(said, source=tensors.source, file=stated.file).check({name: attended})
     return {
@@ -114,24 +114,20 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     }
 
 
+ATTENTION = {"norm": "norm", "q": "q", "k": "k", "v": "v", "proj": "proj_out"}
+
+
 def residual(tensors: Tensors, ours: str, theirs: str) -> Weights:
     """One residual block."""
-    parts = ["norm1", "conv1", "norm2", "conv2"]
-    found: Weights = {}
-    for part in parts:
-        found |= tensors.linear(f"{ours}.{part}", f"{theirs}.{part}")
+    names = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
     if f"{theirs}.nin_shortcut.weight" in tensors:
-        found |= tensors.linear(f"{ours}.shortcut", f"{theirs}.nin_shortcut")
-    return found
+        names["shortcut"] = "nin_shortcut"
+    return tensors.linears(ours, theirs, names)
 
 
 def attention(tensors: Tensors, ours: str, theirs: str) -> Weights:
     """One attention over pixels."""
-    found: Weights = {}
-    pairs = [(name, name) for name in ("norm", "q", "k", "v")] + [("proj", "proj_out")]
-    for mine, other in pairs:
-        found |= tensors.linear(f"{ours}.{mine}", f"{theirs}.{other}")
-    return found
+    return tensors.linears(ours, theirs, ATTENTION)
 
 
 def half(tensors: Tensors, name: str, config: VQGANConfig) -> Weights:
@@ -153,9 +149,7 @@ def half(tensors: Tensors, name: str, config: VQGANConfig) -> Weights:
     for number, (read, theirs) in enumerate(row):
         ours = f"{name}.layers.{number}" + (".conv" if theirs.endswith(".conv") else "")
         found |= read(tensors, ours, f"{name}.{theirs}")
-    for part in ("conv_in", "norm_out", "conv_out"):
-        found |= tensors.linear(f"{name}.{part}", f"{name}.{part}")
-    return found
+    return found | tensors.linears(name, name, {n: n for n in ("conv_in", "norm_out", "conv_out")})
 
 
 def read_quantizer(tensors: Tensors, config: VQGANConfig) -> Weights:

@@ -29,6 +29,8 @@ from minimodal.pretrained.stated import Stated
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
 OWN = "transformer."
+BLOCK = BlockNames("ln1", ("attn.query", "attn.key", "attn.value"), "attn.proj", "ln2", "mlp.0",
+                   "mlp.2")  # fmt: skip
 ONE_TOKEN = ("None", "Labelator", "SOSProvider", "__is_unconditional__")  # a class, or always one
 
 
@@ -41,13 +43,6 @@ def part(config: Stated, name: str) -> Stated:
     """A part of the original's configuration, which calls it X or X_config with params."""
     inner = config.part(name, f"{name}_config", filled=True)
     return inner.part("params", filled=True) if "params" in inner.fields else inner
-
-
-def block_names(prefix: str) -> BlockNames:
-    """How the original calls the parts of a block."""
-    qkv = tuple(f"{prefix}.attn.{name}" for name in ("query", "key", "value"))
-    return BlockNames(f"{prefix}.ln1", qkv, f"{prefix}.attn.proj", f"{prefix}.ln2",
-                      f"{prefix}.mlp.0", f"{prefix}.mlp.2")  # fmt: skip
 
 
 def check_causal(tensors: Tensors) -> None:
@@ -153,7 +148,7 @@ def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior
     }
     weights |= tensors.linear("norm_out", "ln_f")
     for n in range(depth):
-        weights |= tensors.block(f"transformer.blocks.{n}", block_names(f"blocks.{n}"))
+        weights |= tensors.block(f"transformer.blocks.{n}", f"blocks.{n}", BLOCK)
     tensors.finish(ignore=("attn.mask",))
     prior = fill(lambda: VQGANPrior(sizes), weights, source=source)
     prior.class_names = [str(n) for n in range(classes)]
