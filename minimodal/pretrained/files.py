@@ -125,7 +125,7 @@ def _no_checkpoint(path: Path, head: bytes) -> str | None:
 
 
 def _read(path: Path) -> Any:
-    with open(path, "rb") as file:
+    with asking("read", path), open(path, "rb") as file:
         head = file.read(512)
     zipped = zipfile.is_zipfile(path)
     safe = head[4:9] == SAFETENSORS

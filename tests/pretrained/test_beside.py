@@ -1,6 +1,8 @@
 """Checkpoints as they lie on disks: what is beside them, around them, or instead of them."""
 
 import argparse
+import builtins
+import errno
 import json
 import math
 import pickle
@@ -542,6 +544,23 @@ def test_a_file_of_a_run_stands_for_its_folder(tmp_path, capsys, name):
     with pytest.raises(UserError, match=f"{run}: model.safetensors does not fit config.json"):
         load(run / name)
     assert f"is a part of the run {run}, which is used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "read", [load_weights, lambda run: read_tensors(run / "model.safetensors")]
+)
+def test_weights_that_may_not_be_read_are_not_said_to_be_damaged(tmp_path, monkeypatch, read):
+    run, usual = a_run(tmp_path), builtins.open
+    save_file({"a": torch.ones(1)}, run / "model.safetensors")
+
+    def locked(file, *how, **more):
+        if Path(file).name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return usual(file, *how, **more)
+
+    monkeypatch.setattr("builtins.open", locked)
+    with pytest.raises(UserError, match=f"cannot read {run}/model.safetensors: Permission denied"):
+        read(run)
 
 
 def test_damaged_weights_name_the_way_out_that_there_is(tmp_path):

@@ -15,9 +15,10 @@ from helpers import FIXTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minimodal.data.mending import clean, mend
 from minimodal.errors import UserError
 from minimodal.pretrained import clip_tokenizer as module
-from minimodal.pretrained.clip_tokenizer import clean, load_clip_tokenizer, mend, split
+from minimodal.pretrained.clip_tokenizer import load_clip_tokenizer, split
 
 TINY_FILE = FIXTURES / "tiny_merges.txt"
 TINY = load_clip_tokenizer(TINY_FILE)
