@@ -546,10 +546,7 @@ def test_a_file_of_a_run_stands_for_its_folder(tmp_path, capsys, name):
     assert f"is a part of the run {run}, which is used" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "read", [load_weights, lambda run: read_tensors(run / "model.safetensors")]
-)
-def test_weights_that_may_not_be_read_are_not_said_to_be_damaged(tmp_path, monkeypatch, read):
+def test_weights_that_may_not_be_read_are_not_said_to_be_damaged(tmp_path, monkeypatch):
     run, usual = a_run(tmp_path), builtins.open
     save_file({"a": torch.ones(1)}, run / "model.safetensors")
 
@@ -559,8 +556,9 @@ def test_weights_that_may_not_be_read_are_not_said_to_be_damaged(tmp_path, monke
         return usual(file, *how, **more)
 
     monkeypatch.setattr("builtins.open", locked)
-    with pytest.raises(UserError, match=f"cannot read {run}/model.safetensors: Permission denied"):
-        read(run)
+    for read in (lambda: load_weights(run), lambda: read_tensors(run / "model.safetensors")):
+        with pytest.raises(UserError, match=f"cannot read {run}/model.safetensors: Permission den"):
+            read()
 
 
 def test_damaged_weights_name_the_way_out_that_there_is(tmp_path):
