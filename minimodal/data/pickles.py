@@ -157,6 +157,15 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 DTYPES = [name for name, value in vars(torch).items() if isinstance(value, torch.dtype)]
+PLAIN = ("dict", "list", "set", "tuple", "int", "float", "str", "bool", "object", "complex",
+         "slice", "range", "xrange", "bytes", "bytearray", "frozenset")  # fmt: skip
+# Whose objects lie in checkpoints beside the tensors. They are not needed, and not made.
+BYSTANDERS = (
+    "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf",
+    "argparse", "numpy", "typing", "pathlib", "collections", "datetime", "_codecs.encode",
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in PLAIN),
+    *(f"torch.{name}" for name in ("Size", "device", *DTYPES)),
+)  # fmt: skip
 TYPED_LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist",
                "restore_type_tag")  # fmt: skip
 TENSORS = {

@@ -101,9 +101,6 @@ class CLIPTokenizer:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": self._empty_cache()}
 
-    def __repr__(self) -> str:
-        return f"CLIPTokenizer(vocab_size={self.vocab_size})"
-
     @property
     def vocab_size(self) -> int:
         """V: bytes twice, merges, start and end."""

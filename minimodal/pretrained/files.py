@@ -25,19 +25,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minimodal.data.pickles import DTYPES, StandIn, read_archive
+from minimodal.data.pickles import BYSTANDERS, StandIn, read_archive
 from minimodal.errors import UserError
 from minimodal.files import asking
-
-PLAIN = ("dict", "list", "set", "tuple", "int", "float", "str", "bool", "object", "complex",
-         "slice", "range", "xrange", "bytes", "bytearray", "frozenset")  # fmt: skip
-# Whose objects lie in checkpoints beside the tensors. They are not needed, and not made.
-BYSTANDERS = (
-    "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf",
-    "argparse", "numpy", "typing", "pathlib", "collections", "datetime", "_codecs.encode",
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in PLAIN),
-    *(f"torch.{name}" for name in ("Size", "device", *DTYPES)),
-)  # fmt: skip
 
 
 def _walk(stored: Any) -> Iterator[tuple[str, Tensor]]:

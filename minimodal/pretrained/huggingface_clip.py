@@ -45,22 +45,19 @@ BLOCK = BlockNames(
 )  # fmt: skip
 
 
-def names(tower: str, inputs: str, norm_out: str, **more: str) -> Names:
-    """The parts of a tower as Hugging Face calls them."""
-    place, projection = f"{tower}_model", {"vision": "visual"}.get(tower, tower)
-    return Names(
-        f"{place}.embeddings.{inputs}.weight", f"{place}.embeddings.position_embedding.weight",
-        f"{place}.encoder.layers", BLOCK, f"{place}.{norm_out}",
-        f"{projection}_projection.weight", turned=False, **more,
-    )  # fmt: skip
-
-
 NAMES = {
-    "vision": names(
-        "vision", "patch_embedding", "post_layernorm", norm_in="vision_model.pre_layrnorm",
-        class_token="vision_model.embeddings.class_embedding",  # the norm has their spelling
+    "vision": Names(
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight", "vision_model.encoder.layers", BLOCK,
+        "vision_model.post_layernorm", "visual_projection.weight", turned=False,
+        class_token="vision_model.embeddings.class_embedding",
+        norm_in="vision_model.pre_layrnorm",  # their spelling
     ),
-    "text": names("text", "token_embedding", "final_layer_norm"),
+    "text": Names(
+        "text_model.embeddings.token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight", "text_model.encoder.layers", BLOCK,
+        "text_model.final_layer_norm", "text_projection.weight", turned=False,
+    ),
 }  # fmt: skip
 
 

@@ -40,16 +40,14 @@ from minimodal.pretrained.stated import Stated
 
 Weights = dict[str, Tensor]
 # What would make another function of the same tensors, with the values that we compute.
-VISION_ONLY = {
-    "pool_type": "tok", "final_ln_after_pool": False, "no_ln_pre": False, "act_kwargs": None,
-    "norm_kwargs": None, "attentional_pool": False, "global_average_pool": False,
-    "timm_model_name": None, "pos_embed_type": "learnable", "ls_init_value": None,
-    "input_patchnorm": False,
-}  # fmt: skip
-TEXT_ONLY = {
-    "pool_type": "argmax", "no_causal_mask": False, "final_ln_after_pool": False,
-    "embed_cls": False, "act_kwargs": None, "norm_kwargs": None, "hf_model_name": None,
-    "ls_init_value": None,
+BOTH_ONLY = {"final_ln_after_pool": False, "act_kwargs": None, "norm_kwargs": None,
+             "ls_init_value": None}  # fmt: skip
+ONLY = {
+    "vision_cfg": {**BOTH_ONLY, "pool_type": "tok", "no_ln_pre": False, "attentional_pool": False,
+                   "global_average_pool": False, "timm_model_name": None,
+                   "pos_embed_type": "learnable", "input_patchnorm": False},
+    "text_cfg": {**BOTH_ONLY, "pool_type": "argmax", "no_causal_mask": False, "embed_cls": False,
+                 "hf_model_name": None},
 }  # fmt: skip
 # The models of OpenCLIP that compute as we do, and of those the ones whose heads are not 64 wide.
 ITS_MODELS = re.compile(
@@ -122,13 +120,14 @@ def read_resnet(tensors: Tensors) -> tuple[Weights, dict[str, Any]]:
 
 def vision_heads(sizes: dict[str, Any], stated: Stated) -> int:
     """The heads of the image tower: how many, as OpenAI counts, or how wide, as OpenCLIP does."""
-    width = sizes["vision_width"] * (32 if "resnet" in sizes else 1)
-    if "vision_heads" in stated.fields:
+    width, config = sizes["vision_width"], stated.part("vision_cfg")
+    width *= 32 if "resnet" in sizes else 1
+    if "head_width" not in config.fields:
         return heads_of(width, stated, "vision_heads")
-    wide = stated.part("vision_cfg").integer("head_width", 64, least=1)
-    if width % wide and "head_width" in stated.part("vision_cfg").fields:
-        raise stated.part("vision_cfg").wrong("head_width", f"a divisor of {width}, its width")
-    return max(1, width // wide)
+    wide = config.integer("head_width", least=1)
+    if width % wide:
+        raise config.wrong("head_width", f"a divisor of {width}, its width")
+    return width // wide
 
 
 def convert(
@@ -176,18 +175,20 @@ def load_openai_clip(
 
 def check_sizes(sizes: dict[str, Any], stated: Stated) -> None:
     """Refuse a configuration of OpenCLIP's that says other sizes than the weights."""
-    vision, text = stated.part("vision_cfg", filled=True), stated.part("text_cfg", filled=True)
     stated.check({"embed_dim": sizes["embed_width"]})
-    vision.check({"width": sizes["vision_width"], "image_size": sizes["image_size"]})
-    if "resnet" in sizes:
-        vision.check({"layers": list(sizes["resnet"])})
-    else:
-        vision.check({"layers": sizes["vision_depth"], "patch_size": sizes["patch_size"]})
-    text.check({"width": sizes["text_width"], "layers": sizes["text_depth"]})
-    text.check({"context_length": sizes["text_length"], "vocab_size": sizes["vocab_size"]})
-    for tower, part in {"vision": vision, "text": text}.items():
-        ratio = sizes.get(f"{tower}_mlp_ratio")  # a ResNet has none
-        width = sizes[f"{tower}_width"]
+    layers = sizes.get("vision_depth") or list(sizes["resnet"])
+    found = {
+        "vision": {"width": sizes["vision_width"], "image_size": sizes["image_size"],
+                   "layers": layers},
+        "text": {"width": sizes["text_width"], "layers": sizes["text_depth"],
+                 "context_length": sizes["text_length"], "vocab_size": sizes["vocab_size"]},
+    }  # fmt: skip
+    if "resnet" not in sizes:  # which has no patches
+        found["vision"]["patch_size"] = sizes["patch_size"]
+    for tower, values in found.items():
+        part, ratio = stated.part(f"{tower}_cfg", filled=True), sizes.get(f"{tower}_mlp_ratio")
+        part.check(values)
+        width = values["width"]
         if ratio and int(part.number("mlp_ratio", ratio) * width) != int(ratio * width):
             raise part.wrong("mlp_ratio", f"{ratio:g}, as in its weights")
 
@@ -197,10 +198,9 @@ def convert_open_clip(
 ) -> CLIP:
     """A CLIP from tensors with OpenAI's names and what open_clip_config.json says, if anything."""
     stated = config.part("model_cfg", filled=True) if "model_cfg" in config.fields else config
-    for name, known in {"vision_cfg": VISION_ONLY, "text_cfg": TEXT_ONLY}.items():
+    for name, known in ONLY.items():
         part = stated.part(name, filled=True)
         for field, value in known.items():
-            # What would be computed otherwise is refused.
             if part.fields.get(field) not in (None, {}):
                 part.choice(field, value)
     quick = stated.choice("quick_gelu", False, True)

@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,28 +59,27 @@ def check_order(state: dict[str, Tensor], config: Stated, *, source: str) -> Non
     target = config.part("permuter", "permuter_config").fields.get("target", "Identity")
     moved = [name for name in state if name.startswith("permuter.")]
     if moved or str(target).split(".")[-1] != "Identity":
-        what = moved[0] if moved else f"permuter_config {target}"
+        what = moved[0] if moved else f"permuter_config {target!s:.60}"
         raise UserError(f"{source}: its codes are not read row by row ({what}), which ours are")
-
-
-class Condition(NamedTuple):
-    """What stands ahead of the codes: one of so many classes, or always row `sos`."""
-
-    classes: int
-    sos: int
 
 
 def read_condition(
     state: dict[str, Tensor], config: Stated, *, rows: int, source: str
-) -> Condition:
-    """One token ahead of the codes; refuse models that are told anything else."""
+) -> tuple[int, int]:
+    """The one token ahead of the codes; refuse models that are told anything else.
+
+    returns: how many classes there are, and the row that stands ahead where there are none
+    """
     said = config.fields.get("cond_stage", config.fields.get("cond_stage_config"))
     kind = said.get("target") if isinstance(said, Mapping) else said
-    kind = "coord" if config.fields.get("cond_stage_key") == "coord" else str(kind).split(".")[-1]
+    kind = (
+        "coord" if config.fields.get("cond_stage_key") == "coord" else str(kind).split(".")[-1][:60]
+    )
     weights = [name for name in state if name.startswith("cond_stage_model.")]
     if weights or kind not in ONE_TOKEN:
+        told = "" if weights else f" by cond_stage of its {config.file}"
         raise UserError(
-            f"{source}: it is conditioned on more than a class ({[*weights, kind][0]}); only "
+            f"{source}: it is conditioned on more than a class ({[*weights, kind][0]}){told}; only "
             "models with one token ahead of the codes can be read"
         )
     if kind == "__is_unconditional__" or config.choice("unconditional", False, True):
@@ -92,7 +91,7 @@ def read_condition(
         raise stated.wrong("n_classes", f"{rows} or fewer, the rows of its table")
     if sos >= rows:
         raise config.wrong("sos_token", f"less than {rows}, the rows of its table")
-    return Condition(classes, sos)
+    return classes, sos
 
 
 def read_heads(stated: Stated, width: int) -> int:

@@ -1,6 +1,7 @@
 """Configurations that others wrote and that hold anything at all: the right model, or one line."""
 
 import json
+import os
 import shutil
 from typing import Any
 
@@ -127,6 +128,14 @@ def test_an_empty_configuration_is_said_to_say_nothing(tmp_path, name):
     shutil.copy(HUGGINGFACE, tmp_path)
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=rf"{tmp_path}/{name} says nothing \({{}}\)"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "merges.txt"])
+def test_a_pipe_in_place_of_a_configuration_is_refused_and_never_opened(tmp_path, name):
+    shutil.copy(HUGGINGFACE, tmp_path)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{tmp_path}/{name} is no file but a folder, pipe"):
         load(tmp_path)
 
 
