@@ -165,7 +165,7 @@ def look(path: Path) -> Beside:
         why = {suffix: f" ({kind}: give what it was made from)" for suffix, kind in OTHERS.items()}
         held = sorted(file.name + why.get(file.suffix, "") for file in folder.iterdir())
         raise UserError(
-            f"{path} holds no weights of PyTorch or safetensors ({', '.join(SUFFIXES)}) but "
+            f"{path} is no run folder and holds no weights ({', '.join(SUFFIXES)}) but "
             f"{', '.join(held[:5]) or 'nothing'}"
         )
 
