@@ -17,7 +17,7 @@ from torch import nn
 from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
-from minimodal.pretrained.beside import look, vqgan_settings, weights_in
+from minimodal.pretrained.beside import look, vqgan_settings
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import check_known
@@ -49,11 +49,13 @@ def fill(model: nn.Module, path: Path) -> None:
 def is_original(path: Path) -> bool:
     """Whether a path is a checkpoint that others wrote, and no run folder."""
     if not path.is_dir() or (path / "open_clip_config.json").exists():
-        return path.exists()
-    config = path / "config.json"
-    if config.exists():
-        return bool({"model_type", "_class_name", "ddconfig"} & read_json(config).keys())
-    return bool(weights_in(path))
+        return True
+    if (path / "config.json").exists():
+        return "kind" not in read_json(path / "config.json")
+    inside = sorted(path.glob("*/config.json"))
+    if runs := [str(config.parent) for config in inside if "kind" in read_json(config)]:
+        raise UserError(f"{path} is a folder of runs: give one of them, {' or '.join(runs)}")
+    return True
 
 
 def find(path: str | Path, kind: str | None = None, *, flag: str = "") -> Path:

@@ -154,9 +154,12 @@ def read_json(path: Path) -> Iterator[Line]:
 def read_csv(path: Path) -> Iterator[Line]:
     """The rows of a table of text; empty ones are passed over."""
     text = read_text(path)
+    # Excel's own first line, `sep=;`, is no row.
+    excel = re.match(r'"?sep=([,;\t|])"?(?:\r\n|\r|\n)', text, re.IGNORECASE)
+    text, above = (text[excel.end() :], 1) if excel else (text, 0)
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     seen: list[list[str]] = []
-    for delimiter in ",;\t|":
+    for delimiter in excel[1] if excel else ",;\t|":
         try:
             header = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
         except csv.Error as error:  # a field of 128 KB or more: no table
@@ -167,8 +170,8 @@ def read_csv(path: Path) -> Iterator[Line]:
         seen.append(header)
     else:
         raise UserError(
-            f"{path}, line 1: no column of pictures ({', '.join(IMAGE_KEYS[:4])}, …) and captions"
-            f" ({', '.join(CAPTION_KEYS[:4])}, …) among {max(seen, key=len)}"
+            f"{path}, line {1 + above}: no column of pictures ({', '.join(IMAGE_KEYS[:4])}, …) and"
+            f" captions ({', '.join(CAPTION_KEYS[:4])}, …) among {max(seen, key=len)}"
         )
     header = header if named else ["image", *map(str, range(len(header) - 2)), "caption"]
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -181,14 +184,16 @@ def read_csv(path: Path) -> Iterator[Line]:
         except csv.Error as error:
             # A quote that is never closed swallows the rest of the file: each line is lost.
             for number in range(before + 1, rows.line_num + 1):
-                yield Line(number, error=str(error))
+                yield Line(number + above, error=str(error))
             continue
         if named and before == 0:
             continue
         if len(row) == len(header):
-            yield _entry(rows.line_num, dict(zip(header, row, strict=True)))
+            yield _entry(rows.line_num + above, dict(zip(header, row, strict=True)))
         elif row:
-            yield Line(rows.line_num, error=f"{len(row)} fields, the header has {len(header)}")
+            yield Line(
+                rows.line_num + above, error=f"{len(row)} fields, the header has {len(header)}"
+            )
 
 
 def read_table(path: Path) -> Iterator[Line]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from minimodal.errors import UserError
-from minimodal.files import write_atomically
+from minimodal.files import asking, write_atomically
 
 SPECIALS = ("<|pad|>", "<|start|>", "<|end|>")
 FIRST_MERGE = len(SPECIALS) + 256
@@ -310,9 +310,8 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read what `save` wrote."""
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+            with asking("read", Path(path)):
+                stored = json.loads(Path(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             raise UserError(f"{path} is damaged or no tokenizer: it is not JSON") from None
         if not isinstance(stored, dict) or stored.get("kind") != KIND:
