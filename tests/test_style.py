@@ -379,7 +379,7 @@ def layout(arrows: dict[str, set[str]]) -> str:
     below = {place: reached(arrows, place) for place in arrows}
     groups = {place: {place} | {o for o in below[place] if place in below[o]} for place in arrows}
     rows: dict[str, list[str]] = {}
-    for place, group in groups.items():
+    for group in groups.values():
         direct = set().union(*(arrows[one] for one in group)) - group
         kept = {one for one in direct if not any(one in below[o] for o in direct - groups[one])}
         rows[" + ".join(sorted(group))] = sorted(kept)
@@ -396,4 +396,6 @@ def test_a_layout_leaves_out_what_others_import_and_joins_what_imports_each_othe
 def test_the_readme_has_the_layout_that_the_imports_draw():
     drawn = layout(arrows(project()))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"```\n{drawn}\n```" in text, f"the README's picture of the layout should be:\n{drawn}"
+    assert f"```text\n{drawn}\n```" in text, (
+        f"the README's picture of the layout should be:\n{drawn}"
+    )
