@@ -225,10 +225,8 @@ class Quantizer(nn.Module):
         B, C, h, w = z.shape
         parts = [nearest(part.detach(), book.codes)[0] for part, book in self.pairs(z)]
         vectors = self.vectors(self.combine(parts).view(B, h, w))  # (B, C, h, w)
-        # The commitment term moves the encoder towards its code.
-        # differs from the paper: codes follow moving averages (the appendix of van den Oord et al.
-        # 2017), so the loss has the commitment term only; β weighs it as in the paper, where the
-        # original's code weighs the other term.
+        # The commitment term moves the encoder towards its code. It carries β; the term that
+        # moves the codes is absent because the averages do its work.
         loss = self.beta * F.mse_loss(z.float(), vectors)
         straight = z + (vectors - z).detach()
         return Codes(straight, self.combine(parts).view(B, h, w), loss)
