@@ -1,4 +1,4 @@
-"""Mean and range of several demo scoreboards, as the README's table.
+"""Mean and range of several demo scoreboards, as a table.
 
 python train.py demo --seed 0 --out runs/seed0      # and 1, and 2
 python benchmarks/seeds.py runs/seed0 runs/seed1 runs/seed2

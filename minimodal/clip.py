@@ -83,8 +83,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         width, tokens = config.vision_width, (config.image_size // config.patch_size) ** 2 + 1
-        # differs from the paper: there a patch is read by one matrix, without a stem. Small patches
-        # cost tokens and large ones blur what has a shape; convolutions read it cheaply.
+        # differs from the paper: a stem of convolutions in front of the patches (`--stem`, Xiao et
+        # al. 2021): small patches cost tokens, and large ones, read by one matrix, blur what has a
+        # shape.
         self.stem = make_stem(config.stem, depth=config.stem_depth)
         patch = config.patch_size // 2 ** len(config.stem)
         channels = config.stem[-1] if config.stem else 3
@@ -92,7 +93,8 @@ class ImageEncoder(nn.Module):
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         # As large as the patches themselves: places that start faint stay unlearned for long.
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.5)
-        # differs from the paper's figure, as the paper says in 3.2: one more norm in front.
+        # differs from the paper: one more norm in front of the image tower, as section 3.2 says and
+        # OpenAI's code does; figure 3 does not show it.
         self.norm_in = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.transformer = Transformer(
             width, config.vision_depth, config.vision_heads, causal=False,
@@ -263,9 +265,6 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, *, captions: Te
         loss_t = cross_entropy_loss(logits, labels, axis=1)
         loss = (loss_i + loss_t) / 2
 
-    differs from the paper: where a caption occurs more than once in the batch, its label is spread
-    evenly over its occurrences, since none of those pictures is wrong for it.
-
     image: (n, E) picture embeddings, I_f W_i
     text: (n, E) caption embeddings, T_f W_t
     scale: (1,) inverse temperature, exp(t)
@@ -274,6 +273,8 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, *, captions: Te
     """
     I_e, T_e = unit(image), unit(text)  # (n, E) each
     logits = scale * I_e @ T_e.T  # (n, n)
+    # differs from the paper: captions that occur twice in a batch are positives of each other,
+    # since none of those pictures is wrong for them.
     labels = even_targets(captions, captions)  # (n, n) the identity, where all captions differ
     return both_ways(logits, labels)
 

@@ -45,6 +45,8 @@ class DALLEConfig:
     width: int = 128
     depth: int = 4
     heads: int = 4
+    # differs from the paper: full attention in every layer by default: at 8 x 8 codes the sparse
+    # patterns save no time.
     attention: str = "full"  # full, row, column, conv, or paper: the last three in its order
     kernel: int = 5  # of conv attention, in codes a side (the paper: 11)
     rotary: bool = False  # turn queries and keys by row and column as well
@@ -88,6 +90,8 @@ class DALLE(nn.Module):
         self.start = nn.Parameter(torch.zeros(D))
         self.text_tokens = nn.Embedding(config.text_vocab, D)
         self.text_positions = nn.Parameter(torch.zeros(T, D))
+        # differs from the paper: the codes are a VQGAN's, not those of a discrete VAE, which is
+        # trained by the relaxed draws of `--quantizer gumbel`.
         self.image_tokens = nn.ModuleList(nn.Embedding(size, D) for size in config.codes)
         self.rows = nn.Parameter(torch.zeros(config.pictures * config.grid, D))
         self.columns = nn.Parameter(torch.zeros(config.grid, D))
@@ -102,6 +106,8 @@ class DALLE(nn.Module):
         for table in (self.start, self.text_positions, self.rows, self.columns):
             nn.init.normal_(table, std=0.3)
         for table in (self.text_tokens, *self.image_tokens):
+            # differs from the paper: embeddings start at 0.5 instead of 0.02, the size of what the
+            # first block adds to them.
             nn.init.normal_(table.weight, std=0.5)
         nn.init.normal_(self.text_head.weight, std=0.02)
         # Set by whoever builds or loads the model, to go from prompts to pixels.
@@ -189,7 +195,9 @@ class DALLE(nn.Module):
         text_loss = F.cross_entropy(out.text.flatten(0, 1).float(), wanted.flatten())
         # L_image = -1/N Σ_n log p(code_n | text, code_<n), where a code of two factors has
         # log p(a, b) = log p(a) + log p(b | a)
-        N = self.config.grid**2  # differs from the paper: a first picture is given, so not learned
+        # differs from the paper: of two pictures in a stream the first, which is always given, has
+        # no loss.
+        N = self.config.grid**2
         parts = self.image_heads.factors(codes.flatten(1)[:, -N:])  # (B, N) each
         image_loss = sum(
             F.cross_entropy(logits[:, -N:].flatten(0, 1).float(), part.flatten())

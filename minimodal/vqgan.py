@@ -49,8 +49,14 @@ class VQGANConfig:
     depth: int = 1  # residual blocks at each resolution
     attention: tuple[int, ...] = ()  # resolutions (in latent or feature pixels) with attention
     encoder_kernel: int = 3  # 1: a code depends on its own patch (structure: and its margin) only
+    # differs from the paper: on the Shapes world the decoder looks at the 5 x 5 codes around a
+    # patch only (`--decoder-kernel 1`): one that sees the whole picture learns which colours go
+    # with which objects.
     decoder_kernel: int = 3  # 1: a patch depends on the 5 x 5 codes around it only
     quantizer: str = "ema"  # ema, gradient, sphere (unit length), gumbel, or fsq
+    # differs from the paper: the Shapes world's pictures have two codebooks, one for a patch's
+    # structure, read from which of its pixels are alike, and one for its appearance, read from its
+    # colours as a set (docs/composition.md); other pictures have one.
     codes: tuple[int, ...] = (1024,)  # K; two: structure and appearance; fsq: levels of channels
     code_width: int = 32  # channels of a code (fsq: as many as codes has levels)
     beta: float = 0.25  # commitment

@@ -68,6 +68,8 @@ class VQGANPrior(nn.Module):
         super().__init__()
         self.config = config
         D = config.width
+        # differs from the paper: classes and "no class" have rows of their own in the table of
+        # tokens, so that a model can be guided.
         self.tokens = nn.Embedding(config.rows, D)
         self.positions = nn.Parameter(torch.zeros(config.length, D))
         self.transformer = Transformer(D, config.depth, config.heads, causal=True)

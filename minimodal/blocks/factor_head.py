@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 
 
+# differs from the paper: a code of two factors is predicted one factor after the other (Lee et al.
+# 2022).
 class FactorHead(nn.Module):
     """The distribution of a code's next factor, given the stream and the factors before it."""
 

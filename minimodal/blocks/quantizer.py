@@ -276,6 +276,9 @@ class Quantizer(AnyQuantizer):
         parts = [nearest(part.detach(), book.codes)[0] for part, book in self.pairs(z)]
         indices = put_together(parts, self.sizes).view(B, h, w)  # (B, h, w)
         e = self.vectors(indices)  # (B, C, h, w)
+        # differs from the paper: codes follow moving averages (the appendix of van den Oord et al.
+        # 2017), so the loss has the commitment term only; β weighs it as in the paper, where the
+        # original's code weighs the other term.
         loss = self.beta * F.mse_loss(z.float(), e)  # ()
         # Rounding has no gradient: the decoder's passes straight through to the encoder.
         return Codes(z + (e - z).detach(), indices, loss)

@@ -26,6 +26,8 @@ def corner(
     """
     found = []
     for here, full in zip(place, size, strict=True):
+        # differs from the paper: the sliding window may move in steps of several codes
+        # (`--stride`), which is faster.
         middle = (here - window // 2) // stride * stride
         found.append(min(max(middle, 0), full - window))
     return found[0], found[1]

@@ -87,8 +87,9 @@ def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:
         raise UserError(f"perceptual_heads are for a VGG16, and {path} is none")
     clip = load(path, kind="clip")
     tower, layers = clip.image_encoder, training.perceptual_layers
-    # differs from LPIPS: the first maps only. They hold edges and textures; what the late ones see
-    # can be imitated by faint patterns that mean nothing to any other network or eye.
+    # differs from the paper: no perceptual loss by default, and where one is asked for the first
+    # maps of a CLIP: they hold edges and textures; what the late ones see can be imitated by
+    # patterns that mean nothing to other networks.
     return PerceptualDistance(
         tower,
         features=lambda images: tower_maps(

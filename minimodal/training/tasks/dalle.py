@@ -31,6 +31,8 @@ class DALLETraining:
 
     vocab: int = 2048  # tokens of captions at most; fewer where they have fewer words
     max_text_length: int = 48  # tokens of a caption; longer ones are cut
+    # differs from the paper: a share of the captions is left out in training, so that drawing can
+    # be guided (Ho & Salimans 2022).
     caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
     bpe_dropout: float = 0.0  # chance that a merge of the captions' tokens is left out
     pool: int = 65_536  # pictures tokenised at the start, at most

@@ -61,7 +61,8 @@ class VQGANTraining:
     discriminator_start: int = 3000  # steps before D begins to learn
     gan_start: int = 4000  # steps before D's verdict reaches the generator
     gan_ramp: int = 500  # steps over which its weight grows to gan_weight
-    gan_weight: float = 0.1  # differs from the paper (1): small pictures; 0: no discriminator
+    # differs from the paper: a GAN weight of 0.1 instead of 1, since the pictures are small.
+    gan_weight: float = 0.1  # 0: no discriminator
     discriminator_channels: int = 32  # of its first layer
     discriminator_depth: int = 2  # its layers that halve the picture
     discriminator_refine: bool = False  # one more layer without halving, as the original has
@@ -211,6 +212,8 @@ class VQGANTask(Task):
         return generator_loss(self.discriminator(painted).float())
 
     @torch.enable_grad()
+    # differs from the paper: λ is that of the global batch, whatever `--accumulate` and the number
+    # of processes.
     def joint_weight(self, batches: list[dict], step: int) -> Tensor:
         """λ of all micro-batches of all processes, at the price of one more pass of each.
 
