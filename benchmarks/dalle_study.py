@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = ShapesSource(seed, split="val")
         prompts = source.full_captions(np.arange(200), np.random.default_rng(seed))
     else:
-        draw, scores = draw_with(dalle, {**how, "truncate": True}), {}  # as in training
+        draw, scores = draw_with(dalle, how), {}
         val = open_data(spec, image_size=dalle.config.grid * dalle.painter.factor, split="val")
         prompts = [val.all_captions(i)[0] for i in range(min(100, len(val)))]
     scores |= copies_of_training(dalle, draw(prompts, 1, seed), spec)

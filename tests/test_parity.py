@@ -111,7 +111,7 @@ def test_impossible_tokens_are_masked_as_in_dalle_pytorch(example, dalle):
 def test_losses_equal_dalle_pytorch_on_its_logits(example, dalle, monkeypatch):
     logits, V = torch.tensor(example["logits"]), example["num_text_tokens_effective"]
     given = DALLELogits(logits[:, :5, :V], (logits[:, 5:, V:],))
-    monkeypatch.setattr(dalle, "forward", lambda text, codes, hidden: given)
+    monkeypatch.setattr(dalle, "forward", lambda text, codes: given)
     loss, parts = dalle.loss(*text_and_codes(example))
     assert loss.item() == pytest.approx(example["loss"], abs=1e-5)
     assert parts["text_loss"].item() == pytest.approx(example["loss_text"], abs=1e-5)

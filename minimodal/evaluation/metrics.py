@@ -54,7 +54,7 @@ def top_k(embeddings: Tensor, queries: Tensor, k: int, *, block: int = 65536) ->
     indices = torch.empty(len(queries), 0, dtype=torch.int64)
     for first in range(0, len(embeddings), block):
         with torch.autocast("cpu", enabled=False):  # a training's evaluation may run under it
-            scores = queries @ embeddings[first : first + block].T  # (Q, block)
+            scores = queries @ embeddings[first : first + block].T
         here = torch.arange(first, first + scores.shape[1]).expand(len(queries), -1)
         scores, here = torch.cat([best, scores], dim=1), torch.cat([indices, here], dim=1)
         columns = best_columns(scores, min(k, scores.shape[1]))  # (Q, k)
