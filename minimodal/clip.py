@@ -304,10 +304,9 @@ def embed_pictures(clip: CLIP, images: Tensor) -> Tensor:
     if images.shape[2:] != (size, size):  # an original CLIP reads larger ones than we draw
         pictures = (Image.fromarray(one.permute(1, 2, 0).cpu().numpy()) for one in images)
         parts = torch.stack([clip.preprocess(picture) for picture in pictures]).split(256)
-        found = [clip.encode_image(part.to(device)) for part in parts]
     else:
         parts = (normalize(part.to(device), clip.reading) for part in images.split(256))
-        found = [clip.encode_image(part) for part in parts]
+    found = [clip.encode_image(part.to(device)) for part in parts]
     return F.normalize(torch.cat(found), dim=-1)
 
 

@@ -5,9 +5,8 @@ Transformer learns to predict every next token of that stream:
 
     log p(text, picture) = Σ_t log p(text_t | text_<t) + Σ_n log p(code_n | text, code_<n)
 
-To draw, give it the caption and let it continue; VQGAN's decoder turns the codes into pixels.
-
-text (B, T) and codes (B, h, w) in; logits of each next token out. Read `blocks/transformer.py`,
+To draw, give it the caption and let it continue; VQGAN's decoder turns the codes into pixels. text
+(B, T) and codes (B, h, w) in; logits of each next token out. Read `blocks/transformer.py`,
 `blocks/factor_head.py` and `blocks/painter.py` before. What is optional lies beside: sparse
 attention (`blocks/sparse.py`), rotary positions (`blocks/rotary.py`), codes that are given
 (`blocks/given.py`), captions and classes by the same weights (`uses/reading.py`).
@@ -101,8 +100,7 @@ class DALLE(nn.Module):
         self.norm_out = nn.LayerNorm(D)
         self.text_head = nn.Linear(D, config.text_vocab)
         self.image_heads = FactorHeads(D, config.codes)
-        # Embeddings start at the size of what the first blocks add to them. From the usual 0.02
-        # a token's own identity is drowned there, and a small model takes long to mend that.
+        # From 0.02 a token's own identity is drowned, and a small model takes long to mend that.
         for table in (self.start, self.text_positions, self.rows, self.columns):
             nn.init.normal_(table, std=0.3)
         for table in (self.text_tokens, *self.image_tokens):
@@ -111,15 +109,8 @@ class DALLE(nn.Module):
             nn.init.normal_(table.weight, std=0.5)
         nn.init.normal_(self.text_head.weight, std=0.02)
         # Set by whoever builds or loads the model, to go from prompts to pixels.
-        self.tokenizer = None
-        self.words = KnownWords()  # of training
-        self.painter: Painter | None = None
-
-    def paint_with(self, vqgan: nn.Module) -> None:
-        """Take a trained VQGAN for going to and from pixels; it is no part of these weights."""
-        self.painter = Painter(vqgan)
-
-    # --- the stream ------------------------------------------------------------------------------
+        self.tokenizer, self.words = None, KnownWords()  # both of training
+        self.painter: Painter | None = None  # a trained VQGAN, no part of these weights
 
     def with_padding(self, text: Tensor) -> Tensor:
         """Give each caption position a padding token of its own (section 2.2 of the paper).

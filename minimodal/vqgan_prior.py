@@ -81,11 +81,7 @@ class VQGANPrior(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         # Set by whoever builds or loads the model, to go from classes to pixels.
         self.class_names: list[str] = []
-        self.painter: Painter | None = None
-
-    def paint_with(self, vqgan: nn.Module) -> None:
-        """Take a trained VQGAN for going to and from pixels; it is no part of these weights."""
-        self.painter = Painter(vqgan)
+        self.painter: Painter | None = None  # a trained VQGAN, no part of these weights
 
     # --- the stream ------------------------------------------------------------------------------
 

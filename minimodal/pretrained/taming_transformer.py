@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimodal.blocks.painter import Painter
 from minimodal.errors import UserError
 from minimodal.pretrained import taming
 from minimodal.pretrained.beside import as_stated
@@ -152,7 +153,7 @@ def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior
     prior = fill(lambda: VQGANPrior(sizes), weights, source=source)
     prior.class_names = [str(n) for n in range(classes)]
     if vqgan is not None:
-        prior.paint_with(vqgan)
+        prior.painter = Painter(vqgan)
     prior.run = {"kind": "vqgan-prior", "data": None, "source": source, "model": {}}
     return prior
 

@@ -10,6 +10,7 @@ import torch
 from helpers.tiny import make_clip, make_dalle, make_painter, make_vqgan
 from helpers.worlds import Blind, Painter, Reader, scenes_of, wrong_background
 
+from minimodal.blocks.painter import Painter as VQGANPainter
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.evaluation import scoreboard
@@ -187,7 +188,7 @@ def test_an_untrained_dalle_draws_nothing_right():
     tokenizer = Tokenizer.train(["a red circle"], 300)
     dalle = make_dalle(vocab_size=tokenizer.vocab_size, text_length=90)
     dalle.tokenizer = tokenizer
-    dalle.paint_with(make_vqgan(codes=(11,)))
+    dalle.painter = VQGANPainter(make_vqgan(codes=(11,)))
     scores = dalle_scores(dalle, n=8, sampling=SAMPLING)
     assert scores["seen"] == scores["held_out"] == 0
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from minimodal.blocks.painter import Painter
 from minimodal.blocks.transformer import Transformer
 from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
@@ -68,7 +69,7 @@ def make_prior(**changes) -> VQGANPrior:
     config = VQGANPriorConfig(grid=3, codes=12, classes=2, width=16, depth=2, heads=2)
     prior = shake(seeded(lambda: VQGANPrior(replace(config, **changes)), 0), 0.5).eval()
     prior.class_names = ["cat", "dog"]
-    prior.paint_with(make_vqgan(image_size=6))
+    prior.painter = Painter(make_vqgan(image_size=6))
     return prior
 
 
@@ -86,7 +87,7 @@ def make_painter(**changes) -> DALLE:
     model = shake(make_dalle(vocab_size=tokenizer.vocab_size, text_length=20, **changes), 0.5)
     model.tokenizer = tokenizer
     vqgan = make_vqgan(image_size=6, codes=model.config.codes)
-    model.paint_with(vqgan)
+    model.painter = Painter(vqgan)
     return model
 
 

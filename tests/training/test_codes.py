@@ -15,6 +15,7 @@ from helpers.systems import ENGINE
 from helpers.tiny import generator, integers, make_painter, make_prior, make_vqgan, noise
 from PIL import Image
 
+from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.quantizer_variants import QUANTIZERS
 from minimodal.errors import UserError
@@ -140,7 +141,7 @@ def test_codes_are_computed_in_full_float32_and_the_callers_settings_come_back()
             inside = settings()
             tokenize_pictures(vqgan, SOURCE, n=2, flip=False, device=device)
             for painter in (make_painter(), make_prior()):
-                painter.paint_with(vqgan)
+                painter.painter = Painter(vqgan)
                 painter.painter.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
             assert settings() == inside == ("high", True, True)
     finally:

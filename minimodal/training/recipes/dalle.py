@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from minimodal.blocks.painter import Painter
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
@@ -111,7 +112,7 @@ def restore(stored: dict[str, Any], path: Path) -> DALLE:
         raise UserError(f"{path} was trained with --qk-norm yes, which is gone: train it again")
     model = DALLE(rebuild(DALLEConfig, stored))
     model.tokenizer = Tokenizer.load(path / "tokenizer.json")
-    model.paint_with(load(path / "vqgan", kind="vqgan"))
+    model.painter = Painter(load(path / "vqgan", kind="vqgan"))
     model.words = KnownWords.load(path / "words.json")
     return model
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from minimodal.blocks.painter import Painter
 from minimodal.runs import load, rebuild
 from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import encode_data
@@ -51,7 +52,7 @@ def restore(stored: dict[str, Any], path: Path) -> VQGANPrior:
     """The model of a run, with its VQGAN."""
     model = VQGANPrior(rebuild(VQGANPriorConfig, stored))
     model.class_names = stored["class_names"]
-    model.paint_with(load(path / "vqgan", kind="vqgan"))
+    model.painter = Painter(load(path / "vqgan", kind="vqgan"))
     return model
 
 

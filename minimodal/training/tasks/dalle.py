@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.given import Given
-from minimodal.blocks.painter import Request
+from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.dalle import DALLE
 from minimodal.data.loading import batch_indices
@@ -110,7 +110,7 @@ class DALLETask(Task):
         device = model.rows.device
         captions = [self.val.all_captions(i % len(self.val))[0] for i in range(16)]
         model.tokenizer, model.words = self.tokenizer, self.known
-        model.paint_with(self.encoded.vqgan)
+        model.painter = Painter(self.encoded.vqgan)
         first = None
         if model.config.pictures > 1:
             pairs = torch.from_numpy(self.val.images(np.arange(16) % len(self.val)))
