@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -30,6 +31,13 @@ BETWEEN = re.compile(r"[;|，、]")  # what some put between labels instead of a
 Found = TypeVar("Found")
 
 
+def some_path(text: str) -> Path:
+    """A path, which must not be nothing: that would be the folder one stands in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, expected the name of a file or folder")
+    return Path(text)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line and an unknown flag names the closest known one."""
 
@@ -37,6 +45,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument("--version", action="version", version=f"minimodal {__version__}")
         self.elsewhere: dict[str, str] = {}  # flags that exist in other company, and in which
+        self.register("type", Path, some_path)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # values, too: -5,0,3,6 and -1e-3
 
     def error(self, message: str) -> NoReturn:

@@ -61,16 +61,9 @@ from minimodal.training.report import write_report
 MINUTES = 10.0
 
 
-def a_folder(text: str) -> Path:
-    """What --out says, which must not be nothing: that would be the folder one stands in."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty, expected the name of a folder")
-    return Path(text)
-
-
 def add_demo_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the demo."""
-    parser.add_argument("--out", type=a_folder, default=Path("runs/demo"), metavar="FOLDER",
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER",
                         help="folder of the runs and the scores (default: runs/demo)")  # fmt: skip
     parser.add_argument("--minutes", type=float, metavar="M",
                         help="how long all of it takes; a fast machine needs less, for twice the "

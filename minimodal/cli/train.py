@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minimodal.cli.common import Parser, run_command
-from minimodal.cli.demo import a_folder, add_demo_flags, run_demo
+from minimodal.cli.demo import add_demo_flags, run_demo
 from minimodal.data.loading import KINDS, parse_spec, split_spec
 from minimodal.errors import UserError
 from minimodal.runs import find
@@ -83,9 +83,7 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
         metavar="SPEC",
         help=f"{'|'.join(KINDS)}[:PATH][:N], or several with commas, see README",
     )
-    parser.add_argument(
-        "--out", required=True, type=a_folder, metavar="RUN", help="the run's folder"
-    )
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     for need in needs:
         parser.add_argument(
             f"--{need}",

@@ -303,3 +303,15 @@ def test_load_and_the_systems_are_there_on_first_use():
     assert minimodal.load is load and minimodal.clip.CLIP is CLIP
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         minimodal.lod  # noqa: B018
+
+
+@pytest.mark.parametrize("words", [
+    ["evaluate", "demo", "--out", ""], ["search", "", "red circle"], ["reconstruct", "--out", " "],
+    ["classify", "--clip", ""], ["generate", "a red circle", "--run", ""],
+    ["train", "vqgan", "--data", "shapes", "--out", ""],
+])  # fmt: skip
+def test_an_empty_path_is_refused_and_not_taken_for_the_folder_one_stands_in(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        start.main(words)
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and "is empty" in said and said.count("\n") == 1
