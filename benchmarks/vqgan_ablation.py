@@ -20,7 +20,7 @@ from minimodal.data.loading import open_data, split_spec
 from minimodal.drawing import grid, save_png
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import Networks, vqgan_on_data
-from minimodal.evaluation.scoreboard import redraw, rounded
+from minimodal.evaluation.scoreboard import reconstruct, rounded
 from minimodal.training.checkpoint import read_metrics
 from minimodal.training.report import write_report
 
@@ -102,7 +102,7 @@ def main() -> None:
     images = torch.from_numpy(val.images(range(SHOWN)))
     tiles, captions = [images], ["original"] * SHOWN
     for name, run in rows:
-        tiles.append(redraw(minimodal.load(run), images).pictures)
+        tiles.append(reconstruct(minimodal.load(run), images).pictures)
         captions += [name] * SHOWN
     save_png(grid(torch.cat(tiles), captions, columns=SHOWN, tile=96), given.out / "samples.png")
     text = json.dumps(board, indent=2) + "\n"

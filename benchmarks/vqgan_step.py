@@ -81,17 +81,17 @@ def ours(shape: Shape, precision: str, device: str, *, last: bool) -> Step:
     def step() -> None:
         judge.requires_grad_(False)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            painted, codes, _ = model(images)
-            painted = painted.float()
-            rec = F.l1_loss(painted, images)
-            adversarial = generator_loss(judge(painted).float())
-            game = weigh(rec, adversarial, painted, model.last_layer)
+            decoded, codes, _ = model(images)
+            decoded = decoded.float()
+            rec = F.l1_loss(decoded, images)
+            adversarial = generator_loss(judge(decoded).float())
+            game = weigh(rec, adversarial, decoded, model.last_layer)
         (rec + codes.loss + 0.8 * game.weight * game.term).backward()
         moves[0].step()
         moves[0].zero_grad()
         judge.requires_grad_(True)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            real, fake = judge(torch.cat([images, painted.detach()])).float().chunk(2)
+            real, fake = judge(torch.cat([images, decoded.detach()])).float().chunk(2)
             loss = hinge_loss(real, fake)
         loss.backward()
         moves[1].step()
@@ -133,9 +133,9 @@ def taming(shape: Shape, precision: str, device: str, *, passes: int) -> Step:
     def step() -> None:
         cast = precision == "bfloat16"
         with torch.autocast(device, torch.bfloat16, enabled=cast):
-            painted, codebook = paint()
-            rec = (images - painted).abs().mean()
-            adversarial = -judge(painted).mean()
+            decoded, codebook = paint()
+            rec = (images - decoded).abs().mean()
+            adversarial = -judge(decoded).mean()
         last = parts["decoder"].conv_out.weight
         by_rec = torch.autograd.grad(rec, last, retain_graph=True)[0]
         by_gan = torch.autograd.grad(adversarial, last, retain_graph=True)[0]
@@ -145,8 +145,8 @@ def taming(shape: Shape, precision: str, device: str, *, passes: int) -> Step:
         moves[0].step()
         with torch.autocast(device, torch.bfloat16, enabled=cast):
             if passes == 2:
-                painted = paint()[0]
-            real, fake = judge(images), judge(painted.detach())
+                decoded = paint()[0]
+            real, fake = judge(images), judge(decoded.detach())
             loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         moves[1].zero_grad()
         loss.backward()

@@ -300,7 +300,7 @@ class DALLE(nn.Module):
         returns: (N, 3, H, W) uint8, N = n times the prompts
         """
         if self.painter is None:
-            raise UserError("this DALL·E has no VQGAN to paint with: load it with minimodal.load")
+            raise UserError("this DALL·E has no VQGAN to decode with: load it with minimodal.load")
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         request.check(len(prompts))
         given.check(self.config.pictures)

@@ -205,7 +205,7 @@ class Decoder(nn.Module):
 class Reconstruction(NamedTuple):
     """One pass through VQGAN.
 
-    pictures: (B, 3, H, W) painted back, about [-1, 1]
+    pictures: (B, 3, H, W) decoded back, about [-1, 1]
     codes: Codes of the pictures
     latents: (B, C, h, w) what the encoder said before it was rounded
     """
@@ -260,7 +260,7 @@ class VQGAN(nn.Module):
         with full_float32(images.device):
             return self.quantizer(self.latents(images))
 
-    def paint(self, z: Tensor) -> Tensor:
+    def decode_unclamped(self, z: Tensor) -> Tensor:
         """Code vectors to pictures, not clamped: what training compares with the true ones.
 
         z: (B, C, h, w)
@@ -274,7 +274,7 @@ class VQGAN(nn.Module):
         z: (B, C, h, w)
         returns: (B, 3, H, W) in [-1, 1]
         """
-        return self.paint(z).clamp(-1, 1)
+        return self.decode_unclamped(z).clamp(-1, 1)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Code numbers to pictures.
@@ -300,7 +300,7 @@ class VQGAN(nn.Module):
         else:
             none = torch.zeros_like(latents[:, 0], dtype=torch.int64)  # (B, h, w)
             codes = Codes(self.quantizer.bound(latents), none, latents.new_zeros(()))
-        return Reconstruction(self.paint(codes.z), codes, latents)
+        return Reconstruction(self.decode_unclamped(codes.z), codes, latents)
 
     @property
     def last_layer(self) -> Tensor:

@@ -239,7 +239,7 @@ class VQGANPrior(nn.Module):
         returns: (N, 3, H, W) uint8, N = n times the classes
         """
         if self.painter is None:
-            raise UserError("this prior has no VQGAN to paint with: load it with minimodal.load")
+            raise UserError("this prior has no VQGAN to decode with: load it with minimodal.load")
         numbers = [self.label_of(name) for name in classes or []] or [-1]
         request.check(len(numbers))
         if not classes and sampling.guidance not in (0.0, 1.0):

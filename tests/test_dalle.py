@@ -422,7 +422,7 @@ def test_a_model_without_tokenizer_or_painter_says_how_to_get_one():
     model.tokenizer = None
     with pytest.raises(UserError, match="no tokenizer: load it with minimodal.load"):
         model.generate(WORDS, generator=generator())
-    with pytest.raises(UserError, match="no VQGAN to paint with"):
+    with pytest.raises(UserError, match="no VQGAN to decode with"):
         make_dalle().generate(WORDS, generator=generator())
 
 

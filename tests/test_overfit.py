@@ -31,8 +31,8 @@ def test_vqgan_paints_a_batch_from_its_codes():
     vqgan.quantizer.start(vqgan.latents(images), random)
     optimizer = torch.optim.Adam(vqgan.parameters(), lr=3e-3)
     for _ in range(200):
-        painted, codes, latents = vqgan(images)
-        loss = F.l1_loss(painted, images) + codes.loss
+        decoded, codes, latents = vqgan(images)
+        loss = F.l1_loss(decoded, images) + codes.loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -124,7 +124,7 @@ STREAMS = dict(painter=PAINTER.painter, grid=3, prompts=2, n=2, device=torch.dev
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
-PAINTED = W[:, :, None, None] * pictures(2, 3, 4, 5)
+DECODED = W[:, :, None, None] * pictures(2, 3, 4, 5)
 GRADIENT = quantizer_variants.GradientQuantizer(35, 8, normalise=True)
 GUMBEL = quantizer_variants.GumbelQuantizer(35, 8)
 SCALARS = quantizer_variants.FiniteScalarQuantizer((2, 3, 2, 4, 2, 2, 5, 3))
@@ -138,9 +138,9 @@ DISTANCE = perceptual.PerceptualDistance(VGG, features=VGG, size=16)
 
 
 def losses() -> dict[str, torch.Tensor]:
-    """Two losses of what is painted, each with a graph of its own, which a gradient takes apart."""
+    """Two losses of what is decoded, each with a graph of its own, which a gradient takes apart."""
     return dict(
-        reconstruction=PAINTED.sum(), adversarial=(2 * PAINTED).sum(), painted=PAINTED, last_layer=W
+        reconstruction=DECODED.sum(), adversarial=(2 * DECODED).sum(), decoded=DECODED, last_layer=W
     )
 
 
@@ -226,7 +226,7 @@ CALLS = [
         {},
     ),
     (perceptual.lpips_heads, dict(tensors=HEADS, source=""), {}),
-    (DISTANCE.__call__, dict(painted=pictures(1, 3, 16, 16), images=pictures(1, 3, 16, 16)), {}),
+    (DISTANCE.__call__, dict(decoded=pictures(1, 3, 16, 16), images=pictures(1, 3, 16, 16)), {}),
     (DISTANCE.resized, dict(images=IMAGES), {"H'": 16, "W'": 16}),
     (perceptual.tower_maps, dict(tower=STEMMED.image_encoder, images=PHOTOS), {}),
     (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
@@ -297,7 +297,7 @@ CALLS = [
     (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.decode, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
-    (PAIR.paint, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
+    (PAIR.decode_unclamped, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
     (PAIR.decode_indices, dict(indices=integers(35, 2, 4, 6)), {"H": 16, "W": 24}),
     (JOINT.forward, dict(images=IMAGES), {"h": 8, "w": 12}),
     (JOINT.forward, dict(images=IMAGES, quantize=False), {"h": 8, "w": 12}),
@@ -325,7 +325,7 @@ CALLS = [
     (ONE.angles, dict(first=0, n=4), STREAM),
     (PAINTER.painter.encode, dict(pictures=SIX), {"h": 3, "w": 3}),
     (PAINTER.painter.decode, dict(codes=CODES), {"H": 6, "W": 6}),
-    (KEPT.paste, dict(painted=SIX), {}),
+    (KEPT.paste, dict(drawn=SIX), {}),
     (given.what_stays, dict(given=given.Given(SIX[0]), **STREAMS), {"h": 3, "w": 3}),
     (given.what_stays, dict(given=given.Given(first=SIX[:2]), **STREAMS), {"h": 6, "w": 3}),
     (given.upper_rows, dict(picture=SIX[0], share=0.5, painter=PAINTER.painter, grid=(3, 3)), {}),
@@ -382,7 +382,7 @@ CALLS = [
     (distances.kid, dict(first=SET, second=OTHER), {}),
     (distances.radii, dict(features=SET, k=2), {}),
     (distances.covered, dict(points=SET, centres=OTHER, k=2), {}),
-    (distances.precision_recall, dict(real=SET, painted=OTHER), {}),
+    (distances.precision_recall, dict(real=SET, generated=OTHER), {}),
     (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),

@@ -86,9 +86,9 @@ def test_larger_pictures_have_more_codes():
 
 def test_decoding_stays_in_range():
     vqgan = make_vqgan()
-    painted = vqgan.decode(100 * noise(2, 6, 8, 8))
+    decoded = vqgan.decode(100 * noise(2, 6, 8, 8))
     assert vqgan.decoder(100 * noise(2, 6, 8, 8)).abs().max() > 1
-    assert painted.min() >= -1 and painted.max() <= 1
+    assert decoded.min() >= -1 and decoded.max() <= 1
 
 
 def test_training_sees_the_picture_before_it_is_clamped():

@@ -77,7 +77,7 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss: ½ (E max(0, 1 - D(x)) + E max(0, 1 + D(x̂))).
 
     real: (B, 1, h, w) logits of true pictures
-    fake: (B, 1, h, w) logits of painted ones
+    fake: (B, 1, h, w) logits of decoded ones
     returns: ()
     """
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
@@ -86,7 +86,7 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
 def generator_loss(fake: Tensor) -> Tensor:
     """The generator's side: -E D(x̂).
 
-    fake: (B, 1, h, w) logits of painted pictures, with gradient to them
+    fake: (B, 1, h, w) logits of decoded pictures, with gradient to them
     returns: ()
     """
     return -fake.mean()
@@ -95,7 +95,7 @@ def generator_loss(fake: Tensor) -> Tensor:
 class Pulls(NamedTuple):
     """Where both losses pull.
 
-    pictures: (B, 3, H, W) the adversarial loss's gradient at the painted pictures
+    pictures: (B, 3, H, W) the adversarial loss's gradient at the decoded pictures
     reconstruction: (…) the reconstruction loss's gradient at the last layer
     adversarial: (…) the adversarial loss's gradient at the last layer
     """
@@ -106,22 +106,22 @@ class Pulls(NamedTuple):
 
 
 def pulls(
-    reconstruction: Tensor, adversarial: Tensor, painted: Tensor, last_layer: Tensor
+    reconstruction: Tensor, adversarial: Tensor, decoded: Tensor, last_layer: Tensor
 ) -> Pulls:
     """The gradients that λ compares.
 
-    The chain rule is cut at the painted pictures, so that the discriminator is passed back through
+    The chain rule is cut at the decoded pictures, so that the discriminator is passed back through
     once: both losses' gradients there are carried on to the last layer by themselves.
 
     reconstruction: () loss
     adversarial: () loss
-    painted: (B, 3, H, W) what both losses look at
-    last_layer: (…) weights that the painted pictures depend on
+    decoded: (B, 3, H, W) what both losses look at
+    last_layer: (…) weights that the decoded pictures depend on
     """
-    (rec,) = torch.autograd.grad(reconstruction, painted, retain_graph=True)  # (B, 3, H, W)
-    (gan,) = torch.autograd.grad(adversarial, painted)  # (B, 3, H, W)
+    (rec,) = torch.autograd.grad(reconstruction, decoded, retain_graph=True)  # (B, 3, H, W)
+    (gan,) = torch.autograd.grad(adversarial, decoded)  # (B, 3, H, W)
     at_last = [
-        torch.autograd.grad(painted, last_layer, gradient, retain_graph=True)[0].float()
+        torch.autograd.grad(decoded, last_layer, gradient, retain_graph=True)[0].float()
         for gradient in (rec, gan)
     ]
     return Pulls(gan, *at_last)
@@ -144,7 +144,7 @@ def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
 class WeighedGame(NamedTuple):
     """The generator's adversarial term and what λ says of it.
 
-    term: () its value; its gradient reaches the painted pictures
+    term: () its value; its gradient reaches the decoded pictures
     weight: () λ
     """
 
@@ -153,7 +153,7 @@ class WeighedGame(NamedTuple):
 
 
 def weigh(
-    reconstruction: Tensor, adversarial: Tensor, painted: Tensor, last_layer: Tensor,
+    reconstruction: Tensor, adversarial: Tensor, decoded: Tensor, last_layer: Tensor,
     *, average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     weight: Tensor | None = None,
 ) -> WeighedGame:  # fmt: skip
@@ -161,18 +161,18 @@ def weigh(
 
     reconstruction: () loss
     adversarial: () loss
-    painted: (B, 3, H, W) what both losses look at
-    last_layer: (…) weights that the painted pictures depend on
+    decoded: (B, 3, H, W) what both losses look at
+    last_layer: (…) weights that the decoded pictures depend on
     average: mean of a gradient over the processes of a data-parallel run
     weight: () λ, where it is known already; None: that of these losses
     """
     if weight is None:
-        found = pulls(reconstruction, adversarial, painted, last_layer)
+        found = pulls(reconstruction, adversarial, decoded, last_layer)
         gan, weight = found.pictures, balance(*(average(gradient) for gradient in found[1:]))
     else:
-        (gan,) = torch.autograd.grad(adversarial, painted)  # (B, 3, H, W)
+        (gan,) = torch.autograd.grad(adversarial, decoded)  # (B, 3, H, W)
     # Of the same value and gradient as the adversarial loss, without its way through D.
-    term = adversarial.detach() + ((painted - painted.detach()) * gan).sum()
+    term = adversarial.detach() + ((decoded - decoded.detach()) * gan).sum()
     return WeighedGame(term, weight)
 
 

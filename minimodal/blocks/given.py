@@ -65,16 +65,16 @@ class Kept(NamedTuple):
     keep: Tensor
     complete: Tensor | None = None
 
-    def paste(self, painted: Tensor) -> Tensor:
+    def paste(self, drawn: Tensor) -> Tensor:
         """Put the pixels of the picture to complete over what was decoded.
 
-        painted: (B, 3, H, W) uint8
+        drawn: (B, 3, H, W) uint8
         returns: (B, 3, H, W) uint8
         """
         if self.complete is None:
-            return painted
-        stays = pixels_of(self.keep, painted.shape[-1])  # (H, W)
-        return torch.where(stays, self.complete.to(painted.device), painted)
+            return drawn
+        stays = pixels_of(self.keep, drawn.shape[-1])  # (H, W)
+        return torch.where(stays, self.complete.to(drawn.device), drawn)
 
     def on_row(self, chunk: Chunk, painter: Painter, grid: int) -> Callable[[Tensor, int], None]:
         """What to call after each row of codes that is drawn, with the codes (B, h, w) so far and

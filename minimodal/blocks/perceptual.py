@@ -178,14 +178,14 @@ class PerceptualDistance:
         net.eval().requires_grad_(False)
 
     def __call__(
-        self, painted: Tensor, images: Tensor, *, shift: tuple[int, int] = (0, 0)
+        self, decoded: Tensor, images: Tensor, *, shift: tuple[int, int] = (0, 0)
     ) -> Tensor:
         """The mean distance of pairs; gradients reach the first pictures.
 
         A network that halves its maps looks at every second place. Pictures optimised for it hide
         patterns in the places between, unless it sees them moved, each time by another `shift`.
 
-        painted: (B, 3, H, W) in [-1, 1]
+        decoded: (B, 3, H, W) in [-1, 1]
         images: (B, 3, H, W) in [-1, 1]
         shift: pixels down and to the right, the same for both; what comes in is mirrored
         returns: ()
@@ -193,7 +193,7 @@ class PerceptualDistance:
         self.net.to(images.device)
         with torch.no_grad():
             wanted = self.features(moved(self.resized(images), shift))
-        found = self.features(moved(self.resized(painted), shift))
+        found = self.features(moved(self.resized(decoded), shift))
         return feature_distance(found, wanted, self.heads).mean()
 
     def resized(self, images: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def kid(first: Tensor, second: Tensor) -> float:
 
 
 class PrecisionRecall(NamedTuple):
-    """precision: share of the painted near a true one; recall: share of the true near a painted."""
+    """Shares of the generated near a true one (precision) and of the true near a generated one."""
 
     precision: float
     recall: float
@@ -140,13 +140,13 @@ def covered(points: Tensor, centres: Tensor, k: int) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def precision_recall(real: Tensor, painted: Tensor, *, k: int = NEIGHBOURS) -> PrecisionRecall:
-    """Are the painted pictures like true ones, and are all kinds of true ones painted?
+def precision_recall(real: Tensor, generated: Tensor, *, k: int = NEIGHBOURS) -> PrecisionRecall:
+    """Are the generated pictures like true ones, and are all kinds of true ones generated?
 
     real: (N, E), N above k
-    painted: (M, E), M above k
+    generated: (M, E), M above k
     """
-    real, painted = real.double(), painted.double()
-    if min(len(real), len(painted)) <= k:
+    real, generated = real.double(), generated.double()
+    if min(len(real), len(generated)) <= k:
         raise ValueError(f"expected more than {k} pictures in each set")
-    return PrecisionRecall(covered(painted, real, k), covered(real, painted, k))
+    return PrecisionRecall(covered(generated, real, k), covered(real, generated, k))

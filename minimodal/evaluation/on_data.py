@@ -30,7 +30,7 @@ from minimodal.evaluation.distances import (
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
-from minimodal.evaluation.scoreboard import Draw, redraw, rounded
+from minimodal.evaluation.scoreboard import Draw, reconstruct, rounded
 from minimodal.files import asking, make_folder
 from minimodal.uses.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
@@ -137,7 +137,7 @@ def distances_between(name: str, first: Tensor, second: Tensor) -> dict[str, flo
     """Fréchet distance, its extrapolation, KID, precision and recall of two sets of features.
 
     first: (N, E) of true pictures
-    second: (N, E) of painted ones
+    second: (N, E) of decoded ones
     """
     generator = torch.Generator().manual_seed(0)
     shares = precision_recall(first, second)
@@ -150,13 +150,13 @@ def distances_between(name: str, first: Tensor, second: Tensor) -> dict[str, flo
     }
 
 
-def save_both(images: Tensor, painted: Tensor, folder: Path) -> None:
-    """Write true and painted pictures into two folders, for packages that compare such.
+def save_both(images: Tensor, decoded: Tensor, folder: Path) -> None:
+    """Write true and decoded pictures into two folders, for packages that compare such.
 
     images: (N, 3, H, W) uint8
-    painted: (N, 3, H, W) uint8
+    decoded: (N, 3, H, W) uint8
     """
-    for name, pictures in (("originals", images), ("reconstructions", painted)):
+    for name, pictures in (("originals", images), ("reconstructions", decoded)):
         make_folder(folder / name)
         for i, picture in enumerate(pictures):
             path = folder / name / f"{i:06d}.png"
@@ -168,7 +168,7 @@ def vqgan_on_data(
     vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS, *, folder: Path | None = None
 ) -> Evaluation:
     """PSNR and SSIM of reconstructions, how much of the codebook they use, and what networks
-    say of them: distances between true and painted pictures, whether the judge sees the class.
+    say of them: distances between true and decoded pictures, whether the judge sees the class.
     With a folder both are kept there."""
     if len(val) <= NEIGHBOURS and networks.clip is not None:
         raise UserError(
@@ -176,20 +176,20 @@ def vqgan_on_data(
             f"{NEIGHBOURS + 1} or more, and mean little below hundreds"
         )
     images = torch.from_numpy(val.images(np.arange(len(val))))
-    again = redraw(vqgan, images)
-    painted = again.pictures
+    again = reconstruct(vqgan, images)
+    decoded = again.pictures
     if folder is not None:
-        save_both(images, painted, folder)
-    scores = {"psnr": psnr(painted, images), "ssim": ssim(painted, images)}
+        save_both(images, decoded, folder)
+    scores = {"psnr": psnr(decoded, images), "ssim": ssim(decoded, images)}
     scores["codes_used"] = again.used
     manifest: dict[str, Any] = {}
     if networks.clip is not None:
-        sets = [embed_pictures(networks.clip, part).cpu() for part in (images, painted)]
+        sets = [embed_pictures(networks.clip, part).cpu() for part in (images, decoded)]
         # Unit vectors stretched to the size that features usually have.
         scores |= distances_between("clip", *(part * part.shape[1] ** 0.5 for part in sets))
         manifest["clip_features"] = "unit image embeddings times the root of their length"
     if networks.judge is not None:
-        seen, again_seen = (networks.judge.classify(part) for part in (images, painted))
+        seen, again_seen = (networks.judge.classify(part) for part in (images, decoded))
         scores["judge_class_kept"] = float((seen == again_seen).float().mean())
         if val.labels is not None:
             labels = torch.from_numpy(val.labels)

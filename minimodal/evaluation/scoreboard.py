@@ -79,7 +79,7 @@ def shares(cases: dict[str, np.ndarray | list[bool]]) -> dict[str, float]:
 # --- VQGAN ---------------------------------------------------------------------------------------
 
 
-class Redrawn(NamedTuple):
+class Reconstructed(NamedTuple):
     """What VQGAN makes of pictures.
 
     pictures: (N, 3, H, W) uint8 reconstructions
@@ -91,20 +91,20 @@ class Redrawn(NamedTuple):
 
 
 @torch.no_grad()
-def redraw(vqgan: VQGAN, images: Tensor) -> Redrawn:
+def reconstruct(vqgan: VQGAN, images: Tensor) -> Reconstructed:
     """Pictures through the codes and back, on the CPU.
 
     images: (N, 3, H, W) uint8
     """
     device = vqgan.last_layer.device
-    painted, indices = [], []
+    decoded, indices = [], []
     for part in images.split(250):
         codes = vqgan.encode(to_float(part.to(device)))
-        painted.append(to_uint8(vqgan.decode(codes.z)).cpu())
+        decoded.append(to_uint8(vqgan.decode(codes.z)).cpu())
         indices.append(codes.indices.cpu())
     parts = vqgan.quantizer.factors(torch.cat(indices))
     used = [usage(part, k).share for part, k in zip(parts, vqgan.config.vocabulary, strict=True)]
-    return Redrawn(torch.cat(painted), min(used))
+    return Reconstructed(torch.cat(decoded), min(used))
 
 
 def vqgan_scores(
@@ -114,7 +114,7 @@ def vqgan_scores(
     source = world.source(seed, split="val", pairs="all", image_size=vqgan.config.image_size)
     numbers = np.arange(n)
     images = torch.from_numpy(source.images(numbers))
-    again = redraw(vqgan, images)
+    again = reconstruct(vqgan, images)
     texts = source.full_captions(numbers, np.random.default_rng(seed))
     verdicts = world.score(texts, again.pictures.numpy())
     return rounded(

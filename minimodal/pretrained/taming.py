@@ -61,9 +61,9 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     if "quantize.used" in tensors or stated.fields.get("remap") is not None:
         raise tensors.stranger("its codes are remapped (quantize.used): they have other numbers")
     channels, pixels = tensors.shape("encoder.conv_in.weight", 4)[:2]
-    painted = tensors.shape("decoder.conv_out.weight", 4)[0]
-    if (pixels, painted) != (3, 3):
-        raise tensors.stranger(f"it reads {pixels} channels and paints {painted}, not RGB pictures")
+    decoded = tensors.shape("decoder.conv_out.weight", 4)[0]
+    if (pixels, decoded) != (3, 3):
+        raise tensors.stranger(f"it reads {pixels} channels and paints {decoded}, not RGB pictures")
     levels = tensors.depth("encoder.down")
     depth = tensors.depth("encoder.down.0.block")
     firsts = [f"encoder.down.{n}.block.0.conv1.weight" for n in range(levels)]

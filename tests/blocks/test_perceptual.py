@@ -87,23 +87,23 @@ def test_on_a_clip_equal_pictures_are_at_distance_zero_and_others_are_not(change
 
 def test_only_the_painted_picture_gets_a_gradient_and_the_network_none():
     clip = make_clip()
-    distance, painted, images = clip_distance(clip), pictures(1, 3, 8, 8), pictures(1, 3, 8, 8)
-    painted, images = (-painted).requires_grad_(), images.requires_grad_()
-    distance(painted, images).backward()
-    assert painted.grad.abs().sum() > 0 and images.grad is None
+    distance, decoded, images = clip_distance(clip), pictures(1, 3, 8, 8), pictures(1, 3, 8, 8)
+    decoded, images = (-decoded).requires_grad_(), images.requires_grad_()
+    distance(decoded, images).backward()
+    assert decoded.grad.abs().sum() > 0 and images.grad is None
     assert all(p.grad is None for p in clip.image_encoder.parameters())
 
 
 def test_the_gradient_brings_pictures_together():
     distance, images = clip_distance(make_clip()), pictures(1, 3, 8, 8)
-    painted = pictures(1, 3, 8, 8, seed=1).requires_grad_()
-    optimizer = torch.optim.Adam([painted], lr=0.02)
-    before = distance(painted, images).item()
+    decoded = pictures(1, 3, 8, 8, seed=1).requires_grad_()
+    optimizer = torch.optim.Adam([decoded], lr=0.02)
+    before = distance(decoded, images).item()
     for _ in range(40):
         optimizer.zero_grad()
-        distance(painted, images).backward()
+        distance(decoded, images).backward()
         optimizer.step()
-    assert distance(painted, images) < 0.5 * before
+    assert distance(decoded, images) < 0.5 * before
 
 
 def test_pictures_of_another_size_are_resized_to_the_clips():

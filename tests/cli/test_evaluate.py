@@ -18,7 +18,7 @@ from minimodal.data.images import ImageSource
 from minimodal.data.loading import open_data
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import clip_on_data
-from minimodal.evaluation.scoreboard import redraw
+from minimodal.evaluation.scoreboard import reconstruct
 
 
 def cifar(root: Path) -> Path:
@@ -182,7 +182,8 @@ def test_pictures_and_reconstructions_go_into_two_folders(run, tmp_path):
     val = open_data(data, image_size=8, split="val")
     images = torch.from_numpy(val.images(np.arange(len(val))))
     assert status == 0 and f"new/place: {len(val)} originals" in error and len(val) > 1
-    for name, expected in (("originals", images), ("reconstructions", redraw(vqgan, images)[0])):
+    again = reconstruct(vqgan, images).pictures
+    for name, expected in (("originals", images), ("reconstructions", again)):
         files = sorted(Path("new/place", name).iterdir())
         found = np.stack([np.asarray(Image.open(file)) for file in files])
         assert np.array_equal(found.transpose(0, 3, 1, 2), expected.numpy()), name

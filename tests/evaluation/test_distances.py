@@ -121,14 +121,15 @@ def test_sets_far_apart_have_neither_precision_nor_recall():
 
 def test_painting_one_kind_only_is_precise_but_forgets_the_other():
     one, other = 0.1 * noise(30, 2), 0.1 * noise(30, 2, seed=1) + 10
-    real, painted = torch.cat([one, other]), 0.05 * noise(30, 2, seed=2)
-    found = precision_recall(real, painted)
+    real, generated = torch.cat([one, other]), 0.05 * noise(30, 2, seed=2)
+    found = precision_recall(real, generated)
     assert found.precision > 0.9 and found.recall <= 0.5
 
 
 def test_painting_more_than_there_is_recalls_all_but_is_not_precise():
-    real, painted = 0.05 * noise(30, 2), torch.cat([0.1 * noise(30, 2, seed=1), noise(30, 2) + 10])
-    found = precision_recall(real, painted)
+    real = 0.05 * noise(30, 2)
+    generated = torch.cat([0.1 * noise(30, 2, seed=1), noise(30, 2) + 10])
+    found = precision_recall(real, generated)
     assert found.recall > 0.9 and found.precision <= 0.5
 
 

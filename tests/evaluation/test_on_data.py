@@ -18,7 +18,7 @@ from minimodal.evaluation.on_data import (
     recall_of_captions,
     vqgan_on_data,
 )
-from minimodal.evaluation.scoreboard import Redrawn
+from minimodal.evaluation.scoreboard import Reconstructed
 
 SHOWN = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])  # what the judge sees in each picture
 LABELS = torch.tensor([0, 0, 1, 2, 3, 4, 5, 0])  # the judge is wrong about the last
@@ -50,7 +50,9 @@ def scores(monkeypatch):
     """Scores of a VQGAN that paints what a function makes of the pictures."""
 
     def measure(paint, networks: Networks, n: int = 8, **more) -> dict[str, float]:
-        monkeypatch.setattr(on_data, "redraw", lambda _, images: Redrawn(paint(images), 0.5))
+        monkeypatch.setattr(
+            on_data, "reconstruct", lambda _, images: Reconstructed(paint(images), 0.5)
+        )
         monkeypatch.setattr(on_data, "embed_pictures", lambda net, x: net.features(x))
         return vqgan_on_data(None, source(n, **more), networks).scores
 
@@ -125,7 +127,7 @@ def test_four_pictures_are_enough_and_without_networks_one_is(scores):
 
 
 class Sighted:
-    """A judge that reads the number that `Numbers` painted."""
+    """A judge that reads the number that `Numbers` decoded."""
 
     def classify(self, pictures):
         return pictures[:, 0, 0, 0].long()

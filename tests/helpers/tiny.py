@@ -65,7 +65,7 @@ def make_vqgan(**changes) -> VQGAN:
 
 
 def make_prior(**changes) -> VQGANPrior:
-    """A prior over the codes of 16 pixels, with strong opinions and a VQGAN to paint with."""
+    """A prior over the codes of 16 pixels, with strong opinions and a VQGAN to decode with."""
     config = VQGANPriorConfig(grid=3, codes=12, classes=2, width=16, depth=2, heads=2)
     prior = shake(seeded(lambda: VQGANPrior(replace(config, **changes)), 0), 0.5).eval()
     prior.class_names = ["cat", "dog"]

@@ -75,9 +75,9 @@ def test_pictures_become_the_originals_codes(original, vqgan):
 @torch.no_grad()
 def test_codes_become_the_originals_pictures(original, vqgan):
     original.close(vqgan.from_codes(original.io["out.z_q"]), "mid.post_quant_conv")
-    original.close(vqgan.paint(original.io["out.z_q"]), "out.reconstruction")
+    original.close(vqgan.decode_unclamped(original.io["out.z_q"]), "out.reconstruction")
     vectors = vqgan.quantizer.vectors(original.io["out.indices_bhw"])
-    original.close(vqgan.paint(vectors), "out.decoded_from_indices")
+    original.close(vqgan.decode_unclamped(vectors), "out.decoded_from_indices")
     clamped = original.io["out.decoded_from_indices"].clamp(-1, 1)
     found = vqgan.decode_indices(original.io["out.indices_bhw"])
     torch.testing.assert_close(found, clamped, rtol=0, atol=5e-5)
@@ -124,9 +124,9 @@ def generator_step(original, vqgan, mode: str, *, step: int):
     images = original.io["in.image"]
     latents = vqgan.latents(images)
     vectors = vqgan.quantizer.vectors(original.io["out.indices_bhw"])
-    painted = vqgan.paint(latents + (vectors - latents).detach())
-    nll, adversarial = F.l1_loss(painted, images), generator_loss(judge(painted))
-    game = weigh(nll, adversarial, painted, vqgan.last_layer)
+    decoded = vqgan.decode_unclamped(latents + (vectors - latents).detach())
+    nll, adversarial = F.l1_loss(decoded, images), generator_loss(judge(decoded))
+    game = weigh(nll, adversarial, decoded, vqgan.last_layer)
     factor = adversarial_ramp(step, start=9, ramp=1)  # the original's disc_start is 10
     codebook = codebook_loss(latents, vectors, **BETAS["legacy"])
     return nll + factor * 0.8 * game.weight * game.term + codebook, nll, game
@@ -373,7 +373,7 @@ def test_a_lightning_checkpoint_computes_what_the_original_computes():
     same(vqgan.latents(io["images"]), io["latents"])
     same(codes.z, io["vectors"])
     same(codes.loss, io["loss"])
-    same(vqgan.paint(codes.z), io["pictures"])
+    same(vqgan.decode_unclamped(codes.z), io["pictures"])
     same(vqgan.discriminator(io["images"]), io["verdicts"])
 
 

@@ -152,16 +152,16 @@ def placed(kind: str, **training) -> VQGANTask:
     return task
 
 
-def weighted_l1(painted, images, shift):
+def weighted_l1(decoded, images, shift):
     """Stands for a network that sees six times the error, wherever the pictures are moved to."""
-    return 6 * F.l1_loss(painted, images)
+    return 6 * F.l1_loss(decoded, images)
 
 
 def test_the_generators_loss_is_its_terms_with_lambda():
     task = placed("ema")
     batch = task.batch(8, ALL)
     loss, m = task.loss(batch, "generator", 8)
-    verdicts = task.discriminator(batch["painted"])
+    verdicts = task.discriminator(batch["decoded"])
     assert m["adversarial"].item() == pytest.approx(generator_loss(verdicts).item())
     expected = m["l1"] + m["commitment"] + 0.1 * m["lambda"] * m["adversarial"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -172,7 +172,7 @@ def test_the_discriminators_loss_is_the_hinge_loss_of_its_verdicts():
     batch = task.batch(8, ALL)
     task.loss(batch, "generator", 8)
     loss, _ = task.loss(batch, "discriminator", 8)
-    real, fake = (task.discriminator(x) for x in (to_float(batch["images"]), batch["painted"]))
+    real, fake = (task.discriminator(x) for x in (to_float(batch["images"]), batch["decoded"]))
     assert loss.item() == pytest.approx(hinge_loss(real, fake).item(), rel=1e-5)
 
 
@@ -182,7 +182,7 @@ def test_gumbels_draws_are_painted_at_the_steps_temperature():
     task.loss(batch, "generator", 5)
     images, noise = to_float(batch["images"]), batch["noise"]
     expected = task.model(images, noise=noise, temperature=task.schedule(5)[0]).pictures
-    torch.testing.assert_close(batch["painted"], expected.detach())
+    torch.testing.assert_close(batch["decoded"], expected.detach())
     assert not torch.allclose(task.model(images, noise=noise).pictures, expected)
     assert not torch.allclose(task.model(images).pictures, expected)
 

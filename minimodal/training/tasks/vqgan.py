@@ -172,7 +172,7 @@ class VQGANTask(Task):
         start, ramp = self.training.gan_start, self.training.gan_ramp
         return adversarial_ramp(self.when(step), start=start, ramp=ramp) * self.training.gan_weight
 
-    def paint(self, images: Tensor, batch: dict, step: int) -> Reconstruction:
+    def reconstruct(self, images: Tensor, batch: dict, step: int) -> Reconstruction:
         """The generator's pass at a step; pictures in float32.
 
         images: (B, 3, H, W) in [-1, 1]
@@ -186,30 +186,30 @@ class VQGANTask(Task):
         return found._replace(pictures=found.pictures.float())
 
     def reconstruction_loss(
-        self, painted: Tensor, images: Tensor, step: int
+        self, decoded: Tensor, images: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L1, and beside it what a network sees of the difference.
 
-        painted: (B, 3, H, W)
+        decoded: (B, 3, H, W)
         images: (B, 3, H, W) in [-1, 1]
         returns: (), and its terms
         """
-        l1 = F.l1_loss(painted, images)
+        l1 = F.l1_loss(decoded, images)
         if self.perceptual is None:
             return l1, {"l1": l1.detach()}
         most = self.training.perceptual_shift
         down, right = np.random.default_rng((self.seed, step, 1)).integers(-most, most + 1, 2)
-        distance = self.perceptual(painted, images, shift=(int(down), int(right)))
+        distance = self.perceptual(decoded, images, shift=(int(down), int(right)))
         terms = {"l1": l1.detach(), "perceptual": distance.detach()}
         return l1 + self.training.perceptual_weight * distance, terms
 
-    def adversarial_loss(self, painted: Tensor) -> Tensor:
+    def adversarial_loss(self, decoded: Tensor) -> Tensor:
         """The generator's side of the game.
 
-        painted: (B, 3, H, W)
+        decoded: (B, 3, H, W)
         returns: ()
         """
-        return generator_loss(self.discriminator(painted).float())
+        return generator_loss(self.discriminator(decoded).float())
 
     @torch.enable_grad()
     # differs from the paper: λ is that of the global batch, whatever `--accumulate` and the number
@@ -222,32 +222,32 @@ class VQGANTask(Task):
         found = []
         for batch in batches:
             images = to_float(batch["images"])
-            painted = self.paint(images, batch, step).pictures
-            reconstruction, _ = self.reconstruction_loss(painted, images, step)
-            adversarial = self.adversarial_loss(painted)
-            found.append(pulls(reconstruction, adversarial, painted, self.model.last_layer)[1:])
+            decoded = self.reconstruct(images, batch, step).pictures
+            reconstruction, _ = self.reconstruction_loss(decoded, images, step)
+            adversarial = self.adversarial_loss(decoded)
+            found.append(pulls(reconstruction, adversarial, decoded, self.model.last_layer)[1:])
         means = (torch.stack(several).mean(dim=0) for several in zip(*found, strict=True))
         return balance(*(self.average(gradient) for gradient in means))
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's loss, or the discriminator's on what the generator just painted."""
+        """The generator's loss, or the discriminator's on what the generator just decoded."""
         images = to_float(batch["images"])
         if phase == "discriminator":
-            return self.discriminator_loss(images, batch["painted"], step)
-        painted, codes, latents = self.paint(images, batch, step)
-        batch["painted"], batch["latents"] = painted.detach(), latents.detach().float()
-        reconstruction, metrics = self.reconstruction_loss(painted, images, step)
+            return self.discriminator_loss(images, batch["decoded"], step)
+        decoded, codes, latents = self.reconstruct(images, batch, step)
+        batch["decoded"], batch["latents"] = decoded.detach(), latents.detach().float()
+        reconstruction, metrics = self.reconstruction_loss(decoded, images, step)
         gumbel = self.model.config.quantizer == "gumbel"
         metrics["kl" if gumbel else "commitment"] = codes.loss.detach()
         loss = reconstruction + (self.schedule(step)[1] if gumbel else 1.0) * codes.loss
         if self.when(step) < self.warm_start:
             # L1 alone is content with the background for long: it pays nothing for a faint trace
             # of a small object, where the squared error does.
-            loss = loss + self.training.warm_mse * F.mse_loss(painted, images)
+            loss = loss + self.training.warm_mse * F.mse_loss(decoded, images)
         if self.game_weight(step) > 0:
-            adversarial = self.adversarial_loss(painted)
+            adversarial = self.adversarial_loss(decoded)
             game = weigh(
-                reconstruction, adversarial, painted, self.model.last_layer,
+                reconstruction, adversarial, decoded, self.model.last_layer,
                 average=self.average, weight=batch.get("lambda"),
             )  # fmt: skip
             loss = loss + self.game_weight(step) * game.weight * game.term
@@ -255,12 +255,12 @@ class VQGANTask(Task):
         return loss, metrics
 
     def discriminator_loss(
-        self, images: Tensor, painted: Tensor, step: int
+        self, images: Tensor, decoded: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The game's loss; no gradient before the discriminator's start, so the phase rests."""
         if self.when(step) < self.training.discriminator_start or self.training.gan_weight == 0:
             return images.new_zeros(()), {}
-        real, fake = self.discriminator(torch.cat([images, painted])).float().chunk(2)
+        real, fake = self.discriminator(torch.cat([images, decoded])).float().chunk(2)
         metrics = {"d_real": real.mean().detach(), "d_fake": fake.mean().detach()}
         return hinge_loss(real, fake), metrics
 
@@ -304,8 +304,8 @@ class VQGANTask(Task):
         images = torch.from_numpy(all_pictures(self.val, EVALUATION_PICTURES))
         device = model.last_layer.device
         codes = [model.encode(to_float(part.to(device))) for part in images.split(64)]
-        painted = torch.cat([to_uint8(model.decode(part.z)).cpu() for part in codes])
-        scores = {"val_psnr": psnr(painted, images)}
+        decoded = torch.cat([to_uint8(model.decode(part.z)).cpu() for part in codes])
+        scores = {"val_psnr": psnr(decoded, images)}
         parts = model.quantizer.factors(torch.cat([part.indices.cpu() for part in codes]))
         for name, part, size in zip(("", "_2"), parts, model.config.vocabulary, strict=False):
             used = usage(part, size)
@@ -318,8 +318,8 @@ class VQGANTask(Task):
         images = torch.from_numpy(all_pictures(self.val, 32))
         images = images[: len(images) // 4 * 4] if len(images) >= 4 else images[:1]
         x = to_float(images.to(model.last_layer.device))
-        painted = to_uint8(model.decode(model.encode(x).z)).cpu()
-        pairs = torch.stack([images, painted], dim=1).flatten(0, 1)
+        decoded = to_uint8(model.decode(model.encode(x).z)).cpu()
+        pairs = torch.stack([images, decoded], dim=1).flatten(0, 1)
         return tile(pairs, 8 if len(pairs) % 8 == 0 else 2)
 
     def save_files(self, out: Path) -> None:
