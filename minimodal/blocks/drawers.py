@@ -88,7 +88,11 @@ class VQGANDrawer:
         if self.books:
             low = torch.cat([book.amin(0) for book in self.books])
             high = torch.cat([book.amax(0) for book in self.books])
-            self.low, self.high = low[:, None, None], high[:, None, None]  # (C, 1, 1)
+        else:  # the first and the last level of each channel of a finite scalar quantizer
+            levels = torch.tensor(vqgan.quantizer.levels, device=pictures.device)
+            self.middle = (levels // 2)[:, None, None]
+            low, high = -torch.ones_like(levels), (levels - 1 - levels // 2) / (levels // 2)
+        self.low, self.high = low[:, None, None], high[:, None, None]  # (C, 1, 1)
         self.start(pictures)
 
     @torch.no_grad()
@@ -118,15 +122,12 @@ class VQGANDrawer:
         z: (B, C, h, w) centred levels
         returns: (B, C, h, w)
         """
-        middle = (self.vqgan.quantizer.per_channel(z) / 2).floor()
-        return z + ((z * middle).round() / middle - z).detach()
+        return z + ((z * self.middle).round() / self.middle - z).detach()
 
     @torch.no_grad()
     def settle(self) -> None:
         """No vector leaves the box that the codes fill."""
-        z = self.parameters[0]
-        low, high = (self.low, self.high) if self.books else (-1, 1)
-        z.clamp_(low, high)
+        self.parameters[0].clamp_(self.low, self.high)
 
 
 class CodesDrawer:

@@ -53,14 +53,13 @@ def contrast(x: Tensor, y: Tensor, bank: Tensor, scale: float) -> Tensor:
     return own - torch.logaddexp(own, others.logsumexp(dim=-1))
 
 
-def stopped(distance: Tensor, stop: float) -> Tensor:
+def stopped(distance: Tensor, stop: float | Tensor) -> Tensor:
     """The distance as it is, with the gradient of max(distance, stop): below `stop` nothing pulls.
 
     distance: (N, P)
     returns: (N, P)
     """
-    clamped = distance.clamp(min=stop)
-    return clamped + (distance - clamped).detach()
+    return torch.where(distance > stop, distance, distance.detach())
 
 
 class _Clamp(torch.autograd.Function):

@@ -43,7 +43,7 @@ class Region(NamedTuple):
             return pictures
         H, W = pictures.shape[-2:]
         left, top, right, bottom = self.box
-        x, y = round(left * W), round(top * H)
+        x, y = min(round(left * W), W - 1), min(round(top * H), H - 1)
         return pictures[..., y : max(y + 1, round(bottom * H)), x : max(x + 1, round(right * W))]
 
 

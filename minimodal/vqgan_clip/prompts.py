@@ -50,7 +50,7 @@ def read_number(field: str, what: str, prompt: str) -> float:
         raise UserError(
             f"prompt '{prompt}': {what} '{field}' is no number; expected text:weight:stop"
         ) from None
-    if math.isnan(value) or (what == "weight" and math.isinf(value)):
+    if not (math.isfinite(value) or (what == "stop" and value == NO_STOP)):
         raise UserError(f"prompt '{prompt}': {what} {field}: expected a finite number")
     return value
 
