@@ -168,7 +168,9 @@ class CodesDrawer:
                 clocks = -(-u.log()).log()
             hard = F.one_hot((logits.detach() + clocks).argmax(-1), len(book)).to(soft)
             vectors.append((hard + soft - soft.detach()) @ book)
-        return clamp_through(self.vqgan.paint(rearrange(torch.cat(vectors, -1), "B h w C -> B C h w")))
+        return clamp_through(
+            self.vqgan.paint(rearrange(torch.cat(vectors, -1), "B h w C -> B C h w"))
+        )
 
     def settle(self) -> None:
         """Logits mean something wherever they are."""

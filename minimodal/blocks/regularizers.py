@@ -72,7 +72,9 @@ def edge(x: Tensor) -> Tensor:
     returns: (B,)
     """
     H, W = x.shape[-2:]
-    inside = F.pad(x.new_zeros(H - 2 * (H // 8), W - 2 * (W // 8)), (W // 8, W // 8, H // 8, H // 8), value=1.0)
+    inside = F.pad(
+        x.new_zeros(H - 2 * (H // 8), W - 2 * (W // 8)), (W // 8, W // 8, H // 8, H // 8), value=1.0
+    )
     return per_picture((x - 1).square() * inside) * H * W / inside.sum().clamp(min=1)
 
 

@@ -151,7 +151,9 @@ def test_large_pictures_are_averaged_not_sampled():
 
 
 def test_a_longer_picture_is_seen_in_its_middle():
-    wide = torch.cat([torch.full((1, 3, 8, 4), -1.0), SMOOTH[..., :8, :8], -torch.ones(1, 3, 8, 4)], 3)
+    wide = torch.cat(
+        [torch.full((1, 3, 8, 4), -1.0), SMOOTH[..., :8, :8], -torch.ones(1, 3, 8, 4)], 3
+    )
     torch.testing.assert_close(one(Views(), wide, n=1, size=8), SMOOTH[..., :8, :8])
 
 

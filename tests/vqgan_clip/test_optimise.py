@@ -118,7 +118,9 @@ def fingerprint(run: Optimisation) -> str:
 
 
 def test_a_seed_gives_the_same_bytes_in_another_process_and_whatever_else_was_drawn():
-    script = "import test_optimise as t; r = t.make(drawer='codes'); r.run(); print(t.fingerprint(r))"
+    script = (
+        "import test_optimise as t; r = t.make(drawer='codes'); r.run(); print(t.fingerprint(r))"
+    )
     folders = [ROOT, ROOT / "tests", ROOT / "tests" / "vqgan_clip"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
     pollute = "import torch; torch.manual_seed(99); torch.rand(7); torch.set_num_threads(1); "
