@@ -211,7 +211,8 @@ def test_a_plateau_ends_it():
 
 
 def test_an_ensemble_is_the_mean_of_its_guides():
-    one, other, both = (make("a", clips=c, views=Views()) for c in ((CLIP,), (SECOND,), (CLIP, SECOND)))  # fmt: skip
+    sets = ((CLIP,), (SECOND,), (CLIP, SECOND))
+    one, other, both = (make("a", clips=clips, views=Views()) for clips in sets)
     expected = (one.step() + other.step()) / 2
     torch.testing.assert_close(both.step(), expected)
 
