@@ -4,7 +4,7 @@ python benchmarks/blocked_loss.py
 
 Loss and gradients of unit vectors in float32, on the CPU. "peers" is open_clip's form, one matrix
 of logits, its transpose and automatic differentiation; "plain" is `clip.contrastive_loss` with all
-logits; "blocked" is that with some rows at a time, where the training uses it. Times are
+logits; "blocked" is `gathered_loss`, some rows at a time, where the training uses it. Times are
 interleaved within one process, the memory is that of a process for each.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from minimodal.blocks.contrastive import gathered_loss
 from minimodal.clip import contrastive_loss
 from minimodal.training.tasks.clip import LOGITS
 
@@ -46,9 +47,12 @@ def timed(which: str, batch: int, width: int, *, rows: int, calls: int) -> float
             tensor.grad = None
         if which == "peers":
             loss = peers_loss(*inputs)
+        elif which == "plain":
+            loss = contrastive_loss(*inputs, captions=captions)
         else:
-            block = rows if which == "blocked" else 0
-            loss = contrastive_loss(*inputs, captions=captions, rows=block)
+            image, text, _ = inputs
+            columns = {"all_image": image, "all_text": text, "all_captions": captions}
+            loss = gathered_loss(*inputs, captions=captions, rows=rows, **columns)
         loss.backward()
     return (time.perf_counter() - began) / calls
 

@@ -8,6 +8,7 @@ it is, and as a CPU without AVX-512 and bfloat16 would:
     OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/kernels.py
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -16,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks import transformer
+from minimodal.blocks import packed as packing
 from minimodal.blocks.conv import ResidualBlock
 from minimodal.blocks.factors import MARGIN, AppearanceEncoder, window_side
-from minimodal.blocks.transformer import Packed
+from minimodal.blocks.packed import packed_linears
 from minimodal.training.optim import orthogonalize
 from minimodal.training.probe import matmul_peak, multiplies_bfloat16
 
@@ -97,17 +98,18 @@ def attention(kinds: list[torch.dtype]) -> None:
 
 @torch.no_grad()
 def packed() -> None:
-    """`Packed`: weights reordered once for a drawing; here also small ones, which it leaves."""
-    transformer.PACKED_SIZE = 0
+    """Weights reordered once for a drawing; here also small ones, which are left otherwise."""
+    packing.SMALLEST = 0
     for rows in (1, 8, 64):
         for n, m in ((128, 512), (256, 1024)):
             layer, x = nn.Linear(n, m), torch.randn(rows, 1, n)
-            fast = Packed([layer], rows)
-            compare(
-                f"linear {n} -> {m}, {rows} rows: packed / plain",
-                lambda fast=fast, layer=layer, x=x: fast(layer, x),
-                lambda layer=layer, x=x: layer(x),
-            )
+            plain = copy.deepcopy(layer)
+            with packed_linears([layer], rows):
+                compare(
+                    f"linear {n} -> {m}, {rows} rows: packed / plain",
+                    lambda layer=layer, x=x: layer(x),
+                    lambda plain=plain, x=x: plain(x),
+                )
 
 
 def layouts() -> None:

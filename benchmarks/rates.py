@@ -15,7 +15,8 @@ import numpy as np
 
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.shapes.oracle import read
-from minimodal.shapes.source import ShapesSource, draw_scenes, render
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import draw_scenes, render
 
 PICTURES, CAPTIONS, WORDS = 10_000, 20_000, 50_000
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 import minimodal
 from minimodal.blocks.discriminator import PatchDiscriminator
+from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_float
+from minimodal.blocks.sampling import SamplingConfig
 from minimodal.drawing import grid, save_png
 from minimodal.training.checkpoint import load_run_config, newest_state
 
@@ -75,11 +77,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("seams.png"))
     given = parser.parse_args()
     prior, judge = minimodal.load(given.prior), load_discriminator(given.vqgan)
-    trained = prior.config.grid * prior.factor
+    trained = prior.config.grid * prior.painter.factor
     size = 3 * trained
-    how = dict(generator=torch.Generator().manual_seed(0), temperature=0.9)
-    whole = prior.generate(None, given.n, size=(size, size), stride=given.stride, **how)
-    parts = prior.generate(None, 9 * given.n, **how)
+    how, cooler = torch.Generator().manual_seed(0), SamplingConfig(temperature=0.9)
+    whole = prior.draw(None, Request(given.n, how), cooler, size=(size, size), stride=given.stride)
+    parts = prior.draw(None, Request(9 * given.n, how), cooler)
     rows = parts.view(given.n, 3, 3, 3, trained, trained).permute(0, 3, 1, 4, 2, 5)
     tiled = rows.reshape(given.n, 3, size, size)
     for name, pictures in (("sliding window", whole), ("tiles side by side", tiled)):
@@ -89,7 +91,7 @@ def main() -> None:
         edge = int(judge.receptive_field / 2 / (size / logits.shape[-1])) + 1
         inner, lines = logits[..., edge:-edge, edge:-edge], mask[edge:-edge, edge:-edge]
         gap = inner[..., lines].mean(dim=(1, 2)) - inner[..., ~lines].mean(dim=(1, 2))  # (N,)
-        ratio = jump(pictures, trained, prior.factor)
+        ratio = jump(pictures, trained, prior.painter.factor)
         error = given.n**0.5
         print(f"{name:20s} verdict at lines minus elsewhere {gap.mean():6.3f} +- "
               f"{gap.std() / error:.3f}; jump across lines {ratio.mean():.3f} +- "

@@ -1,4 +1,4 @@
-"""Mean and range of several demo scoreboards, as the README's table.
+"""Mean and range of several demo scoreboards, as a table.
 
 python train.py demo --seed 0 --out runs/seed0      # and 1, and 2
 python benchmarks/seeds.py runs/seed0 runs/seed1 runs/seed2
@@ -7,8 +7,6 @@ python benchmarks/seeds.py runs/seed0 runs/seed1 runs/seed2
 import argparse
 import json
 from pathlib import Path
-
-from minimodal.evaluation.scoreboard import TARGETS
 
 ROWS = {
     "vqgan": ("oracle_exact", "codes_used", "psnr"),
@@ -39,7 +37,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="demo folders, one a seed")
     folders = parser.parse_args().folders
     boards = [json.loads((folder / "scoreboard.json").read_text()) for folder in folders]
-    print(f"| score | mean of {len(boards)} seeds | range | target |\n| --- | --- | --- | --- |")
+    print(f"| score | mean of {len(boards)} seeds | range |\n| --- | --- | --- |")
     for part, names in ROWS.items():
         for name in names:
             values = [board[part][name] for board in boards if name in board.get(part, {})]
@@ -48,10 +46,8 @@ def main() -> None:
             share = part != "seconds" and not name.startswith(("psnr", "images"))
             mean = shown(sum(values) / len(values), share=share)
             low, high = (shown(v, share=share) for v in (min(values), max(values)))
-            target = TARGETS.get(part, {}).get(name)
-            goal = "" if target is None else shown(target, share=share)
             unit = " %" if share else ""
-            print(f"| {part} {name} | {mean}{unit} | {low} to {high} | {goal} |")
+            print(f"| {part} {name} | {mean}{unit} | {low} to {high} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """minimodal: CLIP, VQGAN and DALL·E from scratch, in files that one can read in a sitting.
 
-`minimodal.load(path)` gives the model of a run folder, or of an original CLIP checkpoint. The
-systems are `minimodal.clip`, `minimodal.vqgan` and `minimodal.dalle`; what they are built from is
-in `minimodal.blocks`, and loaders for each kind of original in `minimodal.pretrained`.
+`minimodal.load(path)` gives the model of a run folder, or of an original checkpoint. Each system is
+a module here, such as `minimodal.clip`; what they are built from is in `minimodal.blocks`, and
+loaders for each kind of original in `minimodal.pretrained`.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -17,6 +18,6 @@ def __getattr__(name: str) -> Any:
     one that a command can answer."""
     if name == "load":
         return import_module("minimodal.runs").load
-    if name in ("clip", "vqgan", "dalle", "blocks", "pretrained"):
+    if find_spec(f"minimodal.{name}"):
         return import_module(f"minimodal.{name}")
     raise AttributeError(f"module 'minimodal' has no attribute '{name}'")

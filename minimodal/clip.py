@@ -6,12 +6,12 @@ the batch apart. What comes out classifies pictures by captions, finds pictures 
 what DALL·E drew.
 
 pictures (B, 3, H, W), normalised by CLIP's mean and deviation, and tokens (B, T) in; logits
-(B, B) out. Read `blocks/transformer.py` before.
+(B, B) out. Read `blocks/transformer.py` before; the loss over several processes and of very large
+batches is in `blocks/contrastive.py`.
 """
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,29 +20,14 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from minimodal.blocks.contrastive import both_ways, rows_cross_entropy, unit
-from minimodal.blocks.conv import ResidualBlock
-from minimodal.blocks.resnet import ResNetEncoder
+from minimodal.blocks.contrastive import both_ways, even_targets, unit
+from minimodal.blocks.resnet import ResNetEncoder, check_resnet
+from minimodal.blocks.stem import check_stem, make_stem
 from minimodal.blocks.transformer import Transformer
-from minimodal.data.images import centre_square, resize_then_crop, upright_rgb
+from minimodal.data.images import centre_square, upright_rgb
+from minimodal.data.preprocessing import ORIGINAL, Preprocessing, clip_preprocess, normalize
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
-
-# Means and deviations of the colour channels of the original's training pictures.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-class Preprocessing(NamedTuple):
-    """How an original CLIP reads a picture."""
-
-    resize: str = "shortest"  # the side that gets the model's size; "squash": both
-    interpolation: str = "bicubic"
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-
-
-ORIGINAL = Preprocessing()  # OpenAI's
 
 
 @dataclass(frozen=True)
@@ -53,83 +38,43 @@ class CLIPConfig:
     patch_size: int = 4
     stem: tuple[int, ...] = ()  # widths of 3x3 convolutions, stride 2, ahead of the patches
     stem_depth: int = 0  # residual blocks ahead of each of them; for fine detail
-    resnet: tuple[int, ...] = ()  # blocks a stage; not empty: a ResNet reads the pictures
     vision_width: int = 128
     vision_depth: int = 4
     vision_heads: int = 4
-    vision_mlp_ratio: float = 4.0
-    vision_activation: str = "gelu"  # gelu or quick_gelu
-    vision_norm_eps: float = 1e-5
     vocab_size: int = 512
     text_length: int = 16
     text_width: int = 128
     text_depth: int = 4
     text_heads: int = 4
+    embed_width: int = 128
+    end_id: int = 2  # the token whose position is the caption's summary
+
+    # --- what only the originals' weights need ---
+    resnet: tuple[int, ...] = ()  # blocks a stage; not empty: a ResNet reads the pictures
+    vision_mlp_ratio: float = 4.0
+    vision_activation: str = "gelu"  # gelu or quick_gelu
+    vision_norm_eps: float = 1e-5
     text_mlp_ratio: float = 4.0
     text_activation: str = "gelu"  # gelu or quick_gelu
     text_norm_eps: float = 1e-5
-    embed_width: int = 128
-    end_id: int = 2  # the token whose position is the caption's summary
     pooling: str = "end"  # at the first end_id, or "largest": at the largest id
     logit_bias: bool = False  # a learned number is added to the logits (SigLIP)
     preprocessing: str | Preprocessing = "square"  # crop, then resize; "openai": Preprocessing()
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("end", "largest"):
-            raise UserError(f"pooling {self.pooling}: expected end or largest")
-        how = self.preprocessing
-        if how not in ("square", "openai") and not isinstance(how, Preprocessing):
-            raise UserError(f"preprocessing {self.preprocessing}: expected square or openai")
-        if self.resnet and (len(self.resnet) != 4 or self.image_size % 32):
-            raise UserError("a ResNet has four stages and reads pictures of 32, 64, … pixels")
-        sizes = (self.image_size, self.patch_size, self.embed_width, *self.stem)
-        if min(sizes) < 1:
+        if min(self.image_size, self.patch_size, self.embed_width, *self.stem) < 1:
             raise UserError("a CLIP's image size, patch size, widths and stem are 1 or more")
         if self.image_size % self.patch_size:
             raise UserError(
                 f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
             )
-        if self.patch_size % 2 ** len(self.stem):
-            raise UserError(
-                f"patch size {self.patch_size} is too small for {len(self.stem)} convolutions in "
-                "the stem, each of which halves the picture"
-            )
-
-
-@lru_cache(maxsize=8)
-def statistics(
-    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
-    """Both as (3, 1, 1) tensors; copied to a device once, since a copy waits for it."""
-    means, deviations = torch.tensor(mean, device=device), torch.tensor(std, device=device)
-    return means.view(3, 1, 1), deviations.view(3, 1, 1)
-
-
-def normalize(images: Tensor, how: Preprocessing = ORIGINAL) -> Tensor:
-    """uint8 pictures to CLIP's input.
-
-    images: (B, 3, H, W) uint8
-    returns: (B, 3, H, W) float32
-    """
-    mean, std = statistics(images.device, how.mean, how.std)
-    return (images.float() / 255 - mean) / std
-
-
-def clip_preprocess(picture: Image.Image, size: int, how: Preprocessing = ORIGINAL) -> Tensor:
-    """What OpenAI's CLIP does to a picture: shorter side to `size`, centre, normalise.
-
-    how: what another original does
-    returns: (3, size, size) float32
-    """
-    pixels = resize_then_crop(picture, size, resize=how.resize, interpolation=how.interpolation)
-    return normalize(torch.from_numpy(pixels)[None], how)[0]
-
-
-def stem_blocks(channels: int, width: int, depth: int) -> list[nn.Module]:
-    """Residual blocks at one size of the stem, in front of the convolution that halves it."""
-    first = [nn.Conv2d(channels, width, 3, padding=1)] if depth and channels == 3 else []
-    widths = [width if first else channels] + [width] * depth
-    return first + [ResidualBlock(widths[n], width) for n in range(depth)]
+        check_stem(self.stem, patch_size=self.patch_size)
+        check_resnet(self.resnet, image_size=self.image_size)
+        if self.pooling not in ("end", "largest"):
+            raise UserError(f"pooling {self.pooling}: expected end or largest")
+        how = self.preprocessing
+        if how not in ("square", "openai") and not isinstance(how, Preprocessing):
+            raise UserError(f"preprocessing {how}: expected square or openai")
 
 
 class ImageEncoder(nn.Module):
@@ -137,34 +82,25 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
-        width, patch = config.vision_width, config.patch_size
-        tokens = (config.image_size // patch) ** 2 + 1
-        # differs from the paper: small patches cost tokens and large ones, read by one matrix, blur
-        # what has a shape; a few convolutions in front read it cheaply (Xiao et al. 2021).
-        self.stem = nn.ModuleList()
-        channels = 3
-        for wider in config.stem:
-            halve = nn.Conv2d(wider if config.stem_depth else channels, wider, 3, 2, 1)
-            # torch's own start shrinks what each of them passes on to a third.
-            nn.init.kaiming_normal_(halve.weight, nonlinearity="relu")
-            blocks = stem_blocks(channels, wider, config.stem_depth)
-            self.stem.append(nn.Sequential(*blocks, halve) if blocks else halve)
-            channels, patch = wider, patch // 2
+        width, tokens = config.vision_width, (config.image_size // config.patch_size) ** 2 + 1
+        # differs from the paper: a stem of convolutions in front of the patches (`--stem`, Xiao et
+        # al. 2021): small patches cost tokens, and large ones, read by one matrix, blur what has a
+        # shape.
+        self.stem = make_stem(config.stem, depth=config.stem_depth)
+        patch = config.patch_size // 2 ** len(config.stem)
+        channels = config.stem[-1] if config.stem else 3
         self.patches = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         # As large as the patches themselves: places that start faint stay unlearned for long.
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.5)
-        # differs from the paper's figure, as the paper says in 3.2: one more norm in front.
+        # differs from the paper: one more norm in front of the image tower, as section 3.2 says and
+        # OpenAI's code does; figure 3 does not show it.
         self.norm_in = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.transformer = Transformer(
-            width,
-            config.vision_depth,
-            config.vision_heads,
-            causal=False,
-            mlp_ratio=config.vision_mlp_ratio,
-            activation=config.vision_activation,
+            width, config.vision_depth, config.vision_heads, causal=False,
+            mlp_ratio=config.vision_mlp_ratio, activation=config.vision_activation,
             norm_eps=config.vision_norm_eps,
-        )
+        )  # fmt: skip
         self.norm_out = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.projection = nn.Linear(width, config.embed_width, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
@@ -175,48 +111,16 @@ class ImageEncoder(nn.Module):
         images: (B, 3, H, W) normalised pictures
         returns: (B, E)
         """
-        x = self.transformer(self.tokens(self.stem_maps(images)[-1]))  # (B, 1+h*w, D)
-        return self.projection(self.norm_out(x[:, 0]))  # (B, E)
-
-    def stem_maps(self, images: Tensor, *, layers: int | None = None) -> list[Tensor]:
-        """The pictures and what each convolution of the stem, or each of the first, makes of them.
-
-        images: (B, 3, H, W) normalised pictures
-        returns: (B, …) maps of C channels and h x w pixels, the largest first
-        """
-        maps = [images]
-        for conv in self.stem[:layers]:
-            maps.append(F.gelu(conv(maps[-1])))  # (B, C, H/2, W/2), and so on
-        return maps
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """What the Transformer reads: the class token and a token a patch.
-
-        x: (B, C, H, W) the stem's last map
-        returns: (B, 1+h*w, D)
-        """
-        B = x.shape[0]
-        x = rearrange(self.patches(x), "B D h w -> B (h w) D")  # (B, h*w, D)
+        B, x = len(images), images
+        for conv in self.stem:  # none in the originals
+            x = F.gelu(conv(x))  # (B, C, H', W') half as large each time
+        x = self.patches(x)  # (B, D, h, w)
+        x = rearrange(x, "B D h w -> B (h w) D")  # (B, h*w, D)
+        # The class token is the same for all pictures; what it gathers is the picture's summary.
         x = torch.cat([self.class_token.expand(B, 1, -1).to(x.dtype), x], dim=1)  # (B, 1+h*w, D)
-        return self.norm_in(x + self.positions)
-
-    def features(self, images: Tensor, *, layers: int = 0) -> list[Tensor]:
-        """Maps of every depth, the embedding last, to compare pictures by (blocks/perceptual.py).
-
-        images: (B, 3, H, W) normalised pictures
-        layers: only the first so many; 0 for all
-        returns: (B, …) maps of the stem's layers, of the blocks, and of the embedding (one pixel)
-        """
-        if 0 < layers <= len(self.stem):
-            return self.stem_maps(images, layers=layers)[1:]
-        maps = self.stem_maps(images)
-        x = self.tokens(maps[-1])  # (B, 1+h*w, D)
-        side = math.isqrt(x.shape[1] - 1)
-        for block in self.transformer.blocks:
-            x = block(x)
-            maps.append(rearrange(x[:, 1:], "B (h w) D -> B D h w", h=side))
-        maps.append(self.projection(self.norm_out(x[:, 0]))[:, :, None, None])
-        return maps[1 : layers + 1] if layers else maps[1:]
+        x = self.norm_in(x + self.positions)  # attention is blind to order without positions
+        x = self.transformer(x)
+        return self.projection(self.norm_out(x[:, 0]))  # (B, E)
 
 
 class TextEncoder(nn.Module):
@@ -227,17 +131,14 @@ class TextEncoder(nn.Module):
         width = config.text_width
         self.end_id, self.pooling = config.end_id, config.pooling
         self.tokens = nn.Embedding(config.vocab_size, width)
+        # Words and places start faint, as in CLIP's code: what the blocks add is larger.
         self.positions = nn.Parameter(torch.randn(config.text_length, width) * 0.01)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.transformer = Transformer(
-            width,
-            config.text_depth,
-            config.text_heads,
-            causal=True,
-            mlp_ratio=config.text_mlp_ratio,
-            activation=config.text_activation,
+            width, config.text_depth, config.text_heads, causal=True,
+            mlp_ratio=config.text_mlp_ratio, activation=config.text_activation,
             norm_eps=config.text_norm_eps,
-        )
+        )  # fmt: skip
         self.norm_out = nn.LayerNorm(width, eps=config.text_norm_eps)
         self.projection = nn.Linear(width, config.embed_width, bias=False)
         nn.init.normal_(self.projection.weight, std=width**-0.5)
@@ -254,8 +155,9 @@ class TextEncoder(nn.Module):
         # Causal attention: the first end token has read the whole caption and no padding. In the
         # original's code that is the largest id, which it is in its own vocabulary.
         ends = tokens if self.pooling == "largest" else (tokens == self.end_id).int()
-        end = ends.argmax(dim=1)  # (B,)
-        return self.projection(x[torch.arange(B, device=x.device), end])  # (B, E)
+        end = ends.argmax(dim=1)  # (B,) of several equal numbers the first
+        x = x[torch.arange(B, device=x.device), end]  # (B, D)
+        return self.projection(x)  # (B, E)
 
 
 class CLIPLogits(NamedTuple):
@@ -284,8 +186,8 @@ class CLIP(nn.Module):
         else:
             self.image_encoder = ImageEncoder(config)
         self.text_encoder = TextEncoder(config)
-        # ln of the inverse temperature, 1/0.07 at the start (section 2.5); SigLIP begins at 10,
-        # with a bias of -10 that makes all pairs unlikely, as nearly all are.
+        # ln of the inverse temperature, 1/0.07 at the start (section 2.5). SigLIP begins at 10 and
+        # with a bias by which all pairs are unlikely, as nearly all are.
         start = 10 if config.logit_bias else 1 / 0.07
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(start)))
         self.logit_bias = nn.Parameter(torch.full((1,), -10.0)) if config.logit_bias else None
@@ -352,56 +254,29 @@ class CLIP(nn.Module):
         self.logit_scale.clamp_(max=math.log(100))
 
 
-def contrastive_loss(
-    image: Tensor,
-    text: Tensor,
-    scale: Tensor,
-    *,
-    captions: Tensor,
-    all_image: Tensor | None = None,
-    all_text: Tensor | None = None,
-    all_captions: Tensor | None = None,
-    rows: int = 0,
-) -> Tensor:
-    """Symmetric cross-entropy over the pairs of a batch (figure 3 of the paper).
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, *, captions: Tensor) -> Tensor:
+    """Symmetric cross-entropy over the pairs of a batch: figure 3 of the paper,
 
-        L = ½ Σ_i [ CE(s uᵢ·V, pᵢ) + CE(s vᵢ·U, pᵢ) ] / B
+        I_e = l2_normalize(np.dot(I_f, W_i), axis=1)
+        T_e = l2_normalize(np.dot(T_f, W_t), axis=1)
+        logits = np.dot(I_e, T_e.T) * np.exp(t)
+        labels = np.arange(n)
+        loss_i = cross_entropy_loss(logits, labels, axis=0)
+        loss_t = cross_entropy_loss(logits, labels, axis=1)
+        loss = (loss_i + loss_t) / 2
 
-    u and v are the normalised embeddings, s the scale. pᵢ is 1 on the pair's own column in the
-    paper. differs from the paper: where a caption occurs more than once in the batch, pᵢ is
-    spread evenly over its occurrences, since none of those pictures is wrong for it.
-
-    With several processes the rows are this process's pairs and the columns (`all_…`) those of
-    all; the mean over the processes is then the loss of the global batch. With `rows` no more than
-    so many rows of logits exist at a time (`blocks/contrastive.py`): the memory grows with B and
-    not with B².
-
-    image: (b, E) picture embeddings
-    text: (b, E) caption embeddings
-    scale: (1,) inverse temperature, exp(logit_scale)
-    captions: (b,) int64, equal where captions are equal
-    all_image: (B, E) of all processes; None, or image itself, if there is one
-    all_text: (B, E) of all processes, or None
-    all_captions: (B,) of all processes, or None
+    image: (n, E) picture embeddings, I_f W_i
+    text: (n, E) caption embeddings, T_f W_t
+    scale: (1,) inverse temperature, exp(t)
+    captions: (n,) int64, equal where captions are equal
     returns: ()
     """
-    alone = all_image is None or all_image is image  # one process
-    image, text = unit(image), unit(text)
-    columns_i, columns_t = (image, text) if alone else (unit(all_image), unit(all_text))  # (B, E)
-    columns_c = captions if alone else all_captions
-    if rows:
-        numbers = {"own": captions, "others": columns_c, "rows": rows}
-        if alone:
-            return rows_cross_entropy(image, text, scale, **numbers, both=True)
-        by_image = rows_cross_entropy(image, columns_t, scale, **numbers)
-        return (by_image + rows_cross_entropy(text, columns_i, scale, **numbers)) / 2
-    p = (captions[:, None] == columns_c).float()  # (b, B)
-    p /= p.sum(dim=1, keepdim=True)
-    logits = scale * image @ columns_t.T  # (b, B)
-    if alone:  # as in figure 3: the captions' logits are these, column by column
-        return both_ways(logits, p)
-    loss_text = F.cross_entropy(scale * text @ columns_i.T, p)
-    return (F.cross_entropy(logits, p) + loss_text) / 2
+    I_e, T_e = unit(image), unit(text)  # (n, E) each
+    logits = scale * I_e @ T_e.T  # (n, n)
+    # differs from the paper: captions that occur twice in a batch are positives of each other,
+    # since none of those pictures is wrong for them.
+    labels = even_targets(captions, captions)  # (n, n) the identity, where all captions differ
+    return both_ways(logits, labels)
 
 
 def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tensor:
@@ -413,7 +288,8 @@ def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tens
     means = []
     for name in names:
         tokens = clip.tokenize([t.format(name) for t in templates], truncate=True).to(device)
-        means.append(F.normalize(clip.encode_text(tokens), dim=-1).mean(dim=0))  # (E,)
+        embeddings = F.normalize(clip.encode_text(tokens), dim=-1)  # (n, E)
+        means.append(embeddings.mean(dim=0))
     return F.normalize(torch.stack(means), dim=-1)  # (N, E)
 
 
@@ -424,15 +300,14 @@ def embed_pictures(clip: CLIP, images: Tensor) -> Tensor:
     images: (N, 3, H, W) uint8
     returns: (N, E)
     """
-    device = clip.logit_scale.device
-    size = clip.config.image_size
+    device, size = clip.logit_scale.device, clip.config.image_size
     if images.shape[2:] != (size, size):  # an original CLIP reads larger ones than we draw
         pictures = (Image.fromarray(one.permute(1, 2, 0).cpu().numpy()) for one in images)
         parts = torch.stack([clip.preprocess(picture) for picture in pictures]).split(256)
         found = [clip.encode_image(part.to(device)) for part in parts]
     else:
-        how = clip.reading
-        found = [clip.encode_image(normalize(part.to(device), how)) for part in images.split(256)]
+        parts = (normalize(part.to(device), clip.reading) for part in images.split(256))
+        found = [clip.encode_image(part) for part in parts]
     return F.normalize(torch.cat(found), dim=-1)
 
 
@@ -443,5 +318,4 @@ def embed_captions(clip: CLIP, texts: list[str]) -> Tensor:
     returns: (N, E)
     """
     tokens = clip.tokenize(texts, truncate=True).to(clip.logit_scale.device)
-    found = [clip.encode_text(part) for part in tokens.split(256)]
-    return F.normalize(torch.cat(found), dim=-1)
+    return F.normalize(torch.cat([clip.encode_text(x) for x in tokens.split(256)]), dim=-1)

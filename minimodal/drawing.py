@@ -12,8 +12,7 @@ from torch import Tensor
 
 from minimodal.data.listing import DRAWN
 from minimodal.files import save_whole
-from minimodal.shapes.oracle import Verdict
-from minimodal.shapes.oracle_edits import EditVerdict
+from minimodal.shapes.worlds import AnyVerdict
 
 INK, RIGHT, WRONG, PAPER = (30, 30, 30), (20, 120, 50), (190, 40, 30), (250, 250, 248)
 PALE = (120, 120, 120)  # of notes
@@ -23,7 +22,7 @@ MOST_LINES = 6  # of a caption; the rest of a longer one is left out
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def verdict_line(verdict: Verdict | EditVerdict) -> tuple[str, tuple[int, int, int]]:
+def verdict_line(verdict: AnyVerdict) -> tuple[str, tuple[int, int, int]]:
     """A verdict in words and its colour: "right", or what is wrong."""
     if verdict.exact:
         return "right", RIGHT
@@ -59,10 +58,18 @@ def wrap(text: str, font: Font, width: int) -> list[str]:
     return lines if lines[0] else []
 
 
+def to_picture(pixels: Tensor) -> Image.Image:
+    """One picture for Pillow.
+
+    pixels: (3, H, W) uint8
+    """
+    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
+
+
 def grid(
     pictures: Tensor,
     captions: Sequence[str] | None = None,
-    verdicts: Sequence[Verdict | EditVerdict | None] | None = None,
+    verdicts: Sequence[AnyVerdict | None] | None = None,
     *,
     notes: Sequence[str] | None = None,
     columns: int = 4,
@@ -99,45 +106,14 @@ def grid(
     canvas = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), PAPER)
     canvas.info[DRAWN] = True
     pen = ImageDraw.Draw(canvas)
-    for i, picture in enumerate(pictures.cpu().numpy()):
+    for i, picture in enumerate(pictures):
         x, y = MARGIN + places[i][1] * step_x, MARGIN + places[i][0] * step_y
-        enlarged = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
-        canvas.paste(enlarged.resize((width, height), Image.Resampling.NEAREST), (x, y))
+        enlarged = to_picture(picture).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(enlarged, (x, y))
         y += height + MARGIN // 2
         for line, colour in below[i]:
             pen.text((x, y), line, fill=colour, font=font)
             y += LINE
-    return canvas
-
-
-def to_picture(pixels: Tensor) -> Image.Image:
-    """One picture for Pillow.
-
-    pixels: (3, H, W) uint8
-    """
-    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy().transpose(1, 2, 0)))
-
-
-def heat_map(table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
-    """A table of shares as tiles, from red (0) over yellow to green (1), each with its percent.
-
-    table: (R, C) between 0 and 1
-    """
-    font, (width, height) = ImageFont.load_default(size=12), (72, 40)
-    left = 2 * MARGIN + int(max(font.getlength(row) for row in rows))
-    canvas = Image.new("RGB", (left + len(columns) * width + MARGIN,
-                               (len(rows) + 1) * height + MARGIN), PAPER)  # fmt: skip
-    pen = ImageDraw.Draw(canvas)
-    for j, name in enumerate(columns):
-        pen.text((left + j * width + MARGIN, height // 2), name, fill=INK, font=font)
-    for i, name in enumerate(rows):
-        top = (i + 1) * height
-        pen.text((MARGIN, top + height // 3), name, fill=INK, font=font)
-        for j, share in enumerate(table[i]):
-            color = (round(230 * min(1, 2 - 2 * share)), round(200 * min(1, 2 * share)), 80)
-            x = left + j * width
-            pen.rectangle((x, top, x + width - 2, top + height - 2), fill=color)
-            pen.text((x + width // 4, top + height // 3), f"{100 * share:.0f} %", INK, font=font)
     return canvas
 
 

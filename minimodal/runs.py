@@ -1,9 +1,9 @@
 """`minimodal.load`: from a run folder, or an original checkpoint, to a model.
 
 A run folder says in config.json which system it holds and how it was shaped; the weights are in
-model.safetensors, a tokenizer beside them where there are captions. A DALL·E run carries a copy
-of its VQGAN, so that it draws wherever it is moved. A file, or a folder that others wrote, is
-taken for an original CLIP; which loader it needs shows in its names. Read
+model.safetensors, a tokenizer beside them where there are captions. A run that needs another's
+model, as DALL·E a VQGAN, carries a copy, so that it works wherever it is moved. A file, or a folder
+that others wrote, is taken for an original; which loader it needs shows in its names. Read
 `training/checkpoint.py` before, and `pretrained/` for the originals.
 """
 
@@ -14,26 +14,17 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from minimodal.clip import CLIP, CLIPConfig
-from minimodal.dalle import DALLE, DALLEConfig
-from minimodal.data.tokenizer import Tokenizer
-from minimodal.data.words import KnownWords
+from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
-from minimodal.pretrained.beside import look, vqgan_settings, weights_in
+from minimodal.pretrained.beside import look, vqgan_settings
 from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import check_known
 from minimodal.training.checkpoint import load_run_config, load_weights
-from minimodal.vqgan import VQGAN, VQGANConfig
-from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
-NOT_THERE = (
-    "no such file or folder, and nothing is downloaded by its name: give a run of train.py, or the "
-    "path of a file that you have, such as OpenAI's ViT-B-32.pt or a folder with config.json and "
-    "model.safetensors from huggingface.co"
-)
-Config = TypeVar("Config", VQGANConfig, CLIPConfig, DALLEConfig, VQGANPriorConfig)
+ORIGINALS = ("clip", "vqgan", "vqgan-prior")  # systems of which others' weights can be read
+Config = TypeVar("Config")
 
 
 def rebuild(kind: type[Config], stored: dict[str, Any]) -> Config:
@@ -58,22 +49,39 @@ def fill(model: nn.Module, path: Path) -> None:
 def is_original(path: Path) -> bool:
     """Whether a path is a checkpoint that others wrote, and no run folder."""
     if not path.is_dir() or (path / "open_clip_config.json").exists():
-        return path.exists()
-    config = path / "config.json"
-    if config.exists():
-        return bool({"model_type", "_class_name", "ddconfig"} & read_json(config).keys())
-    return bool(weights_in(path))
+        return True
+    if (path / "config.json").exists():
+        return "kind" not in read_json(path / "config.json")
+    inside = sorted(path.glob("*/config.json"))
+    if runs := [str(config.parent) for config in inside if "kind" in read_json(config)]:
+        raise UserError(f"{path} is a folder of runs: give one of them, {' or '.join(runs)}")
+    return True
 
 
-def run_folder(path: Path) -> Path:
-    """The run that a file is a part of, which is said; else the path itself."""
-    up = path.parent.parent if path.parent.name == "state" else path.parent
-    named = path.name in ("model.safetensors", "config.json") or path.parent.name == "state"
-    config = up / "config.json"
-    if not (named and path.is_file() and config.is_file() and "kind" in read_json(config)):
-        return path
-    print(f"{path} is a part of the run {up}, which is used", file=sys.stderr)
-    return up
+def find(path: str | Path, kind: str | None = None, *, flag: str = "") -> Path:
+    """The run or checkpoint that a path means: of a file of a run the run, of a folder of runs, as
+    the demo's, the one of the system `kind`, else the path itself.
+
+    flag: by which the user gave the path, to be named where there is nothing
+    """
+    path = Path(path)
+    if not path.exists():
+        way = f"give {flag} with a run" if flag else "give a run"
+        raise UserError(
+            f"{flag} {path}: no such file or folder, and nothing is downloaded by its name: "
+            f"`python -m minimodal train demo` makes runs/demo, or {way} or an original checkpoint "
+            "that you have, such as OpenAI's ViT-B-32.pt or a folder from huggingface.co".lstrip()
+        )
+    if path.is_file():
+        up = path.parent.parent if path.parent.name == "state" else path.parent
+        part = up != path.parent or path.name in ("model.safetensors", "config.json")
+        config = up / "config.json"
+        if part and config.is_file() and "kind" in read_json(config):
+            print(f"{path} is a part of the run {up}, which is used", file=sys.stderr)
+            return up
+    elif kind and not (path / "config.json").exists() and (path / kind / "config.json").exists():
+        return path / kind
+    return path
 
 
 def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLIPTokenizer | None:
@@ -99,7 +107,7 @@ def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLI
 
 def load_original(
     path: Path, *, merges: str | Path | None, kind: str | None, activation: str | None
-) -> CLIP | VQGAN | VQGANPrior:
+) -> nn.Module:
     """An original CLIP (OpenAI's, OpenCLIP's, Hugging Face's), VQGAN or its transformer."""
     beside, source = look(path), str(path)
     tensors = read_tensors(*beside.weights)
@@ -127,21 +135,20 @@ def load_original(
 def load(
     path: str | Path, *, kind: str | None = None, merges: str | Path | None = None,
     activation: str | None = None,
-) -> VQGAN | CLIP | DALLE | VQGANPrior:  # fmt: skip
+) -> nn.Module:  # fmt: skip
     """The model of a run folder or an original checkpoint, in eval mode, on the CPU.
 
-    `model.run` is the run's config.json. With `kind` ("vqgan", "vqgan-prior", "clip", "dalle")
-    another system is an error. `merges` is the file of an original CLIP's tokenizer
-    (bpe_simple_vocab_16e6.txt.gz), and `activation` what it computes with ("gelu" or "quick_gelu")
-    where nothing beside it says so.
+    `model.run` is the run's config.json. With `kind` ("vqgan", "clip", …) another system is an
+    error. `merges` is the file of an original CLIP's tokenizer (bpe_simple_vocab_16e6.txt.gz), and
+    `activation` what it computes with ("gelu" or "quick_gelu") where nothing beside it says so.
     """
-    path = run_folder(Path(path))
+    from minimodal.training.recipes import SYSTEMS  # here, since recipes load the runs they need
+
+    path = find(path, kind)
     if activation not in (None, "gelu", "quick_gelu"):
         raise UserError(f"activation {activation}: expected gelu or quick_gelu")
-    if not path.exists():
-        raise UserError(f"{path}: {NOT_THERE}")
     if is_original(path):
-        if kind == "dalle":
+        if kind not in (None, *ORIGINALS):
             raise UserError(f"{path} is no run folder; a trained {kind} is expected here")
         original = load_original(path, merges=merges, kind=kind, activation=activation)
         if kind not in (None, original.run["kind"]):
@@ -150,44 +157,12 @@ def load(
     if activation is not None:
         raise UserError(f"{path} is a run, which knows its activation; leave that out")
     run = load_run_config(path, kind=kind)
-    model: VQGAN | CLIP | DALLE | VQGANPrior
+    if run["kind"] not in SYSTEMS:
+        raise UserError(f"{path} holds a '{run['kind']}', which this version cannot load")
     try:
-        if run["kind"] == "vqgan":
-            model = VQGAN(rebuild(VQGANConfig, run["model"]))
-        elif run["kind"] == "clip":
-            model = CLIP(rebuild(CLIPConfig, run["model"]))
-            model.tokenizer = Tokenizer.load(path / "tokenizer.json")
-            model.words = KnownWords.load(path / "words.json")
-        elif run["kind"] == "vqgan-prior":
-            model = VQGANPrior(rebuild(VQGANPriorConfig, run["model"]))
-            model.class_names = run["model"]["class_names"]
-            model.paint_with(load(path / "vqgan", kind="vqgan"))
-        elif run["kind"] == "dalle":
-            if run["model"].get("qk_norm"):
-                raise UserError(
-                    f"{path} was trained with --qk-norm yes, which is gone: train it again"
-                )
-            model = DALLE(rebuild(DALLEConfig, run["model"]))
-            model.tokenizer = Tokenizer.load(path / "tokenizer.json")
-            model.paint_with(load(path / "vqgan", kind="vqgan"))
-            model.words = KnownWords.load(path / "words.json")
-        else:
-            raise UserError(f"{path} holds a '{run['kind']}', which this version cannot load")
+        model = SYSTEMS[run["kind"]].restore(run["model"], path)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / 'config.json'} is damaged: it lacks {error}") from None
     fill(model, path)
     model.run = run
     return model.eval()
-
-
-def run_of(kind: str, path: Path, flag: str) -> Path:
-    """The run of a system ("vqgan", "vqgan-prior", "clip", "dalle") in a demo folder, or the path
-    itself, which the user gave with a flag."""
-    if not path.exists():
-        raise UserError(
-            f"{flag} {path}: no such file or folder; `python -m minimodal train demo` makes "
-            f"runs/demo, or give {flag} with a run or an original checkpoint"
-        )
-    inside = path / kind
-    demo = (inside / "config.json").exists() and not (path / "config.json").exists()
-    return inside if demo else path

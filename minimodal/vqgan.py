@@ -8,11 +8,12 @@ pictures (B, 3, H, W) in [-1, 1] → Codes with indices (B, h, w) → pictures (
 h = H / f. Read `blocks/conv.py` and `blocks/quantizer.py` before.
 
 With two codebooks (`codes=(structure, appearance)`) a position's code has two factors, which two
-encoders learn; see `blocks/factors.py`.
+encoders learn (`blocks/factors.py`); other quantizers are in `blocks/quantizer_variants.py`.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,23 +25,17 @@ from minimodal.blocks.conv import (
     PixelAttention,
     ResidualBlock,
     Upsample,
+    check_kernels,
+    check_sides,
     make_norm,
-)
+    patches,
+)  # fmt: skip
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factors import (
-    AppearanceEncoder,
-    self_similarity,
-    window_side,
-)
-from minimodal.blocks.quantizer import Codes, Quantizer
-from minimodal.blocks.quantizer_variants import (
-    FiniteScalarQuantizer,
-    GradientQuantizer,
-    GumbelQuantizer,
-)
+from minimodal.blocks.factors import AppearanceEncoder, check_factors, self_similarity, window_side
+from minimodal.blocks.precision import full_float32
+from minimodal.blocks.quantizer import Codes
+from minimodal.blocks.quantizer_variants import check_quantizer, make_quantizer
 from minimodal.errors import UserError
-
-QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
 
 
 @dataclass(frozen=True)
@@ -52,58 +47,43 @@ class VQGANConfig:
     channels: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2)  # width at each resolution, in units of channels
     depth: int = 1  # residual blocks at each resolution
-    decoder_depth: int = 0  # the same in the decoder; 0: as depth (the original has one more)
-    middle_attention: bool = False  # attention between two blocks where encoder meets decoder
-    latent_width: int = 0  # channels at the CNNs' ends, 1x1 convolutions to code_width; 0: none
     attention: tuple[int, ...] = ()  # resolutions (in latent or feature pixels) with attention
-    encoder_kernel: int = 3  # 1: a code sees its own patch only (structure: and a pixel about it)
-    decoder_kernel: int = 3  # 1: a patch is painted from the 5 x 5 codes about it only
+    encoder_kernel: int = 3  # 1: a code depends on its own patch (structure: and its margin) only
+    # differs from the paper: on the Shapes world the decoder looks at the 5 x 5 codes around a
+    # patch only (`--decoder-kernel 1`): one that sees the whole picture learns which colours go
+    # with which objects.
+    decoder_kernel: int = 3  # 1: a patch depends on the 5 x 5 codes around it only
     quantizer: str = "ema"  # ema, gradient, sphere (unit length), gumbel, or fsq
+    # differs from the paper: the Shapes world's pictures have two codebooks, one for a patch's
+    # structure, read from which of its pixels are alike, and one for its appearance, read from its
+    # colours as a set (docs/composition.md); other pictures have one.
     codes: tuple[int, ...] = (1024,)  # K; two: structure and appearance; fsq: levels of channels
     code_width: int = 32  # channels of a code (fsq: as many as codes has levels)
     beta: float = 0.25  # commitment
     codebook_decay: float = 0.99
     revive: bool = True  # move codes that nothing uses
 
+    # --- what only the original's weights need ---
+    decoder_depth: int = 0  # residual blocks at each resolution of the decoder; 0: as depth
+    middle_attention: bool = False  # attention between two blocks where encoder meets decoder
+    latent_width: int = 0  # its z_channels: more 1x1 convolutions around the codebook; 0: none
+
     def __post_init__(self) -> None:
         sizes = (self.image_size, self.patch, self.channels, self.depth, self.code_width)
         if min(*sizes, *self.multipliers, *self.codes) < 1 or not (self.multipliers and self.codes):
             raise UserError("a VQGAN's sizes, multipliers and codes are numbers of 1 or more")
-        for name in ("decoder_depth", "latent_width", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} {getattr(self, name)}: expected a number of 0 or more")
-        if not 0 <= self.codebook_decay < 1:
-            raise UserError(f"codebook_decay {self.codebook_decay}: expected from 0 to below 1")
+        for name in ("decoder_depth", "latent_width"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         if self.image_size % self.factor:
-            raise UserError(
-                f"image size {self.image_size} is not a multiple of {self.factor}, the factor by "
-                "which this VQGAN shrinks pictures"
-            )
-        missing = [size for size in self.attention if size not in self.resolutions]
-        if missing:
-            raise UserError(
-                f"attention at {missing[0]}: expected one of {self.resolutions}, the "
-                "resolutions of its feature maps"
-            )
-        if self.quantizer not in QUANTIZERS:
-            raise UserError(f"quantizer {self.quantizer}: expected {', '.join(QUANTIZERS)}")
-        if self.quantizer == "fsq" and min(self.codes) < 2:
-            raise UserError(f"codes {self.codes}: fsq needs 2 levels or more in each channel")
-        if self.quantizer not in ("ema", "fsq") and len(self.codes) != 1:
-            raise UserError(f"codes {self.codes}: quantizer {self.quantizer} has one codebook")
-        if self.quantizer == "ema" and len(self.codes) > 2:
-            raise UserError(f"codes {self.codes}: expected one codebook or two")
-        if self.encoder_kernel == 1 and (len(self.multipliers) > 1 or self.attention):
-            raise UserError(
-                "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
-                "multiplier and no attention (shrink the picture by `patch` instead)"
-            )
-        if self.quantizer == "ema" and len(self.codes) == 2 and self.latent_width:
-            raise UserError("two codebooks have an encoder each: latent_width is for one codebook")
-        if self.quantizer == "ema" and len(self.codes) == 2 and len(self.multipliers) > 1:
-            raise UserError("two codebooks are for one multiplier: shrink the picture by `patch`")
-        if self.decoder_kernel not in (1, 3) or self.encoder_kernel not in (1, 3):
-            raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
+            raise UserError(f"image size {self.image_size} is not a multiple of {self.factor}")
+        if missing := [size for size in self.attention if size not in self.resolutions]:
+            raise UserError(f"attention at {missing[0]}: expected one of {self.resolutions}")
+        plain = len(self.multipliers) == 1 and not self.attention
+        check_kernels(self.encoder_kernel, self.decoder_kernel, plain=plain)
+        check_quantizer(self.quantizer, self.codes, beta=self.beta, decay=self.codebook_decay)
+        if self.two_factors:
+            check_factors(levels=len(self.multipliers), latent_width=self.latent_width)
 
     @property
     def factor(self) -> int:
@@ -116,11 +96,14 @@ class VQGANConfig:
         return [self.image_size // self.patch // 2**n for n in range(len(self.multipliers))]
 
     @property
+    def two_factors(self) -> bool:
+        """Whether a code is a structure and an appearance."""
+        return self.quantizer == "ema" and len(self.codes) == 2
+
+    @property
     def latent(self) -> int:
         """C: channels of a latent vector, of all codebooks together."""
-        if self.quantizer == "fsq":
-            return len(self.codes)
-        return len(self.codes) * self.code_width
+        return len(self.codes) * (1 if self.quantizer == "fsq" else self.code_width)
 
     @property
     def vocabulary(self) -> tuple[int, ...]:
@@ -128,18 +111,32 @@ class VQGANConfig:
         return (math.prod(self.codes),) if self.quantizer == "fsq" else self.codes
 
     @property
-    def local(self) -> bool:
-        """Whether norms look at one position only, so that a code depends on its patch alone."""
-        return self.encoder_kernel == 1
-
-    @property
     def grid(self) -> int:
         """h = w: codes a side."""
         return self.image_size // self.factor
 
 
-def middle(channels: int, *, kernel: int, config: VQGANConfig, local: bool) -> list[nn.Module]:
+def levels(config: VQGANConfig, *, down: bool, kernel: int, local: bool) -> list[nn.Module]:
+    """Residual blocks at each resolution, attention where it is asked for, and the next size."""
+    depth = config.depth if down else config.decoder_depth or config.depth
+    channels = config.channels * (1 if down else config.multipliers[-1])
+    sizes = list(zip(config.multipliers, config.resolutions, strict=True))[:: 1 if down else -1]
+    layers: list[nn.Module] = []
+    for level, (multiplier, size) in enumerate(sizes, 1):
+        width = config.channels * multiplier
+        for _ in range(depth):
+            layers.append(ResidualBlock(channels, width, kernel=kernel, local=local))
+            channels = width
+            if size in config.attention:
+                layers.append(PixelAttention(channels))
+        if level < len(sizes):
+            layers.append(Downsample(channels) if down else Upsample(channels))
+    return layers
+
+
+def middle(config: VQGANConfig, *, kernel: int, local: bool) -> list[nn.Module]:
     """The blocks at the lowest resolution, where the encoder ends and the decoder begins."""
+    channels = config.channels * config.multipliers[-1]
     block = ResidualBlock(channels, channels, kernel=kernel, local=local)
     if not config.middle_attention:
         return [block]
@@ -147,44 +144,33 @@ def middle(channels: int, *, kernel: int, config: VQGANConfig, local: bool) -> l
 
 
 class Encoder(nn.Module):
-    """Residual blocks and downsampling to the latent grid."""
+    """Residual blocks and downsampling to the latent grid; at kernel 1 norms are local, too."""
 
-    def __init__(
-        self, config: VQGANConfig, out_channels: int, *, in_channels: int | None = None
-    ) -> None:
-        """in_channels: of what each place is given, where that is not the pixels of its patch."""
+    def __init__(self, config: VQGANConfig, out_channels: int) -> None:
         super().__init__()
-        k, local = config.encoder_kernel, config.local
-        widths = [config.channels * m for m in config.multipliers]
-        self.patch = config.patch if in_channels is None else 1
-        given = in_channels or 3 * config.patch**2
+        k, local = config.encoder_kernel, config.encoder_kernel == 1
+        # What is given of each patch: its pixels, or which two pixels of its window are alike.
+        self.given = partial(self_similarity if config.two_factors else patches, patch=config.patch)
+        given = window_side(config.patch) ** 4 if config.two_factors else 3 * config.patch**2
         self.conv_in = nn.Conv2d(given, config.channels, k, padding=k // 2)
-        layers: list[nn.Module] = []
-        size, channels = config.image_size // config.patch, config.channels
-        for level, width in enumerate(widths):
-            for _ in range(config.depth):
-                layers.append(ResidualBlock(channels, width, kernel=k, local=local))
-                channels = width
-                if size in config.attention:
-                    layers.append(PixelAttention(channels))
-            if level < len(widths) - 1:
-                layers.append(Downsample(channels))
-                size //= 2
-        layers += middle(channels, kernel=k, config=config, local=local)
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(
+            *levels(config, down=True, kernel=k, local=local),
+            *middle(config, kernel=k, local=local),
+        )
+        channels = config.channels * config.multipliers[-1]
         self.norm_out = make_norm(channels, local=local)
         self.conv_out = nn.Conv2d(channels, out_channels, k, padding=k // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pictures to latents.
+    def forward(self, images: Tensor) -> Tensor:
+        """Pictures to latents; with two codebooks to those of structure.
 
-        x: (B, P, H, W) pictures in [-1, 1], or at each place what is known of a window
+        images: (B, 3, H, W) in [-1, 1]
         returns: (B, C, h, w)
         """
-        if self.patch > 1:  # torch's kernel is slow, also where there is nothing to do
-            x = F.pixel_unshuffle(x, self.patch)  # (B, 3 patch², H/patch, W/patch)
-        h = self.layers(self.conv_in(x))  # (B, widths[-1], h, w)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        x = self.given(images)  # (B, P, h', w')
+        x = self.conv_in(x)  # (B, D', h', w')
+        x = self.layers(x)  # (B, D, h, w)
+        return self.conv_out(F.silu(self.norm_out(x)))  # (B, C, h, w)
 
 
 class Decoder(nn.Module):
@@ -192,22 +178,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQGANConfig, in_channels: int) -> None:
         super().__init__()
-        widths = [config.channels * m for m in config.multipliers][::-1]
-        k, size, channels = config.decoder_kernel, config.grid, widths[0]
-        local = config.local or k == 1
+        k, channels = config.decoder_kernel, config.channels * config.multipliers[-1]
+        local = k == 1 or config.encoder_kernel == 1
         self.patch = config.patch
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
-        layers: list[nn.Module] = middle(channels, kernel=k, config=config, local=local)
-        for level, width in enumerate(widths):
-            for _ in range(config.decoder_depth or config.depth):
-                layers.append(ResidualBlock(channels, width, kernel=k, local=local))
-                channels = width
-                if size in config.attention:
-                    layers.append(PixelAttention(channels))
-            if level < len(widths) - 1:
-                layers.append(Upsample(channels))
-                size *= 2
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(
+            *middle(config, kernel=k, local=local),
+            *levels(config, down=False, kernel=k, local=local),
+        )
+        channels = config.channels * config.multipliers[0]
         self.norm_out = make_norm(channels, local=local)
         self.conv_out = nn.Conv2d(channels, 3 * config.patch**2, 3, padding=1)
 
@@ -217,8 +196,10 @@ class Decoder(nn.Module):
         z: (B, C, h, w) vectors of the codes
         returns: (B, 3, H, W)
         """
-        h = self.layers(self.conv_in(z))  # (B, widths[0], H/patch, W/patch)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        x = self.conv_in(z)  # (B, D, h, w)
+        x = self.layers(x)  # (B, D', h', w')
+        x = self.conv_out(F.silu(self.norm_out(x)))  # (B, P, h', w')
+        return F.pixel_shuffle(x, self.patch)  # (B, 3, H, W)
 
 
 class Reconstruction(NamedTuple):
@@ -234,30 +215,6 @@ class Reconstruction(NamedTuple):
     latents: Tensor
 
 
-AnyQuantizer = Quantizer | GradientQuantizer | GumbelQuantizer | FiniteScalarQuantizer
-
-
-def make_quantizer(config: VQGANConfig) -> AnyQuantizer:
-    """The quantizer that a configuration names."""
-    decay, width = config.codebook_decay, config.code_width
-    if config.quantizer == "ema":
-        return Quantizer(
-            config.codes, width, beta=config.beta, decay=decay, revive=config.revive
-        )  # fmt: skip
-    if config.quantizer == "gumbel":
-        return GumbelQuantizer(config.codes[0], width, decay=decay)
-    if config.quantizer == "fsq":
-        return FiniteScalarQuantizer(config.codes, decay=decay)
-    return GradientQuantizer(
-        config.codes[0],
-        width,
-        beta=config.beta,
-        decay=decay,
-        revive=config.revive,
-        normalise=config.quantizer == "sphere",
-    )
-
-
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder."""
 
@@ -265,20 +222,18 @@ class VQGAN(nn.Module):
         super().__init__()
         self.config = config
         ends = config.latent_width or config.latent  # channels where the CNNs end
-        self.two = config.quantizer == "ema" and len(config.codes) == 2
+        self.encoder = Encoder(config, config.code_width if config.two_factors else ends)
+        self.appearance: AppearanceEncoder | None = None
+        if config.two_factors:
+            width = max(1, config.channels // 3)
+            self.appearance = AppearanceEncoder(width, config.code_width, patch=config.factor)
         joined = config.latent_width > 0
-        if self.two:
-            pixels = window_side(config.factor) ** 2
-            self.encoder = Encoder(config, config.code_width, in_channels=pixels**2)
-        else:
-            self.encoder = Encoder(config, ends)
-        if self.two:
-            self.appearance = AppearanceEncoder(
-                max(1, config.channels // 3), config.code_width, patch=config.factor
-            )
         self.to_codes = nn.Conv2d(ends, config.latent, 1) if joined else nn.Identity()
         self.from_codes = nn.Conv2d(config.latent, ends, 1) if joined else nn.Identity()
-        self.quantizer = make_quantizer(config)
+        self.quantizer = make_quantizer(
+            config.quantizer, config.codes, config.code_width,
+            beta=config.beta, decay=config.codebook_decay, revive=config.revive,
+        )  # fmt: skip
         self.decoder = Decoder(config, ends)
         # Set by whoever loads the original's weights, which hold one.
         self.discriminator: PatchDiscriminator | None = None
@@ -289,25 +244,21 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
         returns: (B, C, h, w)
         """
-        f, sides = self.config.factor, images.shape[-2:]
-        if any(side % f for side in sides):
-            good = [max(1, round(side / f)) * f for side in sides]
-            raise UserError(
-                f"pictures of {sides[1]} x {sides[0]} pixels: this VQGAN needs multiples of {f} a "
-                f"side, such as {good[1]} x {good[0]}"
-            )
-        if self.two:
-            structure = self.encoder(self_similarity(images, patch=f))
-            return torch.cat([structure, self.appearance(images)], dim=1)
-        return self.to_codes(self.encoder(images))
+        check_sides(images, multiple=self.config.factor)
+        z = self.encoder(images)  # (B, C', h, w)
+        if self.appearance is not None:
+            z = torch.cat([z, self.appearance(images)], dim=1)  # (B, C, h, w)
+        return self.to_codes(z)  # (B, C, h, w)
 
     def encode(self, images: Tensor) -> Codes:
-        """Pictures to codes.
+        """Pictures to codes, in float32 whatever the caller computes in: a latent that is rounded
+        may fall on a neighbouring code.
 
         images: (B, 3, H, W) in [-1, 1]
         returns: Codes with indices (B, h, w)
         """
-        return self.quantizer(self.latents(images))
+        with full_float32(images.device):
+            return self.quantizer(self.latents(images))
 
     def paint(self, z: Tensor) -> Tensor:
         """Code vectors to pictures, not clamped: what training compares with the true ones.
@@ -342,13 +293,13 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1]
         noise: (B, K, h, w) of the Gumbel distribution, for the training of quantizer "gumbel"
         """
-        latents = self.latents(images)
+        latents = self.latents(images)  # (B, C, h, w)
         if quantize:
-            codes = self.quantizer(latents, noise=noise, temperature=temperature)
+            relaxed = {} if noise is None else {"noise": noise, "temperature": temperature}
+            codes = self.quantizer(latents, **relaxed)
         else:
-            B, C, h, w = latents.shape
-            unrounded = torch.zeros(B, h, w, dtype=torch.int64, device=images.device)
-            codes = Codes(self.quantizer.bound(latents), unrounded, latents.new_zeros(()))
+            none = torch.zeros_like(latents[:, 0], dtype=torch.int64)  # (B, h, w)
+            codes = Codes(self.quantizer.bound(latents), none, latents.new_zeros(()))
         return Reconstruction(self.paint(codes.z), codes, latents)
 
     @property

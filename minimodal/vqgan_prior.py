@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.given import check_counts, paste
-from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.sampling import Generators, SamplingConfig, draw, guide, one_each
-from minimodal.blocks.transformer import KVCache, Packed, Transformer, project
+from minimodal.blocks.given import nothing_kept, upper_rows
+from minimodal.blocks.packed import packed_linears
+from minimodal.blocks.painter import Painter, Request
+from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
+from minimodal.blocks.sliding_window import WindowCaches, corner, make_canvas
+from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.errors import UserError
-
-MOST_CACHES = 32  # windows whose keys and values are kept at a time
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class VQGANPrior(nn.Module):
         super().__init__()
         self.config = config
         D = config.width
+        # differs from the paper: classes and "no class" have rows of their own in the table of
+        # tokens, so that a model can be guided.
         self.tokens = nn.Embedding(config.rows, D)
         self.positions = nn.Parameter(torch.zeros(config.length, D))
         self.transformer = Transformer(D, config.depth, config.heads, causal=True)
@@ -79,15 +81,11 @@ class VQGANPrior(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         # Set by whoever builds or loads the model, to go from classes to pixels.
         self.class_names: list[str] = []
-        self.encode_pictures: Callable[[Tensor], Tensor] | None = None
-        self.decode_indices: Callable[[Tensor], Tensor] | None = None
-        self.factor = 0  # pixels a side of a code
+        self.painter: Painter | None = None
 
     def paint_with(self, vqgan: nn.Module) -> None:
         """Take a trained VQGAN for going to and from pixels; it is no part of these weights."""
-        self.factor = vqgan.config.factor
-        self.encode_pictures = lambda x: vqgan.to(x.device).encode(x).indices
-        self.decode_indices = lambda codes: vqgan.to(codes.device).decode_indices(codes)
+        self.painter = Painter(vqgan)
 
     # --- the stream ------------------------------------------------------------------------------
 
@@ -118,8 +116,9 @@ class VQGANPrior(nn.Module):
         if ahead is not None:
             x = torch.cat([ahead, x], dim=1)  # (B, S, D)
         first = cache.length if cache is not None else 0
-        x = x + self.positions[first : first + x.shape[1]]
-        return project(self.head, self.norm_out(self.transformer(x, cache=cache)), cache)
+        x = x + self.positions[first : first + x.shape[1]]  # (B, S, D)
+        h = self.norm_out(self.transformer(x, cache=cache))  # (B, S, D)
+        return self.head(h)  # (B, S, V)
 
     def code_logits(self, codes: Tensor, labels: Tensor) -> Tensor:
         """Predict every code of a picture from those before it.
@@ -129,8 +128,8 @@ class VQGANPrior(nn.Module):
         returns: (B, N, K)
         """
         # The last code is predicted, never read.
-        stream = torch.cat([self.condition(labels), codes.flatten(1)[:, :-1]], dim=1)
-        return self.forward(stream)[..., : self.config.codes]
+        stream = torch.cat([self.condition(labels), codes.flatten(1)[:, :-1]], dim=1)  # (B, N)
+        return self.forward(stream)[..., : self.config.codes]  # (B, N, K)
 
     def loss(self, codes: Tensor, labels: Tensor, *, replaced: Tensor | None = None) -> Tensor:
         """-E log p(sᵢ | s₍<ᵢ₎, c) (equation 8), the mean over codes, in nats.
@@ -143,56 +142,10 @@ class VQGANPrior(nn.Module):
         replaced: (B, h, w) int64, or None to read the true codes
         returns: ()
         """
-        logits = self.code_logits(codes if replaced is None else replaced, labels)
+        logits = self.code_logits(codes if replaced is None else replaced, labels)  # (B, N, K)
         return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
 
     # --- drawing ---------------------------------------------------------------------------------
-
-    def window(self, place: tuple[int, int], size: tuple[int, int], stride: int) -> tuple[int, int]:
-        """The upper left corner of the window that a code is predicted from.
-
-        The place is in its middle, but for the window staying inside of the picture (figure 3 of
-        the paper) and moving in steps of `stride`.
-        """
-        g, corner = self.config.grid, []
-        for here, full in zip(place, size, strict=True):
-            middle = (here - g // 2) // stride * stride
-            corner.append(min(max(middle, 0), full - g))
-        return corner[0], corner[1]
-
-    def begin(
-        self, labels: Tensor, size: tuple[int, int], start: Tensor | None
-    ) -> tuple[Tensor, list[int]]:
-        """A grid with the given codes in it, and the places that are left to draw, row by row.
-
-        A side shorter than the window is drawn as long as the window, and cut.
-
-        labels: (B,) int64, -1 for none
-        start: (B, n) int64 the first n codes of a grid of this size
-        returns: (B, H, W) int64 codes, no side shorter than the window, and numbers of places
-        """
-        c, (height, width) = self.config, size
-        if min(size) < 1:
-            raise UserError(f"{height} x {width} codes: expected 1 or more a side")
-        most = c.classes or c.shared_rows
-        if not all(-1 <= label < most for label in labels.tolist()):
-            raise UserError(f"labels {labels.tolist()}: expected -1 (none) to {most - 1}")
-        H, W = max(height, c.grid), max(width, c.grid)
-        canvas = torch.zeros(len(labels), H, W, dtype=torch.int64, device=labels.device)
-        known = torch.zeros(H, W, dtype=torch.bool)
-        if start is not None:
-            n = start.shape[1]
-            if len(start) != len(labels) or n > height * width:
-                raise UserError(
-                    f"{n} codes to start from for {len(start)} pictures: expected at most "
-                    f"{height * width} for {len(labels)}"
-                )
-            if n and not 0 <= int(start.min()) <= int(start.max()) < c.codes:
-                raise UserError(f"codes to start from: expected 0 to {c.codes - 1}")
-            places = torch.arange(n)
-            i, j = places // width, places % width
-            canvas[:, i, j], known[i, j] = start, True
-        return canvas, (~known[:height]).flatten().nonzero().flatten().tolist()
 
     @torch.no_grad()
     def generate_codes(
@@ -207,11 +160,10 @@ class VQGANPrior(nn.Module):
         use_cache: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """Draw grids of codes of any size, row by row, with a sliding window.
+        """Draw sᵢ ~ p(sᵢ | s₍<ᵢ₎, c) for grids of any size, row by row, with a sliding window.
 
-        A window keeps its keys and values while its rows stay the same: its next code costs only
-        the codes that were drawn since. With a stride s windows have s rows and s columns in which
-        to do so, at the price of a place that is up to s - 1 off the middle.
+        With a stride s windows keep their caches for s rows and s columns, at the price of a place
+        that is up to s - 1 off the middle.
 
         labels: (B,) int64 class numbers, -1 for none
         size: height and width in codes; by default those of training
@@ -224,52 +176,45 @@ class VQGANPrior(nn.Module):
             raise UserError(
                 f"stride {stride}: expected 1 to {g - g // 2}, half of the window's {g} codes"
             )
-        height, width = size or (g, g)
-        canvas, places = self.begin(labels, (height, width), start)
-        H, W = canvas.shape[1:]
-        guided = sampling.guided
         if c.shared_rows and sampling.guidance != 1:
             raise UserError(
                 f"guidance {sampling.guidance}: this prior never learned to draw without what is "
                 "said, so it cannot be guided; expected 1"
             )
+        if not all(-1 <= label < (c.classes or c.shared_rows) for label in labels.tolist()):
+            most = (c.classes or c.shared_rows) - 1
+            raise UserError(f"labels {labels.tolist()}: expected -1 (none) to {most}")
+        height, width = size or (g, g)
+        start = labels.new_zeros(B, 0) if start is None else start  # (B, n)
+        canvas, places = make_canvas(start, (height, width), window=g, codes=c.codes)
+        H, W = canvas.shape[1:]
         nothing = torch.full_like(labels, -1)
-        said = nothing if sampling.ignores_caption else labels
-        ahead = self.condition(torch.cat([said, nothing]) if guided else said)  # (B', 1)
-        packed = Packed([self.transformer, self.head], len(ahead))
-        caches: dict[int, KVCache] = {}
-        caches_top = 0
-        for number, place in enumerate(places):
-            i, j = divmod(place, W)
-            top, left = self.window((i, j), (H, W), stride)
-            if top != caches_top:
-                caches, caches_top = {}, top
-            if use_cache and left not in caches:
-                # The window to the left is of use to the next row only if that has it, too. Of
-                # too many the latest goes: every row begins with the earliest.
-                again = self.window((i + 1, j), (H, W), stride)[0] == top
-                if caches and (not again or len(caches) >= MOST_CACHES):
-                    caches.popitem()
-                caches[left] = self.new_cache(len(ahead), packed)
-            before = (i - top) * g + (j - left)  # codes of the window that are drawn already
-            inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]
-            stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+n)
-            cache = caches.get(left)
-            seen = cache.length if cache is not None else 0
-            logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
-            if guided:
-                logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
-            canvas[:, i, j] = draw(logits, sampling, generator)
-            if progress is not None:
-                progress((number + 1) / len(places))
+        said = torch.cat([labels, nothing]) if sampling.guided else labels  # (B',)
+        ahead = self.condition(nothing if sampling.ignores_caption else said)  # (B', 1)
+        caches = WindowCaches(lambda: self.new_cache(len(ahead)))
+        with packed_linears([self.transformer, self.head] if use_cache else [], len(ahead)):
+            for number, (i, j) in enumerate(divmod(place, W) for place in places):
+                top, left = corner((i, j), (H, W), window=g, stride=stride)
+                again = corner((i + 1, j), (H, W), window=g, stride=stride)[0] == top
+                cache = caches.find(top, left, again=again) if use_cache else None
+                before = (i - top) * g + (j - left)  # codes of the window that are drawn already
+                inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]  # (B, m)
+                stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+m)
+                seen = cache.length if cache is not None else 0
+                logits = self.forward(stream[:, seen:], cache=cache)[:, -1, : c.codes].float()
+                if sampling.guided:  # u + s (c - u)
+                    logits = guide(*logits.chunk(2), sampling.guidance)  # (B, K)
+                canvas[:, i, j] = sample_token(logits, sampling, generator)
+                if progress is not None:
+                    progress((number + 1) / len(places))
         return canvas[:, :height, :width]
 
-    def new_cache(self, batch: int, packed: Packed | None = None) -> KVCache:
+    def new_cache(self, batch: int) -> KVCache:
         """A cache for a window of each of `batch` pictures."""
-        weight = self.positions
-        return self.transformer.new_cache(
-            batch, self.config.length, device=weight.device, dtype=weight.dtype, packed=packed
-        )
+        where = {"device": self.positions.device, "dtype": self.positions.dtype}
+        return self.transformer.new_cache(batch, self.config.length, **where)
+
+    # --- from classes to pictures ----------------------------------------------------------------
 
     def label_of(self, name: str) -> int:
         """A class's number by its name."""
@@ -280,98 +225,41 @@ class VQGANPrior(nn.Module):
             raise UserError(f"no class '{name}';{meant} this prior's classes are {known}")
         return self.class_names.index(name)
 
-    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Pixels, width and height, to codes, height and width."""
-        f = self.factor
-        for side in size:
-            if side < f or side % f:
-                low = max(side // f, 1) * f
-                raise UserError(
-                    f"{side} pixels are no multiple of {f}, the pixels of a code: {low} or "
-                    f"{low + f} are"
-                )
-        return size[1] // f, size[0] // f
-
-    @torch.no_grad()
-    def first_rows(self, picture: Tensor, share: float, size: tuple[int, int]) -> Tensor:
-        """The codes of the upper share of a picture, at least a row and not all.
-
-        picture: (3, H, W) uint8
-        returns: (1, n) int64
-        """
-        height, width = size
-        pixels = (height * self.factor, width * self.factor)
-        if tuple(picture.shape[1:]) != pixels:
-            raise UserError(
-                f"the picture to complete has {picture.shape[2]} x {picture.shape[1]} pixels: "
-                f"expected {pixels[1]} x {pixels[0]}, the size that is drawn"
-            )
-        if not 0 < share < 1:
-            raise UserError(f"keep {share}: expected a share between 0 and 1 of the picture's rows")
-        rows = min(max(round(share * height), 1), height - 1)
-        codes = self.encode_pictures(to_float(picture[None]))  # (1, h, w)
-        return codes[:, :rows].flatten(1)
-
-    @torch.no_grad()
-    def generate(
+    def draw(
         self,
-        classes: list[str] | None = None,
-        n: int = 1,
+        classes: list[str] | None,
+        request: Request,
+        sampling: SamplingConfig = SamplingConfig(),
         *,
-        generator: torch.Generator | None = None,
-        seeds: list[int] | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        guidance: float = 1.0,
         size: tuple[int, int] | None = None,
         complete: Tensor | None = None,
         keep: float = 0.5,
         stride: int = 1,
-        batch_size: int = 64,
-        progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Draw n pictures of each class, or n of anything without classes.
+        """Draw `request.n` pictures of each class, or of anything without classes.
 
-        generator: a torch.Generator on the model's device
-        seeds: instead of the generator one seed for each picture, which is then the same beside
-            any others
         size: width and height in pixels; by default those of training
         complete: (3, H, W) uint8 a picture whose upper share `keep` is kept
-        progress: called with the share done, 0 to 1
         returns: (N, 3, H, W) uint8, N = n times the classes
         """
-        if self.decode_indices is None:
+        if self.painter is None:
             raise UserError("this prior has no VQGAN to paint with: load it with minimodal.load")
-        sampling = SamplingConfig(temperature, top_k, top_p, guidance, min_p)
         numbers = [self.label_of(name) for name in classes or []] or [-1]
-        check_counts(len(numbers), n, batch_size, generator=generator, seeds=seeds)
-        if numbers == [-1] and guidance not in (0.0, 1.0):
-            raise UserError(f"guidance {guidance}: there is no class to be guided by")
-        g = self.config.grid
-        grid = (g, g) if size is None else self.grid_of(size)
-        device = self.positions.device
-        start = None if complete is None else self.first_rows(complete.to(device), keep, grid)
-        labels = torch.tensor(numbers, device=device).repeat_interleave(n)  # (N,)
-        codes = []
-        for chunk in labels.split(batch_size):
-            first = sum(map(len, codes))
-            own = None if seeds is None else one_each(seeds[first : first + len(chunk)], device)
-
-            def told(drawn: float, first: int = first, part: int = len(chunk)) -> None:
-                if progress is not None:
-                    progress((first + drawn * part) / len(labels))
-
-            codes.append(
-                self.generate_codes(
-                    chunk, generator=own or generator, sampling=sampling, size=grid, stride=stride,
-                    start=None if start is None else start.expand(len(chunk), -1), progress=told,
-                )
+        request.check(len(numbers))
+        if not classes and sampling.guidance not in (0.0, 1.0):
+            raise UserError(f"guidance {sampling.guidance}: there is no class to be guided by")
+        g, device = self.config.grid, self.positions.device
+        grid = (g, g) if size is None else self.painter.grid_of(size)
+        kept = nothing_kept(1, grid, device)
+        if complete is not None:
+            kept = upper_rows(complete.to(device), keep, self.painter, grid=grid)
+        labels = torch.tensor(numbers, device=device).repeat_interleave(request.n)  # (N,)
+        start = kept.codes[:, kept.keep].expand(len(labels), -1)  # (N, n)
+        pictures = []
+        for chunk in request.chunks(len(labels), device):
+            codes = self.generate_codes(
+                labels[chunk.rows], generator=chunk.generator, sampling=sampling, size=grid,
+                start=start[chunk.rows], stride=stride, progress=chunk.tell,
             )  # fmt: skip
-        images = torch.cat([self.decode_indices(part) for part in codes])  # (N, 3, H, W)
-        pictures, stays = to_uint8(images), None
-        if start is not None:
-            stays = torch.arange(grid[0] * grid[1], device=device) < start.shape[1]
-            stays = stays.view(grid)  # (h, w)
-        return paste(pictures, complete, stays)
+            pictures.append(kept.paste(self.painter.decode(codes)))
+        return torch.cat(pictures)

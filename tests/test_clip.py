@@ -9,15 +9,13 @@ import torch.nn.functional as F
 from helpers.tiny import WORDS, integers, make_clip, noise
 from PIL import Image
 
-from minimodal.blocks.contrastive import difference_loss
+from minimodal.blocks.contrastive import difference_loss, gathered_loss
 from minimodal.clip import (
-    MEAN,
-    STD,
     CLIPConfig,
     class_embeddings,
     contrastive_loss,
-    normalize,
 )
+from minimodal.data.preprocessing import MEAN, STD, normalize
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
 
@@ -112,7 +110,7 @@ def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(captions, ranks)
     contrastive_loss(*whole, captions=captions).backward()
     image, text, scale = inputs()
     losses = [
-        contrastive_loss(
+        gathered_loss(
             image[rows],
             text[rows],
             scale,

@@ -6,15 +6,15 @@ rotary positions and normalised queries; seeds, streams of rows, completion.
 
 import pytest
 import torch
-from helpers.decoding import TEXT, decode
+from helpers.decoding import TEXT, ask, decode
 from helpers.tiny import generator, integers, make_dalle, make_painter, noise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minimodal.blocks import transformer
-from minimodal.blocks.pixels import to_float
+from minimodal.blocks import packed
+from minimodal.blocks.packed import can_pack, packed_linears
 from minimodal.blocks.sampling import SamplingConfig, guide
-from minimodal.blocks.transformer import PACKED_LINEAR, KVCache, Packed, project
+from minimodal.blocks.transformer import KVCache
 from minimodal.errors import UserError
 
 PATTERNS = ("full", "row", "column", "conv", "paper")
@@ -35,7 +35,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def small_weights_are_packed(monkeypatch):
     """What holds for packed weights holds for small ones, which are quicker to test."""
-    monkeypatch.setattr(transformer, "PACKED_SIZE", 2**14)
+    monkeypatch.setattr(packed, "SMALLEST", 2**14)
 
 
 def make(kind: str):
@@ -76,29 +76,25 @@ def test_the_decoding_matrix(kind, scale, keep, monkeypatch):
 
 
 def test_packed_weights_give_the_same_product():
-    layers = nn.ModuleList([nn.Linear(256, 128), nn.Linear(8, 4)])
-    keys = torch.zeros(1, 1, 1, 1, 1)
-    cache = KVCache(keys, keys, Packed([layers], 4))
-    small_left_out = {layers[0]} if hasattr(torch.ops.mkldnn, PACKED_LINEAR) else set()
-    assert set(cache.packed.weights) == small_left_out
-    x = noise(4, 1, 256)
-    with torch.no_grad():
-        torch.testing.assert_close(project(layers[0], x, cache), layers[0](x), rtol=0, atol=1e-5)
-    with_gradient = project(layers[0], x, cache)
-    assert with_gradient.requires_grad  # packed weights would have none
-
-
-def test_a_wide_model_is_packed_and_a_narrow_one_is_not():
-    packed = make("wide").new_cache(2).packed.weights
-    assert (
-        bool(packed) == hasattr(torch.ops.mkldnn, PACKED_LINEAR)
-        and not make("full").new_cache(2).packed.weights
-    )
+    layers, x = nn.ModuleList([nn.Linear(256, 128), nn.Linear(8, 4)]), noise(4, 1, 256)
+    expected = layers[0](x)
+    with packed_linears([layers], 4) as packed_layers:
+        assert packed_layers == [layer for layer in layers if can_pack(layer.weight)]
+        assert not can_pack(layers[1].weight)  # small ones are left out
+        with torch.no_grad():
+            torch.testing.assert_close(layers[0](x), expected, rtol=0, atol=1e-5)
+            with packed_linears([layers], 4):  # one drawing within another
+                pass
+            assert torch.equal(layers[0](x), expected)
+        assert layers[0](x).requires_grad  # packed weights would have none
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_packing_follows_weights_that_have_changed():
-    model = make_dalle(width=128)
-    assert model.new_cache(2).packed.weights or not hasattr(torch.ops.mkldnn, PACKED_LINEAR)
+    model = make("wide")
+    here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    assert can_pack(model.transformer.blocks[0].fc.weight) == here
+    assert not can_pack(make("full").transformer.blocks[0].fc.weight)
     model.generate_codes(TEXT, generator=generator())
     with torch.no_grad():
         for parameter in model.parameters():
@@ -171,17 +167,17 @@ def test_drawing_computes_the_logits_of_the_next_code_alone(use_cache, monkeypat
 
 def test_a_picture_with_a_seed_of_its_own_is_the_same_in_every_batch():
     model = make_painter()
-    four = model.generate("a red circle", 4, seeds=[5, 6, 7, 8])
-    assert torch.equal(model.generate("a red circle", 1, seeds=[7])[0], four[2])
-    split = model.generate("a red circle", 4, seeds=[5, 6, 7, 8], batch_size=3)
+    four = ask(model, "a red circle", 4, seeds=[5, 6, 7, 8])
+    assert torch.equal(ask(model, "a red circle", 1, seeds=[7])[0], four[2])
+    split = ask(model, "a red circle", 4, seeds=[5, 6, 7, 8], batch_size=3)
     assert torch.equal(split, four)
     assert not torch.equal(four[0], four[1])
 
 
 def test_rows_arrive_from_top_to_bottom_and_the_rest_is_grey():
     model, seen = make_painter(), []
-    final = model.generate(
-        "a red circle", 2, generator=generator(), partial=lambda *given: seen.append(given)
+    final = ask(
+        model, "a red circle", 2, generator=generator(), partial=lambda *given: seen.append(given)
     )
     assert len(seen) == 3 and all(done == 0 for _, done in seen)
     for rows, (image, _) in enumerate(seen, start=1):
@@ -192,15 +188,15 @@ def test_rows_arrive_from_top_to_bottom_and_the_rest_is_grey():
 def test_completion_keeps_the_codes_outside_of_the_rectangle():
     model = make_painter(codes=(40,))
     picture = integers(256, 3, 6, 6).to(torch.uint8)
-    theirs = model.encode_pictures(to_float(picture[None]))
-    codes, painted = [], model.decode_indices
-    model.decode_indices = lambda given: (codes.append(given), painted(given))[1]
+    theirs = model.painter.encode(picture[None])
+    codes, painted = [], model.painter.decode
+    model.painter.decode = lambda given: (codes.append(given), painted(given))[1]
     settings = {"generator": generator(), "complete": picture, "temperature": 2.0}
-    model.generate("a red circle", 3, redraw=(1, 2, 3, 4), **settings)
+    ask(model, "a red circle", 3, redraw=(1, 2, 3, 4), **settings)
     keep = torch.ones(3, 3, dtype=torch.bool)
     keep[1, 0:2] = False  # pixels 1 and 2 across lie in the first two codes of 2 pixels
     assert torch.equal(codes[0][:, keep], theirs.expand(3, -1, -1)[:, keep])
-    model.generate("a red circle", 2, **settings)
+    ask(model, "a red circle", 2, **settings)
     assert torch.equal(codes[1][:, 0], theirs[:, 0].expand(2, -1))  # half of three rows: one
 
 
@@ -219,7 +215,7 @@ def test_what_is_kept_is_shown_from_the_first_frame():
     model, seen = make_painter(), []
     picture = integers(256, 3, 6, 6).to(torch.uint8)
     settings = {"generator": generator(), "complete": picture, "redraw": (0, 0, 6, 4)}
-    final = model.generate("a red circle", partial=lambda image, _: seen.append(image), **settings)
+    final = ask(model, "a red circle", partial=lambda image, _: seen.append(image), **settings)
     assert len(seen) == 2 and torch.equal(seen[-1], final)
     first = seen[0][0] == 128
     assert first[:, 2:4].all() and not first[:, :2].all() and not first[:, 4:].all()
@@ -228,41 +224,16 @@ def test_what_is_kept_is_shown_from_the_first_frame():
 def test_progress_ends_at_the_end_however_little_is_drawn():
     model, shares = make_painter(), []
     picture = integers(256, 3, 6, 6).to(torch.uint8)
-    model.generate("a red circle", 3, generator=generator(), complete=picture, batch_size=2,
+    ask(model, "a red circle", 3, generator=generator(), complete=picture, batch_size=2,
                    redraw=(0, 0, 6, 2), progress=shares.append)  # fmt: skip
     assert shares == sorted(shares) and shares[-1] == 1 and len(shares) == 4
-
-
-def test_guidance_pushes_away_from_the_negative_caption(monkeypatch):
-    model, negative = make("full"), TEXT.flip(0)
-    codes, logits = draw_all(model, monkeypatch, scale=2.5, negative=negative)
-    conditional, unwanted = (model(text, codes).image for text in (TEXT, negative))
-    for number, found in enumerate(logits):
-        parts = (given[number % 2][:, number // 2] for given in (conditional, unwanted))
-        torch.testing.assert_close(found, guide(*parts, 2.5), rtol=0, atol=1e-4)
-
-
-def test_each_prompt_has_its_own_negative_caption_or_all_have_the_same():
-    model, prompts = make_painter(), ["a red circle", "a blue star"]
-
-    def drawn(prompts, negative):
-        seeds = [7] * 2 * len(prompts)
-        return model.generate(prompts, 2, seeds=seeds, guidance=3.0, negative=negative)
-
-    both = drawn(prompts, ["a star", "a circle"])
-    alone = [
-        drawn([p], negative) for p, negative in zip(prompts, ("a star", "a circle"), strict=True)
-    ]
-    assert torch.equal(both, torch.cat(alone))
-    assert torch.equal(drawn(prompts, "a star"), drawn(prompts, ["a star", "a star"]))
-    assert not torch.equal(both, drawn(prompts, "a star"))
 
 
 def test_what_is_not_drawn_anew_keeps_the_pixels_that_were_given():
     model, picture = make_painter(), integers(256, 3, 6, 6, seed=5).to(torch.uint8)
     seen = []
-    pictures = model.generate(
-        "a red circle", 3, generator=generator(), complete=picture, redraw=(2, 2, 4, 4),
+    pictures = ask(
+        model, "a red circle", 3, generator=generator(), complete=picture, redraw=(2, 2, 4, 4),
         partial=lambda shown, done: seen.append(shown),
     )  # fmt: skip
     inside = torch.zeros(6, 6, dtype=torch.bool)
@@ -275,13 +246,6 @@ def test_what_is_not_drawn_anew_keeps_the_pixels_that_were_given():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"negative": "a star"}, "with guidance alone, and it is 1: expected more than 1"),
-        ({"negative": "a star", "guidance": 0.0}, "with guidance alone, and it is 0"),
-        ({"negative": " ", "guidance": 2.0}, "a negative caption is empty"),
-        (
-            {"negative": ["a star", "a circle"], "guidance": 2.0},
-            "2 negative captions for 1 prompts",
-        ),
         ({"complete": torch.zeros(3, 8, 8, dtype=torch.uint8)}, "8 x 8 pixels: expected 6 x 6"),
         ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (0, 0, 7, 6)}, "inside"),
         ({"complete": torch.zeros(3, 6, 6, dtype=torch.uint8), "redraw": (4, 0, 4, 6)}, "inside"),
@@ -301,4 +265,4 @@ def test_what_cannot_be_is_said_before_anything_is_drawn(settings, words):
     model = make_painter()
     model.transformer = None  # drawing would fail in another way
     with pytest.raises(UserError, match=words):
-        model.generate("a red circle", **{"generator": generator(), **settings})
+        ask(model, "a red circle", **{"generator": generator(), **settings})

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers import systems
 from helpers.commands import SIDE, refusal, write_demo
-from helpers.decoding import TEXT, decode
+from helpers.decoding import TEXT, ask, decode
 from helpers.tiny import WORDS, generator, integers, make_dalle, make_painter, make_vqgan
 from PIL import Image
 
@@ -18,11 +19,11 @@ from minimodal.cli import train
 from minimodal.cli.main import main as minimodal
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.errors import UserError
-from minimodal.evaluation.edits import edit_scores
+from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
 from minimodal.runs import load
 from minimodal.shapes.edits import EditsSource
-from minimodal.training.build import build_dalle
-from minimodal.training.recipes import dalle_edits
+from minimodal.training.recipes import dalle as system
+from minimodal.training.recipes import recipe_for
 from minimodal.training.tasks.codes import tokenize_pictures
 
 GRID = 3
@@ -59,15 +60,15 @@ def test_the_second_picture_is_drawn_as_training_sees_it_and_the_first_stays(
 
 def test_the_second_picture_depends_on_the_first():
     model = make_painter(pictures=2, codes=(40,))
-    model.encode_pictures = lambda x: (F.avg_pool2d(x.mean(1), 2) * 19 + 20).long()  # all differ
+    model.painter.encode = lambda x: F.avg_pool2d(x.float().mean(1), 2).long() % 40  # all differ
     one, other = (integers(256, 3, SIDE, SIDE, seed=s).to(torch.uint8) for s in (0, 1))
-    drawn = [model.generate(WORDS[0], 2, generator=generator(), first=f) for f in (one, other)]
+    drawn = [ask(model, WORDS[0], 2, generator=generator(), first=f) for f in (one, other)]
     assert drawn[0].shape == (2, 3, SIDE, SIDE) and not torch.equal(*drawn)
-    both = model.generate(WORDS[:2], 2, seeds=[1, 2, 3, 4], first=torch.stack([one, other]))
-    alone = model.generate(WORDS[1], 2, seeds=[3, 4], first=other)
+    both = ask(model, WORDS[:2], 2, seeds=[1, 2, 3, 4], first=torch.stack([one, other]))
+    alone = ask(model, WORDS[1], 2, seeds=[3, 4], first=other)
     assert torch.equal(both[2:], alone)
-    split = model.generate(
-        WORDS[:2], 2, seeds=[1, 2, 3, 4], first=torch.stack([one, other]), batch_size=3
+    split = ask(
+        model, WORDS[:2], 2, seeds=[1, 2, 3, 4], first=torch.stack([one, other]), batch_size=3
     )
     assert torch.equal(split, both)
 
@@ -75,7 +76,7 @@ def test_the_second_picture_depends_on_the_first():
 def test_rows_of_the_second_picture_arrive_one_by_one():
     model, seen, shares = make_painter(pictures=2, codes=(40,)), [], []
     first = integers(256, 3, SIDE, SIDE).to(torch.uint8)
-    final = model.generate(WORDS[0], 1, generator=generator(), first=first, progress=shares.append,
+    final = ask(model, WORDS[0], 1, generator=generator(), first=first, progress=shares.append,
                            partial=lambda picture, done: seen.append(picture))  # fmt: skip
     assert len(seen) == GRID and torch.equal(seen[-1], final)
     assert all((s[:, :, 2 * k :] == 128).all() for k, s in enumerate(seen[:-1], start=1))
@@ -113,8 +114,9 @@ def test_one_picture_is_as_before():
 
 
 def test_nothing_given_keeps_nothing():
-    how = dict(grid=3, factor=2, prompts=2, device=torch.device("cpu"))
-    assert what_stays(Given(), torch.nn.Identity(), **how) == (None, None)
+    how = dict(grid=3, prompts=2, n=1, device=torch.device("cpu"))
+    kept = what_stays(Given(), make_painter().painter, **how)
+    assert kept.codes.shape == (2, 3, 3) and not kept.keep.any() and kept.complete is None
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_what_does_not_fit_is_said_before_anything_is_drawn(pictures, settings, 
     model.transformer = None  # drawing would fail in another way
     given = {name: torch.zeros(size, dtype=torch.uint8) for name, size in settings.items()}
     with pytest.raises(UserError, match=words):
-        model.generate("a red circle", generator=generator(), **given)
+        ask(model, "a red circle", generator=generator(), **given)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -151,23 +153,24 @@ def test_both_pictures_are_encoded_by_themselves():
 
 def test_a_run_on_pairs_trains_draws_is_scored_and_loaded(tmp_path, capsys):
     engine = replace(systems.ENGINE, steps=4)
-    recipe = dalle_edits()
+    recipe = recipe_for("dalle", "edits")
     model = replace(recipe.model, width=16, depth=1, heads=2)
-    task = build_dalle(recipe._replace(model=model, engine=engine), "shapes:edits:40",
-                       vqgan_run=systems.short_vqgan(tmp_path / "d"))  # fmt: skip
+    recipe, runs = recipe._replace(model=model, engine=engine), systems.short_vqgan(tmp_path / "d")
+    task = system.build(recipe, "shapes:edits:40", {"vqgan": runs})
     assert task.codes.shape == (40, 16, 8)
     systems.run(task, engine, tmp_path / "d", data_spec="shapes:edits:40", device="cpu")
     dalle = load(tmp_path / "d")
     assert dalle.config.pictures == 2
     with Image.open(next((tmp_path / "d" / "samples").glob("*.png"))) as picture:
         assert picture.size == (8 * 32, 2 * 2 * 32)  # pairs, the first above the second
-    scores = edit_scores(dalle, n=8, sampling={"temperature": 1.0})
+    scores = edit_scores(edit_with(dalle, {"temperature": 1.0}), n=8, size=32,
+                         reconstruct=partial(through_codes, dalle))  # fmt: skip
     assert scores["seen_unchanged"] == scores["held_out_unchanged"] == 0
     assert {"seen", "held_out", "seen_ceiling", "held_out_ceiling"} <= set(scores)
     assert minimodal(["evaluate", str(tmp_path / "d"), "-n", "3", "--json", "--device", "cpu"]) == 0
     assert "held_out" in json.loads(capsys.readouterr().out)["scores"]
-    for wrong in (["--study"], ["--data", "shapes"]):
-        assert minimodal(["evaluate", str(tmp_path / "d"), *wrong, "--device", "cpu"]) == 2
+    wrong = ["--data", "shapes", "--device", "cpu"]
+    assert minimodal(["evaluate", str(tmp_path / "d"), *wrong]) == 2
     vqgan = str(tmp_path / "d" / "vqgan")
     assert minimodal(["evaluate", vqgan, "--data", "shapes:edits", "--device", "cpu"]) == 2
 
@@ -208,16 +211,16 @@ def test_a_picture_and_a_caption_give_second_pictures(run):  # noqa: F811
 
 
 def test_the_first_picture_reaches_the_model_as_it_is(run, monkeypatch):  # noqa: F811
-    first, seen, original = integers(256, SIDE, SIDE, 3).byte(), [], DALLE.generate
+    first, seen, original = integers(256, SIDE, SIDE, 3).byte(), [], DALLE.draw
 
     def spy(self, *args, **named):
-        seen.append(named["first"])
+        seen.append(named["given"])
         return original(self, *args, **named)
 
-    monkeypatch.setattr(DALLE, "generate", spy)
+    monkeypatch.setattr(DALLE, "draw", spy)
     Image.fromarray(first.numpy()).save("first.png")
     assert run("the same in red", "--first", "first.png", "-n", "1")[0] == 0
-    assert torch.equal(seen[0], first.permute(2, 0, 1))
+    assert torch.equal(seen[0].first, first.permute(2, 0, 1))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from helpers.tiny import full_logits
 from safetensors.torch import load_file
 
+from minimodal.blocks.contrastive import gathered_loss
 from minimodal.clip import contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig, DALLELogits
 
@@ -50,7 +51,7 @@ def test_contrastive_loss_and_gradients_equal_open_clip(clip_loss):
 def test_a_processs_share_of_the_loss_equals_open_clip(rank, clip_loss):
     image, text, log_scale = inputs(clip_loss[0])
     rows, captions = slice(4 * rank, 4 * rank + 4), torch.arange(8)
-    loss = contrastive_loss(
+    loss = gathered_loss(
         image[rows],
         text[rows],
         log_scale.exp(),
@@ -110,7 +111,7 @@ def test_impossible_tokens_are_masked_as_in_dalle_pytorch(example, dalle):
 def test_losses_equal_dalle_pytorch_on_its_logits(example, dalle, monkeypatch):
     logits, V = torch.tensor(example["logits"]), example["num_text_tokens_effective"]
     given = DALLELogits(logits[:, :5, :V], (logits[:, 5:, V:],))
-    monkeypatch.setattr(dalle, "forward", lambda text, codes, hidden: given)
+    monkeypatch.setattr(dalle, "forward", lambda text, codes: given)
     loss, parts = dalle.loss(*text_and_codes(example))
     assert loss.item() == pytest.approx(example["loss"], abs=1e-5)
     assert parts["text_loss"].item() == pytest.approx(example["loss_text"], abs=1e-5)

@@ -3,12 +3,14 @@
 Here the checker itself is tried on toy functions, each right or wrong in one way.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from helpers.margins import Margins, read_function
 from helpers.shape_check import check_shapes
 from torch import Tensor, nn
 
@@ -221,3 +223,66 @@ def test_symbols_bind_letters_beforehand():
 def test_symbols_help_where_the_sizes_cannot_tell():
     toy = function("x: (B, K+L)")
     assert check_shapes(toy, {"x": t(2, 4)}, None, {"K": 1})["L"] == 3
+
+
+# --- margins -------------------------------------------------------------------------------------
+
+
+def followed(body: str, tmp_path, *, strict: bool = False):
+    """A call of a function on x: (B, T, D) = (2, 3, 4), with its margins held against it."""
+    lines = ["import torch", "def toy(x, some=True):", "    'x: (B, T, D) vectors'"]
+    path = tmp_path / "toy.py"
+    path.write_text("\n".join([*lines, *(f"    {line}" for line in body.splitlines())]))
+    spec = importlib.util.spec_from_file_location("toy", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    margins = Margins({module.toy.__code__: read_function(module.toy, strict=strict)})
+    with margins:
+        module.toy(t(2, 3, 4))
+    return margins
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = x.flatten(1)  # (B, T*D) words, (D,) may follow",
+        "y = x.mT  # (B, D, T)\nreturn y.mT  # (B, T, D)",
+        "a, b = x.chunk(2, dim=-1)  # (B, T, D//2) each",
+        "a, b = x[0], x[:, 0]  # (T, D), (B, D)",
+        "parts = x.split(1)  # (1, T, D) each",
+        "B, T, D = x.shape\ny = x.new_zeros(D, B)  # (D, B)",
+        "for row in x:  # (T, D)\n    row = row[0]  # (D,)",
+        "y = torch.cat(\n    [x, x]\n)  # (2*B, T, D)",
+        "x = x[:, 0]  # (B, D): the name has another shape now\nreturn x, x  # (B, D) each",
+        "held = {}\nheld['y'] = x[0]  # (T, D)",
+        "y = 1  # (see above)",
+    ],
+)
+def test_a_true_margin_passes(body, tmp_path):
+    assert not followed(body, tmp_path, strict=True).unchecked
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("y = x.flatten(1)  # (B, T, D)", "`y = x.flatten.1.`: documented .* is .2, 12."),
+        ("y = x.mT  # (B, T, D)", "does not fit"),
+        ("return x.mT  # (B, T, D)", "`return x.mT`"),
+        ("a, b = x[0], x[:, 0]  # (T, D), (T, D)", "is .2, 4."),
+        ("a, b = x[0], x[1]  # (T, D)", "1 shapes for 2 values"),
+        ("for row in x:  # (B, D)\n    pass", "`for row in x:`: documented"),
+        ("B = 5\ny = x[0]  # (T, D)", "x: documented .* B = 5"),
+        ("for n in (1, 2):\n    x = x[0]  # (T, D)", "is .4,."),
+        ("y = None  # (B, T)", "has no shape"),
+        ("x.flatten(1)  # (B, T*D)", "stands beside nothing that has a shape"),
+        ("y = x.mT", "makes a new shape, .2, 4, 3., and has no margin"),
+    ],
+)
+def test_a_false_or_missing_margin_is_caught(body, message, tmp_path):
+    with pytest.raises(AssertionError, match=message):
+        followed(body, tmp_path, strict=True)
+
+
+def test_a_margin_that_no_call_reaches_is_known(tmp_path):
+    body = "if not some:\n    y = x[0]  # (T, D)\nelse:\n    y = x[0]  # (T, D)"
+    assert followed(body, tmp_path).unchecked == {("toy", 5)}

@@ -1,13 +1,14 @@
-"""The shapes in the docstrings of blocks and systems are true: each is held against a real call.
+"""The shapes in docstrings and margins of blocks and systems are true: each is held against calls.
 
-`CALLS` has one line for each public function with a tensor in or out, and a test says whether
-one is missing. The sizes are all different, so that a wrong letter shows.
+`CALLS` has one line for each public function with a tensor in or out, and tests say whether one is
+missing, or one that runs a line with a margin. The sizes all differ, so that a wrong letter shows.
 """
 
 import inspect
 
 import pytest
 import torch
+from helpers.margins import Margins, functions_of, read_function
 from helpers.shape_check import check_shapes, documentation, shapes_in
 from helpers.tiny import (
     WORDS,
@@ -33,14 +34,20 @@ from minimodal.blocks import (
     factor_head,
     factors,
     given,
+    packed,
+    painter,
     perceptual,
     pixels,
     quantizer,
     quantizer_variants,
     resnet,
+    rotary,
     sampling,
+    sliding_window,
+    sparse,
     transformer,
 )
+from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.evaluation import distances, metrics
 from minimodal.shapes.source import ShapesSource
@@ -50,8 +57,13 @@ from minimodal.uses import reading
 MODULES = (
     factors,
     attention,
+    packed,
+    rotary,
+    sparse,
     factor_head,
     given,
+    painter,
+    sliding_window,
     reading,
     transformer,
     contrastive,
@@ -63,6 +75,7 @@ MODULES = (
     quantizer,
     quantizer_variants,
     sampling,
+    preprocessing,
     clip,
     vqgan,
     vqgan_prior,
@@ -86,6 +99,8 @@ PHOTOS, TOKENS = noise(2, 3, 8, 8), integers(30, 3, 7)
 ROWS = dict(image=noise(2, 10), text=noise(2, 10, seed=1), scale=torch.ones(1))
 NUMBERS = dict(own=torch.arange(2), others=torch.arange(6))
 PAIRS = dict(queries=noise(2, 10), keys=noise(6, 10), scale=torch.ones(1))
+STEMMED = make_clip(stem=(6,), stem_depth=1)
+SQUARE = dict(**PAIRS, **NUMBERS) | dict(queries=noise(6, 10), own=torch.arange(6))
 RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_heads=2)
 COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
@@ -99,11 +114,13 @@ PAINTER = make_painter()
 PRIOR = make_prior()
 GRID = dict(codes=integers(12, 2, 3, 3), labels=torch.tensor([1, -1]))
 PRIOR_SIZES = {"N": 9, "K": 12}
-PATTERN = attention.Pattern("row", 4, 3)
+PATTERN = sparse.SparsePattern("row", 4, 3)
 TURNED = dict(x=noise(2, 3, 16), attention=lambda q, k, v: v, angles=noise(3, 4))
 BYTES = integers(256, 6, 3, 4, 5).to(torch.uint8)
 SIX = integers(256, 3, 3, 6, 6).to(torch.uint8)
-GIVEN = given.Given(first=SIX)
+KEPT = given.Kept(integers(11, 3, 3, 3), torch.ones(3, 3, dtype=torch.bool), SIX[0])
+TWICE = painter.Request(2, generator())
+STREAMS = dict(painter=PAINTER.painter, grid=3, prompts=2, n=2, device=torch.device("cpu"))
 SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
@@ -130,24 +147,32 @@ def losses() -> dict[str, torch.Tensor]:
 CLIP_SIZES = {"E": 10, "T": 7}
 STREAM = {"T": 5, "N": 9, "V": 25, "K": 11, "D": 16}
 
+OPTIONS = ("VQGANPrior.generate",)  # of drawing, which test_vqgan_prior.py goes through
+
 # (function, arguments, letters that the arguments do not bind)
 CALLS = [
     (CACHE.extend, dict(layer=0, k=noise(2, 2, 3, 8), v=noise(2, 2, 3, 8)), {"S": 3}),
     (transformer.quick_gelu, dict(x=noise(2, 3, 4)), {}),
     (attention.causal_mask, dict(queries=2, keys=5, device=Q.device), {}),
     (attention.attend, dict(q=Q, k=K, v=V, mask=torch.ones(3, 5, dtype=torch.bool)), {}),
+    (attention.attend, dict(q=Q.bfloat16(), k=K.bfloat16(), v=V.bfloat16()), {}),
     (STACK.blocks[0].attention.forward, TURNED, {}),
     (STACK.blocks[0].forward, TURNED, {}),
     (STACK.forward, dict(x=noise(2, 3, 16), angles=noise(3, 4)), {"p": 4}),
-    (transformer.rotate, dict(x=noise(2, 3, 4, 6), angles=noise(4, 3)), {}),
-    (transformer.Packed([STACK], 2).__call__, dict(layer=STACK.blocks[0].fc, x=noise(2, 16)), {}),
-    (transformer.project, dict(layer=STACK.blocks[0].fc, x=noise(2, 16), cache=None), {}),
-    (attention.rotary_angles, dict(places=BEGIN, ahead=4, grid=3, pairs=3), {"p": 6}),
+    (rotary.rotate, dict(x=noise(2, 3, 4, 6), angles=noise(4, 3)), {}),
+    (packed.packed_product, dict(layer=STACK.blocks[0].fc, packed=None, x=noise(2, 16)), {}),
+    (rotary.rotary_angles, dict(places=BEGIN, ahead=4, grid=3, pairs=3), {"p": 6}),
     (PATTERN.allows, dict(queries=torch.arange(5)[:, None], keys=torch.arange(7)[None]), {}),
     (PATTERN.mask, dict(queries=4, keys=7, device=Q.device), {}),
     (PATTERN.visible, dict(place=9, device=Q.device), {"S": 8}),
     (PATTERN.blocked, dict(q=noise(2, 2, 12, 4), k=noise(2, 2, 12, 4), v=noise(2, 2, 12, 4)), {}),
+    (
+        sparse.SparsePattern("column", 4, 3).blocked,
+        dict(q=noise(2, 2, 12, 4), k=noise(2, 2, 12, 4), v=noise(2, 2, 12, 4)),
+        {},
+    ),
     (PATTERN.windows, dict(x=noise(2, 2, 9, 4)), {"h": 3, "S": 6}),
+    (conv.check_sides, dict(images=IMAGES, multiple=8), {}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
     (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
     (conv.PixelAttention(8).forward, dict(x=MAP), {}),
@@ -158,10 +183,10 @@ CALLS = [
     (quantizer.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
     (BOOK.start, dict(z=Z, generator=generator()), {}),
     (BOOK.update, dict(z=Z, generator=generator()), {}),
-    (QUANTIZER.split, dict(z=LATENTS), {"N": 30, "D": 4}),
+    (quantizer.put_together, dict(parts=[integers(7, 9), integers(5, 9)], sizes=(7, 5)), {}),
+    (quantizer.take_apart, dict(indices=integers(35, 2, 3, 5), sizes=(7, 5)), {}),
     (QUANTIZER.forward, dict(z=LATENTS), {}),
     (QUANTIZER.pairs, dict(z=LATENTS), {}),
-    (QUANTIZER.combine, dict(parts=[integers(7, 9), integers(5, 9)]), {"N": 9}),
     (QUANTIZER.factors, dict(indices=integers(35, 2, 3, 5)), {}),
     (QUANTIZER.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
     (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
@@ -177,7 +202,6 @@ CALLS = [
             (variant.forward, dict(z=LATENTS), {}),
             (variant.factors, dict(indices=integers(35, 2, 3, 5)), {}),
             (variant.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
-            (variant.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
             (variant.update, dict(z=LATENTS, generator=generator()), {}),
         )
     ),
@@ -186,6 +210,8 @@ CALLS = [
         dict(z=LATENTS, vectors=LATENTS, commitment=0.25, codebook=1.0),
         {},
     ),
+    (quantizer_variants.look_up, dict(indices=integers(35, 2, 3, 5), table=noise(35, 8)), {}),
+    (GRADIENT.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
     (GRADIENT.table, {}, {"K": 35, "D": 8}),
     (GUMBEL.forward, dict(z=LATENTS, noise=noise(2, 35, 3, 5)), {}),
     (SCALARS.per_channel, dict(like=LATENTS), {}),
@@ -202,28 +228,26 @@ CALLS = [
     (perceptual.lpips_heads, dict(tensors=HEADS, source=""), {}),
     (DISTANCE.__call__, dict(painted=pictures(1, 3, 16, 16), images=pictures(1, 3, 16, 16)), {}),
     (DISTANCE.resized, dict(images=IMAGES), {"H'": 16, "W'": 16}),
-    (CLIP.image_encoder.stem_maps, dict(images=PHOTOS), {}),
-    (CLIP.image_encoder.tokens, dict(x=PHOTOS), {"h": 2, "w": 2, "D": 16}),
-    (CLIP.image_encoder.features, dict(images=PHOTOS), {}),
-    (RESNET.image_encoder.features, dict(images=noise(2, 3, 64, 64)), {}),
+    (perceptual.tower_maps, dict(tower=STEMMED.image_encoder, images=PHOTOS), {}),
+    (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
-    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
-    (sampling.exponential, dict(like=LOGITS, generator=generator()), {}),
+    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9, min_p=0.1), {}),
     (
-        sampling.draw,
+        sampling.sample_token,
         dict(logits=LOGITS, config=sampling.SamplingConfig(), generator=generator()),
         {},
     ),
     (CLIP.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
+    (STEMMED.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.text_encoder.forward, dict(tokens=TOKENS), CLIP_SIZES),
     (CLIP.encode_image, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.encode_text, dict(tokens=TOKENS), CLIP_SIZES),
     (CLIP.forward, dict(images=PHOTOS, tokens=TOKENS), CLIP_SIZES),
     (CLIP.tokenize, dict(texts=["a", "b", "c"]), {"B": 3, "T": 7}),
     (CLIP.preprocess, dict(picture=Image.new("RGB", (9, 9))), {"H": 8, "W": 8}),
-    (clip.normalize, dict(images=BYTES), {}),
-    (clip.clip_preprocess, dict(picture=Image.new("RGB", (9, 9)), size=8), {"size": 8}),
+    (preprocessing.normalize, dict(images=BYTES), {}),
+    (preprocessing.clip_preprocess, dict(picture=Image.new("RGB", (9, 9)), size=8), {"size": 8}),
     (RESNET.image_encoder.forward, dict(images=noise(2, 3, 64, 64)), {"E": 10}),
     (RESNET.image_encoder.pool.forward, dict(x=noise(2, 128, 2, 2)), {"E": 10}),
     (
@@ -236,14 +260,16 @@ CALLS = [
         dict(x=noise(2, 16, 6, 4)),
         {"C'": 32, "H'": 3, "W'": 2},
     ),
-    (contrastive.positives, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
     (contrastive.column_sums, dict(rows=1, **PAIRS), {}),
     (contrastive.unit, dict(x=noise(3, 4)), {}),
     (contrastive.both_ways, dict(logits=noise(3, 3), target=torch.eye(3)), {}),
     (contrastive.rows_cross_entropy, dict(rows=1, **PAIRS, **NUMBERS), {}),
+    (contrastive.rows_cross_entropy, dict(rows=1, both=True, **SQUARE), {}),
     (contrastive.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
-    (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
+    (contrastive.even_targets, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
+    (contrastive.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
+    (contrastive.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS, rows=1), {}),
     (clip.embed_pictures, dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()), CLIP_SIZES),
     (clip.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
@@ -261,8 +287,9 @@ CALLS = [
         dict(clip=CLIP, names=["a", "b", "c"], templates=["{}", "x {}"]),
         {"N": 3, "E": 10},
     ),
-    (JOINT.encoder.forward, dict(x=IMAGES), {"C": 6, "h": 8, "w": 12}),
-    (PAIR.encoder.forward, dict(x=noise(2, 1296, 4, 6)), {"C": 6, "h": 4, "w": 6}),
+    (conv.patches, dict(images=IMAGES, patch=4), {}),
+    (JOINT.encoder.forward, dict(images=IMAGES), {"C": 6, "h": 8, "w": 12}),
+    (PAIR.encoder.forward, dict(images=IMAGES), {"C": 6, "h": 4, "w": 6}),
     (PAIR.appearance.forward, dict(x=IMAGES), {"C": 6, "h": 4, "w": 6}),
     (factors.local_contrast, dict(images=IMAGES, patch=4), {"n": 36, "C": 3, "h": 4, "w": 6}),
     (factors.self_similarity, dict(images=IMAGES, patch=4), {"N": 1296, "h": 4, "w": 6}),
@@ -283,40 +310,28 @@ CALLS = [
     (discriminator.weigh, {**losses(), "weight": torch.ones(())}, {}),
     (TWO.image_heads[1].forward, dict(h=noise(2, 3, 16), previous=integers(5, 2, 3)), {"K": 4}),
     (ONE.with_padding, dict(text=TEXT), {}),
-    (TWO.factors, dict(codes=integers(20, 2, 9)), {}),
-    (ONE.embed_text, dict(text=TEXT), STREAM),
-    (TWO.embed_codes, dict(parts=PARTS, first=2), {"D": 16}),
-    (ONE.forward, dict(text=TEXT, codes=CODES), STREAM),
-    (ONE.angles, dict(first=0, n=4), STREAM),
-    (PAINTER.paint, dict(codes=CODES), {"H": 6, "W": 6}),
+    (TWO.image_heads.factors, dict(codes=integers(20, 2, 9)), {}),
+    (ONE.image_heads.forward, dict(h=noise(2, 9, 16), codes=integers(11, 2, 9)), {"K": 11}),
     (
-        given.what_stays,
-        dict(
-            given=GIVEN,
-            encode=PAINTER.encode_pictures,
-            grid=3,
-            factor=2,
-            prompts=3,
-            device=torch.device("cpu"),
-        ),
-        {"h": 6, "w": 3},
-    ),
-    (given.check_size, dict(picture=BYTES[0, :, :1, :1].expand(3, 6, 6), side=6, what=""), {}),
-    (given.check_picture, dict(picture=BYTES[0], what=""), {}),
-    (
-        given.paste,
-        dict(painted=SIX, complete=SIX[0], keep=torch.ones(3, 3, dtype=torch.bool)),
-        {"h": 3, "w": 3},
-    ),
-    (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
-    (ONE.loss, dict(text=TEXT, codes=CODES), {}),
-    (
-        ONE.next_code,
+        ONE.image_heads.sample,
         dict(
             h=noise(4, 1, 16), config=sampling.SamplingConfig(guidance=2.0), generator=generator()
         ),
         {"B": 2},
     ),
+    (ONE.embed_text, dict(text=TEXT), STREAM),
+    (TWO.embed_codes, dict(codes=integers(20, 2, 4), first=2), {"D": 16}),
+    (ONE.forward, dict(text=TEXT, codes=CODES), STREAM),
+    (ONE.angles, dict(first=0, n=4), STREAM),
+    (PAINTER.painter.encode, dict(pictures=SIX), {"h": 3, "w": 3}),
+    (PAINTER.painter.decode, dict(codes=CODES), {"H": 6, "W": 6}),
+    (KEPT.paste, dict(painted=SIX), {}),
+    (given.what_stays, dict(given=given.Given(SIX[0]), **STREAMS), {"h": 3, "w": 3}),
+    (given.what_stays, dict(given=given.Given(first=SIX[:2]), **STREAMS), {"h": 6, "w": 3}),
+    (given.upper_rows, dict(picture=SIX[0], share=0.5, painter=PAINTER.painter, grid=(3, 3)), {}),
+    (given.check_picture, dict(picture=SIX[0], size=(6, 6), what=""), {}),
+    (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
+    (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
     (reading.log_likelihood, dict(dalle=ONE, text=TEXT, codes=CODES), {}),
     (reading.caption_scores, dict(dalle=PAINTER, codes=CODES, captions=WORDS), {"L": 4}),
@@ -324,14 +339,15 @@ CALLS = [
     (reading.describe, dict(dalle=PAINTER, codes=CODES[0], generator=generator(), n=2), {"T": 20}),
     (PAINTER.tokenize, dict(prompts=WORDS), {"B": 4, "T": 20}),
     (perceptual.moved, dict(images=IMAGES, shift=(2, -1)), {}),
+    (PAINTER.draw, dict(prompts=WORDS, request=TWICE), {"N": 8, "H": 6, "W": 6}),
     (PAINTER.generate, dict(prompts=WORDS, n=2, generator=generator()), {"N": 8, "H": 6, "W": 6}),
     (PRIOR.condition, dict(labels=torch.tensor([1, -1])), {}),
     (PRIOR.forward, dict(tokens=integers(12, 2, 5), ahead=noise(2, 3, 16)), {"S": 8, "V": 12}),
     (PRIOR.code_logits, GRID, PRIOR_SIZES),
     (PRIOR.loss, dict(**GRID, replaced=integers(12, 2, 3, 3, seed=1)), {}),
     (
-        PRIOR.begin,
-        dict(labels=torch.tensor([1, -1]), size=(2, 5), start=integers(12, 2, 4)),
+        sliding_window.make_canvas,
+        dict(start=integers(12, 2, 4), size=(2, 5), window=3, codes=12),
         {"H": 3, "W": 5},
     ),
     (
@@ -340,19 +356,13 @@ CALLS = [
         {"h": 4, "w": 5},
     ),
     (
-        PRIOR.first_rows,
-        dict(picture=BYTES[0, 0, :1].new_zeros(3, 6, 8), share=0.5, size=(3, 4)),
-        {"n": 8},
-    ),
-    (
-        PRIOR.generate,
-        dict(classes=["cat", "dog"], n=2, generator=generator(), size=(8, 6)),
+        PRIOR.draw,
+        dict(classes=["cat", "dog"], request=TWICE, size=(8, 6)),
         {"N": 4, "H": 6, "W": 8},
     ),
     (pixels.to_uint8, dict(images=IMAGES), {}),
     (pixels.to_float, dict(images=BYTES), {}),
     (pixels.pixels_of, dict(cells=torch.ones(2, 3).bool(), side=6), {"H": 4, "W": 6}),
-    (pixels.grey_unless, dict(shown=torch.ones(2, 3).bool(), pictures=IMAGES), {}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
     (common.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
     (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
@@ -373,18 +383,35 @@ CALLS = [
     (distances.radii, dict(features=SET, k=2), {}),
     (distances.covered, dict(points=SET, centres=OTHER, k=2), {}),
     (distances.precision_recall, dict(real=SET, painted=OTHER), {}),
-    (metrics.sort_keys, dict(scores=noise(2, 4), first=0), {}),
-    (metrics.read_keys, dict(keys=integers(99, 2, 4)), {}),
+    (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),
 ]
 
 
-@pytest.mark.parametrize(
-    ("function", "arguments", "symbols"), CALLS, ids=lambda x: getattr(x, "__qualname__", "")
-)
-def test_a_docstring_tells_the_shapes(function, arguments, symbols):
-    check_shapes(function, arguments, function(**arguments), symbols)
+STRICT = {"forward", "encode", "decode"}  # every new shape needs a margin
+FOLLOWED = Margins(
+    {f.__code__: read_function(f, strict=f.__name__ in STRICT)
+     for module in MODULES for f in functions_of(module)}
+)  # fmt: skip
+DONE = set()  # of CALLS, in this process
+
+
+@pytest.mark.parametrize("call", range(len(CALLS)), ids=lambda n: CALLS[n][0].__qualname__)
+def test_a_docstring_and_its_margin_tell_the_shapes(call):
+    function, arguments, symbols = CALLS[call]
+    with FOLLOWED:
+        result = function(**arguments)
+    check_shapes(function, arguments, result, symbols)
+    DONE.add(call)
+
+
+def test_every_margin_is_held_against_a_call():
+    with FOLLOWED:
+        for function, arguments, _ in (CALLS[n] for n in range(len(CALLS)) if n not in DONE):
+            function(**arguments)
+    left = {where for where in FOLLOWED.unchecked if not where[0].startswith(OPTIONS)}
+    assert not left, f"no call of CALLS runs these lines: {sorted(left)}"
 
 
 def public(owner) -> list:

@@ -43,7 +43,7 @@ GLOBAL_RANDOM = {
 # The one place that lends the default generator to torch.nn's constructors, which take no other,
 # and puts it back; test_tasks.py holds that nothing of it is left behind.
 SEEDED_STARTS = "minimodal/training/tasks/common.py"
-MAX_FILE, MAX_FUNCTION = 450, 80
+MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -172,6 +172,16 @@ def fits_one_sitting(source: Source):
             yield node.lineno, f"{node.name} has {length} lines, at most {MAX_FUNCTION}"
 
 
+def takes_few_parameters(source: Source):
+    """Configurations are dataclasses, whose fields are no parameters here."""
+    for node in nodes(source, Function):
+        every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        starred = [a for a in (node.args.vararg, node.args.kwarg) if a]
+        count = len(starred) + sum(a.arg not in ("self", "cls") for a in every)
+        if count > MAX_PARAMETERS:
+            yield node.lineno, f"{node.name} has {count} parameters, at most {MAX_PARAMETERS}"
+
+
 def has_a_module_docstring(source: Source):
     if not ast.get_docstring(source.tree):
         yield 1, "no module docstring"
@@ -230,6 +240,7 @@ RULES = (
     no_cuda_calls,
     no_global_randomness,
     fits_one_sitting,
+    takes_few_parameters,
     has_a_module_docstring,
     public_functions_are_typed_and_explained,
     nothing_is_swallowed_or_left_undone,
@@ -262,8 +273,8 @@ OFFENCES = [
     (imports_point_one_way, "minimodal/dalle.py", "from minimodal import vqgan"),
     (imports_point_one_way, "minimodal/unclip/prior.py", "from .. import clip"),
     (imports_point_one_way, "minimodal/dalle.py", "def f():\n    import minimodal.training.engine"),
-    (imports_point_one_way, "minimodal/training/build.py", "from minimodal import load"),
-    (imports_point_one_way, "minimodal/training/build.py", "import minimodal.cli.train"),
+    (imports_point_one_way, "minimodal/training/opening.py", "from minimodal import load"),
+    (imports_point_one_way, "minimodal/training/opening.py", "import minimodal.cli.train"),
     (imports_point_one_way, "minimodal/errors.py", "import minimodal.data"),
     (imports_point_one_way, "minimodal/utils.py", "import math"),
     (imports_only_what_is_installed, "minimodal/clip.py", "import torchvision.transforms as T"),
@@ -276,8 +287,11 @@ OFFENCES = [
     (no_global_randomness, "minimodal/clip.py", "torch.manual_seed(0)"),
     (no_global_randomness, "minimodal/clip.py", "np.random.seed(0)"),
     (no_global_randomness, "minimodal/clip.py", "from torch import manual_seed"),
-    (fits_one_sitting, "train.py", "x = 1\n" * 451),
-    (fits_one_sitting, "train.py", "def f():\n" + "    x = 1\n" * 80),
+    (fits_one_sitting, "train.py", "x = 1\n" * 401),
+    (fits_one_sitting, "train.py", "def f():\n" + "    x = 1\n" * 60),
+    (takes_few_parameters, "train.py", "def f(a, b, c, d, e, f, g, h, i): pass"),
+    (takes_few_parameters, "train.py", "def f(a, /, b, c, d, *, e, f, g, h, i): pass"),
+    (takes_few_parameters, "train.py", "def f(a, b, c, d, e, f, g, h, **more): pass"),
     (has_a_module_docstring, "minimodal/blocks/__init__.py", ""),
     (public_functions_are_typed_and_explained, "minimodal/clip.py", "def f() -> int:\n    pass"),
     (public_functions_are_typed_and_explained, "minimodal/clip.py", "def f():\n    'does it'"),
@@ -303,7 +317,7 @@ def test_a_rule_catches_its_offence(rule, path, text):
 
 
 HARMLESS = [
-    (imports_point_one_way, "minimodal/training/build.py", "from minimodal.runs import load"),
+    (imports_point_one_way, "minimodal/training/opening.py", "from minimodal.runs import load"),
     (imports_point_one_way, "minimodal/unclip/decoder.py", "from minimodal.unclip import prior"),
     (imports_point_one_way, "minimodal/cli/train.py", "from minimodal import load"),
     (imports_point_one_way, "train.py", "from minimodal.cli.train import main"),
@@ -312,7 +326,13 @@ HARMLESS = [
     (loads_only_weights, "train.py", "torch.load(path, map_location='cpu', weights_only=True)"),
     (no_cuda_calls, "minimodal/clip.py", "torch.cuda.is_available()"),
     (no_global_randomness, "minimodal/clip.py", "torch.Generator().manual_seed(0)"),
-    (fits_one_sitting, "train.py", "def f():\n" + "    x = 1\n" * 79),
+    (fits_one_sitting, "train.py", "def f():\n" + "    x = 1\n" * 59),
+    (takes_few_parameters, "train.py", "class A:\n    def f(self, a, b, c, d, e, f, g, h): pass"),
+    (
+        takes_few_parameters,
+        "train.py",
+        "class A:\n" + "".join(f"    x{i}: int\n" for i in range(9)),
+    ),
     (public_functions_are_typed_and_explained, "minimodal/clip.py", "def _f(x): pass"),
     (public_functions_are_typed_and_explained, "minimodal/training/optim.py", "def f(x): pass"),
 ]
@@ -321,3 +341,61 @@ HARMLESS = [
 @pytest.mark.parametrize(("rule", "path", "text"), HARMLESS)
 def test_a_rule_lets_the_harmless_pass(rule, path, text):
     assert not list(rule(read(path, text)))
+
+
+# --- the picture of the layout in the README -----------------------------------------------------
+
+
+LEFT_OUT = ("", "__main__", *SCRIPTS, "errors")  # what starts `cli`, and what all may import
+
+
+def arrows(sources: list[Source]) -> dict[str, set[str]]:
+    """Which places import which others."""
+    found: dict[str, set[str]] = {}
+    for source in sources:
+        if source.place not in LEFT_OUT:
+            names = [name.split(".") for _, name in imports(source)]
+            others = {name[1] for name in names if name[0] == PACKAGE and name[1] in LAYER_OF}
+            found.setdefault(source.place, set()).update(others - {source.place, *LEFT_OUT})
+    return found
+
+
+def reached(arrows: dict[str, set[str]], start: str) -> set[str]:
+    """All places that one imports, itself or by way of others."""
+    found: set[str] = set()
+    ahead = [start]
+    while ahead:
+        new = arrows.get(ahead.pop(), set()) - found
+        found |= new
+        ahead += new
+    return found
+
+
+def layout(arrows: dict[str, set[str]]) -> str:
+    """A line for each place, importers first: what it imports, without what those import in turn.
+
+    Places that import each other stand in one line.
+    """
+    below = {place: reached(arrows, place) for place in arrows}
+    groups = {place: {place} | {o for o in below[place] if place in below[o]} for place in arrows}
+    rows: dict[str, list[str]] = {}
+    for group in groups.values():
+        direct = set().union(*(arrows[one] for one in group)) - group
+        kept = {one for one in direct if not any(one in below[o] for o in direct - groups[one])}
+        rows[" + ".join(sorted(group))] = sorted(kept)
+    order = sorted(rows, key=lambda name: (-len(below[name.split(" + ")[0]]), name))
+    width = max(map(len, order))
+    return "\n".join(f"{name:{width}} → {' '.join(rows[name])}".rstrip(" →") for name in order)
+
+
+def test_a_layout_leaves_out_what_others_import_and_joins_what_imports_each_other():
+    drawn = layout({"a": {"b", "c"}, "b": {"c", "d"}, "c": set(), "d": {"b"}})
+    assert drawn == "a     → b\nb + d → c\nc"
+
+
+def test_the_readme_has_the_layout_that_the_imports_draw():
+    drawn = layout(arrows(project()))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"```text\n{drawn}\n```" in text, (
+        f"the README's picture of the layout should be:\n{drawn}"
+    )

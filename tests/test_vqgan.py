@@ -20,8 +20,7 @@ from minimodal.blocks.discriminator import (
 from minimodal.blocks.factors import MARGIN
 from minimodal.blocks.pixels import to_float
 from minimodal.errors import UserError
-from minimodal.training.build import build_vqgan
-from minimodal.training.recipes import vqgan_shapes
+from minimodal.training.recipes import recipe_for, vqgan
 from minimodal.training.tasks.common import seeded
 from minimodal.vqgan import VQGANConfig
 
@@ -400,13 +399,13 @@ def test_the_game_costs_little_reconstruction():
 
 
 def small_task(*, start: int):
-    recipe = vqgan_shapes()
+    recipe = recipe_for("vqgan", "shapes")
     model = replace(recipe.model, channels=32)
     training = replace(
         recipe.training, warm_start=200, discriminator_start=start - 200, gan_start=start,
         gan_ramp=100, discriminator_channels=16,
     )  # fmt: skip
-    return build_vqgan(recipe._replace(model=model, training=training), "shapes:20000")
+    return vqgan.build(recipe._replace(model=model, training=training), "shapes:20000")
 
 
 @torch.no_grad()

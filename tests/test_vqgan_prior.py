@@ -9,16 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import systems
+from helpers.decoding import ask
 from helpers.tiny import generator, integers, make_prior, pictures
 from PIL import Image
 
 from minimodal import vqgan_prior
+from minimodal.blocks import sliding_window
 from minimodal.blocks.sampling import SamplingConfig
+from minimodal.blocks.sliding_window import corner
 from minimodal.cli.generate import main as generate
 from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
 from minimodal.runs import load
-from minimodal.training.tasks import VQGANPriorTask, VQGANPriorTraining
+from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.tasks.codes import Encoded
+from minimodal.training.tasks.vqgan_prior import VQGANPriorTask, VQGANPriorTraining
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
 CODES, LABELS = integers(12, 2, 3, 3), torch.tensor([1, -1])
@@ -116,12 +121,12 @@ def with_classes(**training) -> VQGANPriorTask:
         name="numbers", pixels=np.zeros((40, 3, 4, 4), np.uint8), caption_lists=[[]] * 40,
         labels=numbers % 3, class_names=("a", "b", "c"),
     )  # fmt: skip
-    codes = torch.arange(40).repeat(2 if training.get("flip") else 1)
+    codes = torch.arange(40).repeat(2 if training.get("flip") else 1)[:, None, None]
+    model = VQGANPriorConfig(grid=2, codes=40, classes=3, width=8, depth=1, heads=1, pkeep=0.5)
     return VQGANPriorTask(
-        VQGANPriorConfig(grid=2, codes=40, classes=3, width=8, depth=1, heads=1, pkeep=0.5),
-        VQGANPriorTraining(**training), train=source, val=source, vqgan=None, vqgan_run=Path(),
-        vqgan_digest="", codes=codes[:, None, None].expand(-1, 2, 2), batch_size=64, seed=0,
-    )  # fmt: skip
+        Recipe(model, VQGANPriorTraining(**training), TrainConfig(batch_size=64)),
+        Encoded(source, source, None, Path(), "", codes.expand(-1, 2, 2), pictures=40),
+    )
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -148,27 +153,23 @@ def test_a_config_with_an_impossible_pkeep_is_an_error():
 
 
 def test_away_from_the_borders_a_code_is_in_the_middle_of_its_window():
-    prior = make_prior(grid=4)
-    assert prior.window((6, 9), (20, 30), 1) == (4, 7)
+    assert corner((6, 9), (20, 30), window=4, stride=1) == (4, 7)
 
 
 def test_at_the_borders_the_window_stays_inside():
-    prior = make_prior(grid=4)
-    assert prior.window((1, 0), (20, 30), 1) == (0, 0)
-    assert prior.window((19, 29), (20, 30), 1) == (16, 26)
+    assert corner((1, 0), (20, 30), window=4, stride=1) == (0, 0)
+    assert corner((19, 29), (20, 30), window=4, stride=1) == (16, 26)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_place_lies_in_its_window(stride):
-    prior = make_prior(grid=4)
     for i, j in itertools.product(range(9), range(11)):
-        top, left = prior.window((i, j), (9, 11), stride)
+        top, left = corner((i, j), (9, 11), window=4, stride=stride)
         assert top <= i < top + 4 and left <= j < left + 4
 
 
 def test_with_a_stride_as_many_columns_share_a_window():
-    prior = make_prior(grid=4)
-    lefts = [prior.window((5, j), (9, 40), 2)[1] for j in range(8, 16)]
+    lefts = [corner((5, j), (9, 40), window=4, stride=2)[1] for j in range(8, 16)]
     assert lefts == [6, 6, 8, 8, 10, 10, 12, 12]
 
 
@@ -235,7 +236,7 @@ def test_without_guidance_nothing_is_said():
 def test_with_few_caches_kept_the_codes_are_the_same(monkeypatch):
     prior = make_prior()
     many = prior.generate_codes(LABELS, generator=generator(), size=(5, 9))
-    monkeypatch.setattr(vqgan_prior, "MOST_CACHES", 2)
+    monkeypatch.setattr(sliding_window, "MOST_CACHES", 2)
     assert torch.equal(prior.generate_codes(LABELS, generator=generator(), size=(5, 9)), many)
 
 
@@ -288,30 +289,30 @@ def test_codes_are_drawn_as_often_as_their_probabilities_say():
 
 
 def test_each_class_gets_its_pictures():
-    drawn = make_prior().generate(["cat", "dog"], 3, generator=generator())
+    drawn = ask(make_prior(), ["cat", "dog"], 3, generator=generator())
     assert drawn.shape == (6, 3, 6, 6) and drawn.dtype == torch.uint8
 
 
 def test_a_picture_three_times_as_wide_and_high_can_be_drawn():
-    drawn = make_prior().generate(None, 1, generator=generator(), size=(18, 18))
+    drawn = ask(make_prior(), None, 1, generator=generator(), size=(18, 18))
     assert drawn.shape == (1, 3, 18, 18)
 
 
 def test_completing_keeps_the_codes_of_the_upper_half():
     prior, seen = make_prior(grid=4), []
-    decode = prior.decode_indices
-    prior.decode_indices = lambda codes: (seen.append(codes), decode(codes))[1]
+    decode = prior.painter.decode
+    prior.painter.decode = lambda codes: (seen.append(codes), decode(codes))[1]
     picture = ((pictures(3, 8, 8) + 1) * 127.5).byte()
-    drawn = prior.generate(["cat"], 2, generator=generator(), complete=picture)
-    expected = prior.encode_pictures(picture[None].float() / 127.5 - 1)
+    drawn = ask(prior, ["cat"], 2, generator=generator(), complete=picture)
+    expected = prior.painter.encode(picture[None])
     assert torch.equal(seen[0][:, :2], expected[:, :2].expand(2, -1, -1))
     assert torch.equal(drawn[:, :, :4], picture[:, :4].expand(2, -1, -1, -1))  # its own pixels
 
 
 def test_a_picture_with_its_seed_is_the_same_beside_any_others():
     prior = make_prior()
-    three = prior.generate(["cat"], 3, seeds=[4, 5, 6], batch_size=2)
-    assert torch.equal(prior.generate(["cat"], 1, seeds=[6]), three[2:])
+    three = ask(prior, ["cat"], 3, seeds=[4, 5, 6], batch_size=2)
+    assert torch.equal(ask(prior, ["cat"], seeds=[6]), three[2:])
     assert not torch.equal(three[1], three[2])
 
 
@@ -320,19 +321,19 @@ def test_every_code_is_guided_by_the_scale_that_is_given(monkeypatch):
     monkeypatch.setattr(
         vqgan_prior, "guide", lambda a, b, scale: (scales.append(scale), original(a, b, scale))[1]
     )
-    make_prior().generate(["cat"], generator=generator(), guidance=4.0)
+    ask(make_prior(), ["cat"], generator=generator(), guidance=4.0)
     assert scales == [4.0] * 9  # a code each
 
 
 def test_min_p_leaves_only_the_likeliest_codes():
     prior = make_prior()
-    sure = prior.generate(["cat"], 2, generator=generator(), min_p=0.9999)
-    assert torch.equal(sure, prior.generate(["cat"], 2, generator=generator(), temperature=0.0))
+    sure = ask(prior, ["cat"], 2, generator=generator(), min_p=0.9999)
+    assert torch.equal(sure, ask(prior, ["cat"], 2, generator=generator(), temperature=0.0))
 
 
 WRONG = [
-    (dict(classes=["cow"]), "no class 'cow'; this prior's classes are cat, dog"),
-    (dict(classes=None, guidance=2.0), "no class to be guided by"),
+    (dict(prompts=["cow"]), "no class 'cow'; this prior's classes are cat, dog"),
+    (dict(guidance=2.0), "no class to be guided by"),
     (dict(size=(7, 6)), "7 pixels are no multiple of 2, the pixels of a code: 6 or 8 are"),
     (dict(complete=torch.zeros(3, 4, 6, dtype=torch.uint8)), "6 x 4 pixels: expected 6 x 6"),
     (dict(complete=torch.zeros(3, 6, 6, dtype=torch.uint8), keep=1.5), "keep 1.5"),
@@ -346,7 +347,7 @@ WRONG = [
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
 def test_what_cannot_be_drawn_is_an_error(wrong, message):
     with pytest.raises(UserError, match=message):
-        make_prior().generate(**{"n": 1, "generator": generator(), **wrong})
+        ask(make_prior(), **{"prompts": None, "generator": generator(), **wrong})
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -381,29 +382,26 @@ def test_every_flag_of_the_command_reaches_the_prior(run, tmp_path, monkeypatch)
     calls = []
 
     def spy(self, *given, **named):
-        calls.append(named | {"given": given})
+        calls.append((*given, named))
         return torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
 
-    monkeypatch.setattr(VQGANPrior, "generate", spy)
+    monkeypatch.setattr(VQGANPrior, "draw", spy)
     command = ["--method", "vqgan-prior", "--run", str(run), "--device", "cpu", "-n", "2"]
     words = """--temperature 0.7 --top-k 3 --top-p 0.9 --min-p 0.05 --guidance 3
         --size 64x48 --complete half.png --keep 0.25 --stride 2 --seeds 4,5""".split()
     assert generate([*command, *words]) == 0 and generate([*command, "--seed", "7"]) == 0
-    seen, plain = calls
-    assert (seen.pop("complete") == 90).all() and callable(seen.pop("progress"))
-    assert seen == {
-        "given": ([], 2), "temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.05,
-        "guidance": 3.0, "size": (64, 48), "keep": 0.25, "stride": 2,
-        "seeds": [4, 5],
-    }  # fmt: skip
-    assert plain["generator"].initial_seed() == 7
+    (classes, request, sampling, named), (_, plain, _, _) = calls
+    assert (classes, request.n, request.seeds, request.generator) == ([], 2, [4, 5], None)
+    assert sampling == SamplingConfig(0.7, 3, 0.9, 3.0, 0.05) and callable(request.progress)
+    assert (named.pop("complete") == 90).all()
+    assert named == {"size": (64, 48), "keep": 0.25, "stride": 2}
+    assert plain.generator.initial_seed() == 7
 
 
 BAD = [
     (["cat"], "no class 'cat'"),
     (["--size", "30"], "30 pixels are no multiple of 4"),
     (["--size", "wide"], "--size wide: expected pixels"),
-    (["--rerank", "4"], "--rerank is for --method dalle"),
     (["--size", "²"], "--size ²: expected pixels"),
     (["--keep", "0.5"], "--keep is how much of a picture stays"),
     (["--complete", "absent.png"], "absent.png"),
@@ -420,5 +418,5 @@ def test_bad_flags_are_one_clear_line(run, tmp_path, monkeypatch, capsys, flags,
 
 def test_a_run_carries_its_vqgan(run):
     prior = load(run)
-    assert prior.factor == 4
-    assert prior.generate(None, 1, generator=generator()).shape == (1, 3, 32, 32)
+    assert prior.painter.factor == 4
+    assert ask(prior, None, 1, generator=generator()).shape == (1, 3, 32, 32)

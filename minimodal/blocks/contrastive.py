@@ -1,12 +1,12 @@
-"""Contrastive losses over batches too large for their matrix of logits, and one on differences.
+"""CLIP's loss in more than one piece, SigLIP's, and one on differences.
 
 The logits of B pictures against B captions are B² numbers, and automatic differentiation keeps
-several copies: more than a gigabyte for B = 8192. Here they are made some rows at a time and
-thrown away; the memory grows with B.
+several copies: more than a gigabyte for B = 8192. With `rows` they are made some rows at a time and
+thrown away: the memory grows with B. With several processes each has its own rows and all columns.
 
-Unit vectors in, a mean loss out: `rows_cross_entropy` for CLIP's softmax, `rows_sigmoid` for
-SigLIP's sigmoid. `both_ways` is the first for logits that all exist; `minimodal/clip.py` has the
-equation and calls both; read it before.
+Unit vectors in, a mean loss out: `both_ways` for logits that all exist, as in `minimodal/clip.py`,
+which has the paper's equation (read it before); `gathered_loss` for all other cases of it;
+`rows_sigmoid` for SigLIP.
 """
 
 from typing import Any
@@ -28,14 +28,16 @@ def unit(x: Tensor) -> Tensor:
     return x * (x.square().sum(dim=-1, keepdim=True) + 1e-24).rsqrt()
 
 
-def positives(rows: Tensor, columns: Tensor) -> Tensor:
-    """Where a row's caption is a column's.
+def even_targets(rows: Tensor, columns: Tensor) -> Tensor:
+    """Where a row's probability should lie: even over the columns that have its caption.
 
     rows: (b,) int64 caption numbers
     columns: (B,) int64
-    returns: (b, B) bool
+    returns: (b, B) float32, each row adds up to 1
     """
-    return rows[:, None] == columns[None, :]
+    target = (rows[:, None] == columns).float()  # (b, B)
+    target /= target.sum(dim=1, keepdim=True)
+    return target
 
 
 def column_sums(queries: Tensor, keys: Tensor, scale: Tensor, *, rows: int) -> Tensor:
@@ -61,7 +63,7 @@ class _BothWays(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        t = target.flatten()
+        t = target.flatten()  # (B*B,)
         # Not log_softmax(dim=0): on a CPU it adds up thousands of terms one by one, in float32.
         columns = logits - logits.amax(dim=0)
         total = torch.dot(t, columns.flatten())
@@ -109,10 +111,10 @@ class _CrossEntropy(torch.autograd.Function):
             columns = column_sums(queries, keys, scale, rows=rows)  # (B,)
             loss += columns.sum()
         parts = (x.split(rows) for x in (scale * queries, own, d_queries))
-        for q, numbers, d_q in zip(*parts, strict=True):
+        for q, numbers, d_q in zip(*parts, strict=True):  # (r, E), (r,), (r, E)
             logits = q @ keys.T  # (r, B)
             # A number that n of the columns have, n of the rows have: t is the same both ways.
-            target = positives(numbers, others).to(logits.dtype)
+            target = (numbers[:, None] == others).to(logits.dtype)
             target *= ways / target.sum(dim=1, keepdim=True)
             loss -= torch.dot(target.flatten(), logits.flatten())
             p = logits.softmax(dim=1)
@@ -161,11 +163,45 @@ def rows_cross_entropy(
         return _CrossEntropy.apply(queries, keys, scale, own, others, rows, both)
 
 
+def gathered_loss(
+    image: Tensor, text: Tensor, scale: Tensor,
+    *, captions: Tensor, all_image: Tensor, all_text: Tensor, all_captions: Tensor, rows: int = 0,
+) -> Tensor:  # fmt: skip
+    """CLIP's loss (`clip.contrastive_loss`) of this process's pairs against those of all processes.
+
+        L = ½ Σ_i [ CE(s uᵢ·V, tᵢ) + CE(s vᵢ·U, tᵢ) ] / b
+
+    The mean over the processes is the loss of the global batch.
+
+    image: (b, E) picture embeddings
+    text: (b, E) caption embeddings
+    scale: (1,) s
+    captions: (b,) int64, equal where captions are equal
+    all_image: (B, E) of all processes; image itself, if there is one
+    all_text: (B, E) of all processes
+    all_captions: (B,) of all processes
+    rows: so many rows of logits exist at a time; 0: all
+    returns: ()
+    """
+    alone = all_image is image
+    u, v = unit(image), unit(text)  # (b, E) each
+    U, V = (u, v) if alone else (unit(all_image), unit(all_text))  # (B, E) each
+    if rows:
+        numbers = {"own": captions, "others": all_captions, "rows": rows}
+        if alone:
+            return rows_cross_entropy(u, V, scale, **numbers, both=True)
+        by_image = rows_cross_entropy(u, V, scale, **numbers)  # ()
+        return (by_image + rows_cross_entropy(v, U, scale, **numbers)) / 2
+    t = even_targets(captions, all_captions)  # (b, B)
+    by_text = F.cross_entropy(scale * v @ U.T, t)  # ()
+    return (F.cross_entropy(scale * u @ V.T, t) + by_text) / 2
+
+
 def _sigmoid_sum(
     q: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, own: Tensor, others: Tensor
 ) -> Tensor:
     logits = scale * q @ keys.T + bias  # (r, B)
-    return -F.logsigmoid(torch.where(positives(own, others), logits, -logits)).sum()
+    return -F.logsigmoid(torch.where(own[:, None] == others, logits, -logits)).sum()
 
 
 def rows_sigmoid(
@@ -215,11 +251,11 @@ def difference_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     rows = torch.arange(len(image), device=image.device)
     losses = []
     for distance in (1, 2):
-        first = rows[(rows & distance) == 0]  # (B/2,)
+        first = rows[(rows & distance) == 0]  # (B//2,)
         second = first ^ distance
-        change = F.normalize(image[first] - image[second], dim=-1)  # (B/2, E)
+        change = F.normalize(image[first] - image[second], dim=-1)  # (B//2, E)
         # Equal captions have no direction; the small number keeps their gradient finite.
-        words = F.normalize(text[first] - text[second] + 1e-6, dim=-1)  # (B/2, E)
+        words = F.normalize(text[first] - text[second] + 1e-6, dim=-1)  # (B//2, E)
         logits, own = scale * change @ words.T, torch.arange(len(first), device=image.device)
         losses += [F.cross_entropy(logits, own), F.cross_entropy(logits.T, own)]
     return torch.stack(losses).mean()

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.attention import attend
+from minimodal.errors import UserError
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -44,6 +45,44 @@ class PositionNorm(nn.Module):
 def make_norm(channels: int, *, local: bool) -> nn.Module:
     """The norm of a convolutional block: of each position alone, or of groups of channels."""
     return PositionNorm(channels) if local else group_norm(channels)
+
+
+def check_kernels(encoder: int, decoder: int, *, plain: bool) -> None:
+    """Refuse kernels of VQGAN's CNNs that do not keep what they promise.
+
+    plain: whether the encoder has one resolution and no attention
+    """
+    if {encoder, decoder} - {1, 3}:
+        raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
+    if encoder == 1 and not plain:
+        raise UserError(
+            "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
+            "multiplier and no attention (shrink the picture by `patch` instead)"
+        )
+
+
+def check_sides(images: Tensor, *, multiple: int) -> None:
+    """Refuse pictures that are no whole number of codes high and wide.
+
+    images: (B, 3, H, W)
+    """
+    H, W = images.shape[-2:]
+    if H % multiple or W % multiple:
+        good = [max(1, round(side / multiple)) * multiple for side in (W, H)]
+        raise UserError(
+            f"pictures of {W} x {H} pixels: this VQGAN needs multiples of {multiple} a side, such "
+            f"as {good[0]} x {good[1]}"
+        )
+
+
+def patches(images: Tensor, *, patch: int) -> Tensor:
+    """Make each patch's pixels channels: what a convolution of its size reads, without the cost.
+
+    images: (B, C, H, W)
+    returns: (B, C*patch**2, H//patch, W//patch)
+    """
+    # Torch's kernel is slow, also where there is nothing to do.
+    return F.pixel_unshuffle(images, patch) if patch > 1 else images
 
 
 class ResidualBlock(nn.Module):
@@ -92,8 +131,8 @@ class PixelAttention(nn.Module):
         h = self.norm(x)
         q, k, v = (
             rearrange(conv(h), "B C H W -> B 1 (H W) C") for conv in (self.q, self.k, self.v)
-        )
-        y = rearrange(attend(q, k, v, None), "B 1 (H W) C -> B C H W", H=H)
+        )  # (B, 1, H*W, C) each
+        y = rearrange(attend(q, k, v), "B 1 (H W) C -> B C H W", H=H)  # (B, C, H, W)
         return x + self.proj(y)
 
 

@@ -43,8 +43,8 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         check_size(channels=channels, depth=depth)
         # differs from the paper: group instead of batch statistics ("batch" is for the original's
-        # weights), so that a picture's verdict does not depend on its neighbours in the batch (nor
-        # on how it is sharded).
+        # weights), so that a picture's verdict depends neither on its neighbours in the batch nor
+        # on how the batch is sharded.
         make = nn.BatchNorm2d if norm == "batch" else group_norm
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1)]
         narrow = channels
@@ -128,7 +128,11 @@ def pulls(
 
 
 def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-    """λ = |∇ L_rec| / (|∇ L_GAN| + δ) at the last decoder layer, at most 10⁴ (equation 7).
+    """λ of L = L_rec + λ L_GAN (equations 6 and 7), at most 10⁴,
+
+        λ = |∇ L_rec| / (|∇ L_GAN| + δ)   with gradients at the decoder's last layer, δ = 10⁻⁴
+
+    so that neither loss moves the picture more than the other.
 
     reconstruction: (…) gradient at the last layer
     adversarial: (…) gradient at the last layer

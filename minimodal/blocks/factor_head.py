@@ -1,16 +1,22 @@
-"""The head that predicts a code's factors one after the other (Lee et al. 2022, RQ-Transformer).
+"""Heads that predict a code's factors one after the other (Lee et al. 2022, RQ-Transformer).
 
-A code may have several factors, as those of a VQGAN with two codebooks. Each has a head of its own,
-which reads the stream's vector and the factor decided just before: p(a, b) = p(a) p(b | a).
+A VQGAN with one codebook has codes of one factor, and the head is a norm and a linear layer. With
+two codebooks a code's number is a pair, and each factor has a head, which reads the stream's vector
+and the factor decided just before: p(a, b) = p(a) p(b | a). The stream stays as long.
 
-Vectors (B, N, D) in, logits (B, N, K) out. Read `transformer.py` before.
+Vectors (B, N, D) in, logits (B, N, K) out. Read `sampling.py` before.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
-from minimodal.blocks.transformer import KVCache, project
+from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 
 
+# differs from the paper: a code of two factors is predicted one factor after the other (Lee et al.
+# 2022).
 class FactorHead(nn.Module):
     """The distribution of a code's next factor, given the stream and the factors before it."""
 
@@ -26,9 +32,7 @@ class FactorHead(nn.Module):
         self.logits = nn.Linear(width, size)
         nn.init.normal_(self.logits.weight, std=0.02)
 
-    def forward(
-        self, h: Tensor, previous: Tensor | None, *, cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, previous: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mix in the factor just decided, then predict the next.
 
         h: (B, N, D) the stream's vectors
@@ -37,7 +41,57 @@ class FactorHead(nn.Module):
         """
         if self.previous is not None:
             h = h + self.previous(previous)
-            first, gelu = self.mix
-            mixed = project(first, self.norm(h), cache, activation=gelu)
-            h = h + project(self.mix_out, mixed, cache)
-        return h, project(self.logits, self.norm(h), cache)
+            h = h + self.mix_out(self.mix(self.norm(h)))  # (B, N, D)
+        return h, self.logits(self.norm(h))
+
+
+class FactorHeads(nn.ModuleList):
+    """A head for each factor of a code."""
+
+    def __init__(self, width: int, sizes: Sequence[int]) -> None:
+        before = (None, *sizes[:-1])
+        super().__init__(FactorHead(width, size, b) for size, b in zip(sizes, before, strict=True))
+        self.sizes = tuple(sizes)
+
+    def factors(self, codes: Tensor) -> list[Tensor]:
+        """A code's number as its factors (as `Quantizer.factors`).
+
+        codes: (B, N) int64
+        returns: (B, N) int64, one for each factor
+        """
+        parts = []
+        for size in reversed(self.sizes):
+            parts.append(codes % size)
+            codes = codes // size
+        return parts[::-1]
+
+    def forward(self, h: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
+        """Predict every factor of codes that are known, each from the true ones before it.
+
+        h: (B, N, D) the stream's vectors
+        codes: (B, N) int64
+        returns: (B, N, K), one for each factor
+        """
+        found, previous = [], None
+        for head, part in zip(self, self.factors(codes), strict=True):
+            h, logits = head(h, previous)  # (B, N, D), (B, N, K)
+            found.append(logits)
+            previous = part
+        return tuple(found)
+
+    def sample(self, h: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
+        """Draw one code, factor by factor. With guidance the second half of h has no caption.
+
+        h: (B', 1, D) the stream's last vectors; B' = 2 B with guidance
+        returns: (B,) int64
+        """
+        joint, previous = None, None
+        for size, head in zip(self.sizes, self, strict=True):
+            h, logits = head(h, previous)  # (B', 1, D), (B', 1, K)
+            logits = logits[:, 0].float()  # (B', K)
+            if config.guided:
+                logits = guide(*logits.chunk(2), config.guidance)  # (B, K)
+            part = sample_token(logits, config, generator)  # (B,)
+            joint = part if joint is None else joint * size + part
+            previous = (torch.cat([part, part]) if config.guided else part)[:, None]  # (B', 1)
+        return joint

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minimodal.errors import UserError
+
 MARGIN = 1  # pixels
 
 
@@ -61,6 +63,14 @@ def self_similarity(images: Tensor, *, patch: int) -> Tensor:
     return rearrange(products, "B h w n m -> B (n m) h w")
 
 
+def check_factors(*, levels: int, latent_width: int) -> None:
+    """Refuse what only a VQGAN with one encoder can have."""
+    if latent_width:
+        raise UserError("two codebooks have an encoder each: latent_width is for one codebook")
+    if levels > 1:
+        raise UserError("two codebooks are for one multiplier: shrink the picture by `patch`")
+
+
 class AppearanceEncoder(nn.Module):
     """A patch and its margin as a set of colours: g(max over pixels of f(colour))."""
 
@@ -81,7 +91,8 @@ class AppearanceEncoder(nn.Module):
         # A pixel's channels side by side in memory: a network for each pixel is then 2.6 times
         # as fast on a CPU.
         x = x.contiguous(memory_format=torch.channels_last)
+        x = self.colour(x)  # (B, D, H, W)
         # The structure encoder's window: where an object touches a patch with half-covered pixels
         # only, the margin may have the object's own colour.
-        colours = F.max_pool2d(self.colour(x), window_side(self.patch), self.patch, MARGIN)
-        return self.joint(colours)
+        x = F.max_pool2d(x, window_side(self.patch), self.patch, MARGIN)  # (B, D, h, w)
+        return self.joint(x)  # (B, C, h, w)

@@ -1,8 +1,9 @@
-"""What of a stream of codes is given before the rest of it is drawn.
+"""Inpainting: which codes of a stream are kept, and which are drawn.
 
-A picture all but a rectangle, or the first picture of a pair (Ramesh et al. 2021, section 3.3).
-uint8 pictures (3, H, W) and a rectangle in pixels come in; codes (P, h, w) for P prompts and a
-mask (h, w) of those that stay go out. Read nothing before.
+Kept is a picture all but a rectangle, or the first picture of a pair (Ramesh et al. 2021, section
+3.3), of which a caption says what becomes of it. uint8 pictures (3, H, W) and a rectangle in pixels
+come in; codes (N, h, w) of the pictures to draw and a mask (h, w) of those that are kept go out.
+Read `painter.py` before.
 """
 
 from collections.abc import Callable
@@ -11,22 +12,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minimodal.blocks.pixels import pixels_of, to_float
-from minimodal.blocks.sampling import SamplingConfig
+from minimodal.blocks.painter import Chunk, Painter
+from minimodal.blocks.pixels import pixels_of
 from minimodal.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
+COMPLETE = "the picture to complete"
+GREY = 128  # what is not drawn yet
 
 
 class Given(NamedTuple):
     """What a caller gives beside captions; mostly nothing.
 
-    complete: (3, H, W) uint8 a picture of which all stays but a rectangle
+    complete: (3, H, W) uint8 a picture of which all stays but a rectangle, to whole codes
     first: (…, 3, H, W) uint8 the first picture of the pairs, or one for each prompt
     """
 
     complete: Tensor | None = None
-    redraw: Box | None = None  # the rectangle
+    redraw: Box | None = None  # the rectangle; by default the lower half
     first: Tensor | None = None
 
     def check(self, pictures: int) -> None:
@@ -47,84 +50,84 @@ class Given(NamedTuple):
             )
 
 
-def check_counts(
-    prompts: int, n: int, batch_size: int, *, generator: torch.Generator | None,
-    seeds: list[int] | None,
-) -> None:  # fmt: skip
-    """Refuse a drawing of nothing, or with other random numbers than one source gives."""
-    if n < 1 or batch_size < 1:
-        raise UserError(f"{n} pictures a prompt, {batch_size} at a time: expected 1 or more")
-    if not prompts:
-        raise UserError("no prompts: expected at least one")
-    if (generator is None) == (seeds is None):
-        raise UserError("expected either a generator or seeds")
-    if seeds is not None and len(seeds) != n * prompts:
-        raise UserError(f"{len(seeds)} seeds for {n * prompts} pictures")
-    if not all(0 <= seed < 2**63 for seed in seeds or []):
-        raise UserError("a seed is a whole number from 0 to below 2^63")
+NOTHING = Given()
 
 
-def check_picture(picture: Tensor, what: str, *, dims: tuple[int, ...] = (3,)) -> None:
-    """Refuse what is no picture in bytes, such as floats or shades of grey.
+class Kept(NamedTuple):
+    """What is kept of the codes of pictures that are drawn; mostly nothing.
+
+    codes: (N, h, w) int64
+    keep: (h, w) bool, True where the codes are kept
+    complete: (3, H, W) uint8 the picture whose own pixels are kept, not what its codes decode to
+    """
+
+    codes: Tensor
+    keep: Tensor
+    complete: Tensor | None = None
+
+    def paste(self, painted: Tensor) -> Tensor:
+        """Put the pixels of the picture to complete over what was decoded.
+
+        painted: (B, 3, H, W) uint8
+        returns: (B, 3, H, W) uint8
+        """
+        if self.complete is None:
+            return painted
+        stays = pixels_of(self.keep, painted.shape[-1])  # (H, W)
+        return torch.where(stays, self.complete.to(painted.device), painted)
+
+    def on_row(self, chunk: Chunk, painter: Painter, grid: int) -> Callable[[Tensor, int], None]:
+        """What to call after each row of codes that is drawn, with the codes (B, h, w) so far and
+        the number of rows that are done: it tells the share, and shows the pictures so far.
+
+        grid: codes a side of a picture
+        """
+
+        def told(codes: Tensor, rows: int) -> None:
+            chunk.tell(rows / codes.shape[1])
+            if chunk.request.partial is None:
+                return  # decoding costs more than drawing a row
+            shown = self.keep.index_fill(0, torch.arange(rows, device=codes.device), True)
+            pictures = self.paste(painter.decode(codes[:, -grid:]))
+            shown = pixels_of(shown[-grid:], pictures.shape[-1])
+            chunk.request.partial(pictures.masked_fill(~shown, GREY), chunk.rows.start)
+
+        return told
+
+
+def nothing_kept(n: int, size: tuple[int, int], device: torch.device) -> Kept:
+    """All of n pictures of h x w codes is to be drawn."""
+    codes = torch.zeros(n, *size, dtype=torch.int64, device=device)
+    return Kept(codes, torch.zeros(size, dtype=torch.bool, device=device))
+
+
+def check_picture(
+    picture: Tensor, size: tuple[int, int], what: str, *, dims: tuple[int, ...] = (3,)
+) -> None:
+    """Refuse what is no picture in bytes, such as floats or shades of grey, or of another size than
+    is drawn.
 
     picture: (…, 3, H, W) uint8
+    size: width and height in pixels
     dims: how many dimensions it may have
     """
-    found = type(picture).__name__
-    if isinstance(picture, Tensor):
-        if picture.dtype == torch.uint8 and picture.ndim in dims and picture.shape[-3] == 3:
-            return
+    if not isinstance(picture, Tensor):
+        found = type(picture).__name__
+    elif picture.dtype == torch.uint8 and picture.ndim in dims and picture.shape[-3] == 3:
+        (height, width), found = picture.shape[-2:], ""
+    else:
         found = f"{picture.dtype} {tuple(picture.shape)}"
-    raise UserError(f"{what} is {found}: expected a torch.uint8 tensor (3, height, width)")
-
-
-def check_size(picture: Tensor, side: int, what: str) -> None:
-    """Refuse a picture that has not the size that is drawn.
-
-    picture: (3, H, W) uint8
-    """
-    if tuple(picture.shape) != (3, side, side):
+    if found:
+        raise UserError(f"{what} is {found}: expected a torch.uint8 tensor (3, height, width)")
+    if (width, height) != size:
         raise UserError(
-            f"{what} has {picture.shape[-1]} x {picture.shape[-2]} pixels: expected {side} x "
-            f"{side}, the size that is drawn"
+            f"{what} has {width} x {height} pixels: expected {size[0]} x {size[1]}, the size that "
+            "is drawn"
         )
-
-
-def negatives(
-    negative: str | list[str] | None, prompts: list[str], sampling: SamplingConfig
-) -> list[str]:
-    """What each prompt's pictures should not show; [] where nothing is said of that."""
-    if negative is None:
-        return []
-    against = [negative] * len(prompts) if isinstance(negative, str) else negative
-    if len(against) != len(prompts):
-        raise UserError(f"{len(against)} negative captions for {len(prompts)} prompts")
-    if not all(caption.strip() for caption in against):
-        raise UserError("a negative caption is empty; leave it out")
-    if not sampling.guided:
-        raise UserError(
-            f"a negative caption counts with guidance alone, and it is {sampling.guidance:g}: "
-            "expected more than 1, such as 2"
-        )
-    return against
-
-
-def paste(painted: Tensor, complete: Tensor | None, keep: Tensor | None) -> Tensor:
-    """A picture to complete as it was given, not as its codes say, where they stay.
-
-    painted: (B, 3, H, W) uint8
-    complete: (3, H, W) uint8
-    keep: (h, w) bool
-    returns: (B, 3, H, W) uint8
-    """
-    if complete is None:
-        return painted
-    stays = pixels_of(keep, painted.shape[-1])  # (H, W)
-    return torch.where(stays, complete.to(painted.device), painted)
 
 
 def outside(box: Box | None, *, grid: int, factor: int) -> Tensor:
-    """Which codes stay where a rectangle is drawn anew; the lower half by default.
+    """Which codes are kept where a rectangle is drawn anew; by default the lower half is.
 
     A code is drawn again if any of its pixels is to be.
     grid, factor: codes a side, and pixels a side of each
@@ -145,34 +148,43 @@ def outside(box: Box | None, *, grid: int, factor: int) -> Tensor:
     return keep
 
 
-@torch.no_grad()
 def what_stays(
-    given: Given, encode: Callable[[Tensor], Tensor], *, grid: int, factor: int, prompts: int,
-    device: torch.device,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """The codes that are given, and which of them stay: those outside of the rectangle, or all of
-    a first picture, below which the second is still empty.
+    given: Given, painter: Painter, *, grid: int, prompts: int, n: int, device: torch.device
+) -> Kept:
+    """Encode what is given, for n pictures per prompt: all outside of the rectangle is kept, or all
+    of a first picture, below which the second is still empty.
 
-    Codes to the right of the rectangle and below it stay, but the drawing cannot know them: it
+    Codes to the right of the rectangle and below it are kept, but the drawing cannot know them: it
     reads in raster order.
-    encode: pictures (B, 3, H, W) in [-1, 1] to codes (B, h, w)
-    returns: (P, h, w) int64 codes, (h, w) bool, P = prompts
     """
     if given.complete is None and given.first is None:
-        return None, None
-    whole = given.first is not None
-    pictures = given.first if whole else given.complete
-    what = "the first picture" if whole else "the picture to complete"
-    check_picture(pictures, what, dims=(3, 4) if whole else (3,))
-    pictures = pictures if pictures.ndim == 4 else pictures[None]
-    if len(pictures) not in (1, prompts):
-        raise UserError(f"{len(pictures)} first pictures for {prompts} prompts")
-    check_size(pictures[0], grid * factor, what)
-    if not whole:
-        keep = outside(given.redraw, grid=grid, factor=factor).to(device)
-    codes = encode(to_float(pictures.to(device))).expand(prompts, -1, -1)
-    if not whole:
-        return codes, keep
-    empty = torch.zeros_like(codes)
-    keep = torch.cat([torch.ones_like(codes[0]), empty[0]]).bool()
-    return torch.cat([codes, empty], dim=1), keep
+        return nothing_kept(prompts * n, (grid, grid), device)
+    size = (grid * painter.factor,) * 2
+    if given.first is None:
+        check_picture(given.complete, size, COMPLETE)
+        keep = outside(given.redraw, grid=grid, factor=painter.factor).to(device)
+        codes = painter.encode(given.complete[None].to(device))  # (1, h, w)
+        return Kept(codes.expand(prompts * n, -1, -1), keep, given.complete)
+    check_picture(given.first, size, "the first picture", dims=(3, 4))
+    first = given.first if given.first.ndim == 4 else given.first[None]
+    if len(first) not in (1, prompts):
+        raise UserError(f"{len(first)} first pictures for {prompts} prompts")
+    codes = painter.encode(first.to(device)).expand(prompts, -1, -1)  # (P, h, w), P = prompts
+    codes = codes.repeat_interleave(n, dim=0)  # (N, h, w)
+    empty = torch.zeros_like(codes)  # the second picture, below the first
+    keep = torch.cat([torch.ones_like(codes[0]), empty[0]]).bool()  # (2 h, w)
+    return Kept(torch.cat([codes, empty], dim=1), keep)
+
+
+def upper_rows(picture: Tensor, share: float, painter: Painter, *, grid: tuple[int, int]) -> Kept:
+    """Encode a picture of which the upper share of the rows is kept: at least one and not all.
+
+    picture: (3, H, W) uint8
+    grid: height and width in codes
+    """
+    check_picture(picture, (grid[1] * painter.factor, grid[0] * painter.factor), COMPLETE)
+    if not 0 < share < 1:
+        raise UserError(f"keep {share}: expected a share between 0 and 1 of the picture's rows")
+    rows = min(max(round(share * grid[0]), 1), grid[0] - 1)
+    keep = (torch.arange(grid[0], device=picture.device) < rows)[:, None].expand(grid)  # (h, w)
+    return Kept(painter.encode(picture[None]), keep, picture)

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
+from minimodal.blocks.resnet import ResNetEncoder
 from minimodal.errors import UserError
 
 Features = Callable[[Tensor], list[Tensor]]
@@ -59,7 +61,7 @@ class VGG16(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
                 found.append(x)
-            x = layer(x)
+            x = layer(x)  # (B, C, h, w)
         return [*found, x]
 
 
@@ -93,6 +95,36 @@ def lpips_heads(tensors: Mapping[str, Tensor], *, source: str) -> list[Tensor]:
             )
         found.append(weight.detach().float().flatten())
     return found
+
+
+def tower_maps(tower: nn.Module, images: Tensor, *, layers: int = 0) -> list[Tensor]:
+    """Maps of every depth of one of CLIP's image towers, the embedding last.
+
+    tower: a `clip.ImageEncoder`, whose forward's steps are repeated here, or a ResNetEncoder
+    images: (B, 3, H, W) normalised pictures
+    layers: only the first so many; 0 for all
+    returns: (B, …) maps of the stem's layers and the blocks (or of the stages), C channels and
+        h x w pixels each, and of the embedding (one pixel)
+    """
+    if isinstance(tower, ResNetEncoder):
+        maps = tower.resnet.maps(images)
+        maps.append(tower.pool(maps[-1])[:, :, None, None])
+        return maps[:layers] if layers else maps
+    x, maps = images, []
+    for conv in tower.stem[: layers or None]:
+        x = F.gelu(conv(x))  # (B, C, H', W')
+        maps.append(x)
+    if layers and len(maps) == layers:
+        return maps
+    x = tower.patches(x)  # (B, D, h, w)
+    h, x = x.shape[2], rearrange(x, "B D h w -> B (h w) D")
+    x = torch.cat([tower.class_token.expand(len(x), 1, -1).to(x.dtype), x], dim=1)
+    x = tower.norm_in(x + tower.positions)  # (B, 1+h*w, D)
+    for block in tower.transformer.blocks:
+        x = block(x)
+        maps.append(rearrange(x[:, 1:], "B (h w) D -> B D h w", h=h))
+    maps.append(tower.projection(tower.norm_out(x[:, 0]))[:, :, None, None])
+    return maps[:layers] if layers else maps
 
 
 def unit(x: Tensor) -> Tensor:

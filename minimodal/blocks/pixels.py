@@ -31,13 +31,3 @@ def pixels_of(cells: Tensor, side: int) -> Tensor:
     """
     f = side // cells.shape[1]
     return cells.repeat_interleave(f, 0).repeat_interleave(f, 1)
-
-
-def grey_unless(shown: Tensor, pictures: Tensor) -> Tensor:
-    """Pictures with those cells of a grid grey that are not shown.
-
-    shown: (h, w) bool
-    pictures: (B, 3, H, W) uint8
-    returns: (B, 3, H, W) uint8
-    """
-    return pictures.masked_fill(~pixels_of(shown, pictures.shape[-1]), 128)

@@ -10,6 +10,7 @@ The numbers of a position are then combined into one, so that callers see one co
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,16 @@ class Codes(NamedTuple):
     loss: Tensor
 
 
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of running counts; as many codes, equally used, would be as uncertain.
+
+    counts: (K,)
+    returns: ()
+    """
+    p = counts / counts.sum().clamp(min=1e-9)
+    return (-(p * p.clamp(min=1e-12).log()).sum()).exp()
+
+
 class Usage(NamedTuple):
     """How well a codebook is used.
 
@@ -50,9 +61,32 @@ def usage(indices: Tensor, size: int) -> Usage:
     indices: (N,) int64
     """
     counts = torch.bincount(indices.flatten(), minlength=size).double()
-    p = counts / counts.sum().clamp(min=1)
-    entropy = -(p * p.clamp(min=1e-12).log()).sum()
-    return Usage(float((counts > 0).double().mean()), math.exp(float(entropy)))
+    return Usage(float((counts > 0).double().mean()), float(perplexity(counts)))
+
+
+def put_together(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """The numbers of a code's factors as one: ((a K_2) + b) K_3 + c …
+
+    parts: (…) int64 for each factor
+    returns: (…) int64
+    """
+    joint = torch.zeros_like(parts[0])
+    for size, part in zip(sizes, parts, strict=True):
+        joint = joint * size + part
+    return joint
+
+
+def take_apart(indices: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The inverse of `put_together`: the number of each factor.
+
+    indices: (…) int64
+    returns: (…) int64 for each factor
+    """
+    parts = []
+    for size in reversed(sizes):
+        parts.append(indices % size)
+        indices = indices // size
+    return parts[::-1]
 
 
 def nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,16 +122,6 @@ def follow(counts: Tensor, indices: Tensor, *, decay: float) -> Tensor:
     ones = torch.ones_like(indices, dtype=counts.dtype)
     counts.lerp_(torch.zeros_like(counts).index_add_(0, indices, ones), 1 - decay)
     return counts < 0.01 * len(indices) / len(counts)
-
-
-def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of running counts; as many codes, equally used, would be as uncertain.
-
-    counts: (K,)
-    returns: ()
-    """
-    p = counts / counts.sum().clamp(min=1e-9)
-    return (-(p * p.clamp(min=1e-12).log()).sum()).exp()
 
 
 def draw_far(distances: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -169,26 +193,19 @@ class Codebook(nn.Module):
         return unused.sum()
 
 
-class Quantizer(nn.Module):
-    """One codebook, or several side by side that each round their share of the channels.
+class AnyQuantizer(nn.Module):
+    """What every quantizer has, here and in `quantizer_variants.py`.
 
-    What every quantizer has, here and in `quantizer_variants.py`: `size` (K) and `sizes` (of a
-    code's factors); `forward` to Codes, `vectors` back; `bound`, what the decoder would get
-    unrounded; `start` (where `needs_start`) and `update` with latents of the whole global batch;
-    `usage_counts`. Given noise, only a GumbelQuantizer uses it.
+    `forward` to Codes and `vectors` back; `bound`, what the decoder would get unrounded; `start`
+    (where `needs_start`) and `update` with latents of the whole global batch; `usage_counts`.
     """
 
-    needs_start = True
+    needs_start = False
+    counts: Tensor  # (K,) uses of each code, a running average
 
-    def __init__(
-        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99,
-        revive: bool = True,
-    ) -> None:  # fmt: skip
+    def __init__(self, sizes: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.sizes, self.width, self.beta = sizes, width, beta
-        self.codebooks = nn.ModuleList(
-            Codebook(size, width, decay=decay, revive=revive) for size in sizes
-        )
+        self.sizes, self.width = sizes, width  # of a code's factors; channels of each
 
     @property
     def size(self) -> int:
@@ -198,7 +215,15 @@ class Quantizer(nn.Module):
     @property
     def usage_counts(self) -> list[Tensor]:
         """Running counts of how often each code is used, for each codebook."""
-        return [book.counts for book in self.codebooks]
+        return [self.counts]
+
+    def factors(self, indices: Tensor) -> list[Tensor]:
+        """A code's number as those of its factors.
+
+        indices: (B, h, w) int64
+        returns: (B, h, w) int64 for each factor
+        """
+        return take_apart(indices, self.sizes)
 
     def bound(self, z: Tensor) -> Tensor:
         """Latents are not bounded.
@@ -208,58 +233,55 @@ class Quantizer(nn.Module):
         """
         return z
 
-    def split(self, z: Tensor) -> list[Tensor]:
-        """Each codebook's share of the channels as a list of vectors.
+
+class Quantizer(AnyQuantizer):
+    """One codebook, or several side by side that each round their share of the channels."""
+
+    needs_start = True
+
+    def __init__(
+        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99,
+        revive: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(sizes, width)
+        self.beta = beta
+        self.codebooks = nn.ModuleList(
+            Codebook(size, width, decay=decay, revive=revive) for size in sizes
+        )
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is used, for each codebook."""
+        return [book.counts for book in self.codebooks]
+
+    def pairs(self, z: Tensor) -> list[tuple[Tensor, Codebook]]:
+        """Each codebook beside its share of the channels, as a list of vectors.
 
         z: (B, C, h, w) latents, C = groups times D
-        returns: (N, D) for each codebook
         """
-        flat = rearrange(z, "B C h w -> (B h w) C")
-        return list(flat.float().split(self.width, dim=1))  # groups of (N, D)
+        flat = rearrange(z, "B C h w -> (B h w) C").float()  # (B*h*w, C)
+        return list(zip(flat.split(self.width, dim=1), self.codebooks, strict=True))
 
-    def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
+    def forward(self, z: Tensor) -> Codes:
         """Round each latent vector to its nearest code.
+
+            L = β |z - sg[e]|²
+
+        The commitment term of VQ-VAE's equation 3: it moves the encoder towards its code and
+        carries β. The term that moves the codes is absent, because the averages do its work.
 
         z: (B, C, h, w) the encoder's latents
         """
         B, C, h, w = z.shape
         parts = [nearest(part.detach(), book.codes)[0] for part, book in self.pairs(z)]
-        vectors = self.vectors(self.combine(parts).view(B, h, w))  # (B, C, h, w)
-        # The commitment term moves the encoder towards its code. It carries β; the term that
-        # moves the codes is absent because the averages do its work.
-        loss = self.beta * F.mse_loss(z.float(), vectors)
-        straight = z + (vectors - z).detach()
-        return Codes(straight, self.combine(parts).view(B, h, w), loss)
-
-    def pairs(self, z: Tensor) -> list[tuple[Tensor, Codebook]]:
-        """Each group's vectors beside its codebook.
-
-        z: (B, C, h, w) latents
-        """
-        return list(zip(self.split(z), self.codebooks, strict=True))
-
-    def combine(self, parts: list[Tensor]) -> Tensor:
-        """The groups' numbers as one: ((a K_2) + b) K_3 + c …
-
-        parts: (N,) int64 for each codebook
-        returns: (N,) int64
-        """
-        joint = torch.zeros_like(parts[0])
-        for size, part in zip(self.sizes, parts, strict=True):
-            joint = joint * size + part
-        return joint
-
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """The inverse of `combine`: each group's number.
-
-        indices: (B, h, w) int64
-        returns: (B, h, w) int64 for each codebook
-        """
-        parts = []
-        for size in reversed(self.sizes):
-            parts.append(indices % size)
-            indices = indices // size
-        return parts[::-1]
+        indices = put_together(parts, self.sizes).view(B, h, w)  # (B, h, w)
+        e = self.vectors(indices)  # (B, C, h, w)
+        # differs from the paper: codes follow moving averages (the appendix of van den Oord et al.
+        # 2017), so the loss has the commitment term only; β weighs it as in the paper, where the
+        # original's code weighs the other term.
+        loss = self.beta * F.mse_loss(z.float(), e)  # ()
+        # Rounding has no gradient: the decoder's passes straight through to the encoder.
+        return Codes(z + (e - z).detach(), indices, loss)
 
     def vectors(self, indices: Tensor) -> Tensor:
         """Look the codes up.
@@ -267,7 +289,7 @@ class Quantizer(nn.Module):
         indices: (B, h, w) int64
         returns: (B, C, h, w) float32
         """
-        parts = self.factors(indices)
+        parts = self.factors(indices)  # (B, h, w) each
         found = [book.codes[i] for book, i in zip(self.codebooks, parts, strict=True)]
         return rearrange(torch.cat(found, dim=-1), "B h w C -> B C h w")
 

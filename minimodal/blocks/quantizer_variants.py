@@ -1,4 +1,4 @@
-"""Other ways to a discrete code, with the interface of `quantizer.Quantizer`.
+"""Other ways to a discrete code, with the interface of `quantizer.AnyQuantizer`.
 
     GradientQuantizer   codes are parameters, moved by a loss (van den Oord et al. 2017, eq. 3);
                         `normalise` puts latents and codes on the unit sphere (Yu et al. 2021)
@@ -17,7 +17,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.quantizer import Codebook, Codes, draw_far, follow, nearest
+from minimodal.blocks.quantizer import (
+    AnyQuantizer,
+    Codebook,
+    Codes,
+    Quantizer,
+    draw_far,
+    follow,
+    nearest,
+    put_together,
+    take_apart,
+)  # fmt: skip
+from minimodal.errors import UserError
 
 
 def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: float) -> Tensor:
@@ -32,41 +43,17 @@ def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: fl
     return codebook * F.mse_loss(vectors, z.detach()) + commitment * F.mse_loss(z, vectors.detach())
 
 
-class OneCode(nn.Module):
-    """What the quantizers of this file share: a code has one factor, and its uses are counted."""
+def look_up(indices: Tensor, table: Tensor) -> Tensor:
+    """The codes of these numbers.
 
-    needs_start = False
-    counts: Tensor  # (K,) uses of each code, a running average
-
-    @property
-    def usage_counts(self) -> list[Tensor]:
-        """Running counts of how often each code is used."""
-        return [self.counts]
-
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """A code has one factor.
-
-        indices: (B, h, w) int64
-        returns: (B, h, w) int64, one
-        """
-        return [indices]
-
-    def bound(self, z: Tensor) -> Tensor:
-        """Latents are not bounded.
-
-        z: (B, C, h, w)
-        returns: (B, C, h, w)
-        """
-        return z
-
-    def start(self, z: Tensor, generator: torch.Generator) -> None:
-        """Nothing is placed on data.
-
-        z: (B, C, h, w) latents
-        """
+    indices: (B, h, w) int64
+    table: (K, C)
+    returns: (B, C, h, w)
+    """
+    return rearrange(F.embedding(indices, table), "B h w C -> B C h w")
 
 
-class GradientQuantizer(OneCode):
+class GradientQuantizer(AnyQuantizer):
     """A codebook that the optimiser moves, together with everything else."""
 
     needs_start = True
@@ -75,8 +62,7 @@ class GradientQuantizer(OneCode):
         self, size: int, width: int, *, beta: float = 0.25, decay: float = 0.99,
         revive: bool = True, normalise: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.size, self.width, self.sizes = size, width, (size,)
+        super().__init__((size,), width)
         self.beta, self.decay, self.revive, self.normalise = beta, decay, revive, normalise
         self.codes = nn.Parameter(torch.zeros(size, width))
         self.register_buffer("counts", torch.zeros(size))  # uses of each code, a running average
@@ -96,16 +82,16 @@ class GradientQuantizer(OneCode):
         """
         return F.normalize(self.codes, dim=1) if self.normalise else self.codes
 
-    def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
+    def forward(self, z: Tensor) -> Codes:
         """Round each latent vector to its nearest code.
 
         z: (B, C, h, w) the encoder's latents
         """
         B, C, h, w = z.shape
         z = self.bound(z.float())
-        flat = rearrange(z.detach(), "B C h w -> (B h w) C")
-        indices = nearest(flat, self.table().detach())[0].view(B, h, w)
-        vectors = self.vectors(indices)
+        flat = rearrange(z.detach(), "B C h w -> (B h w) C")  # (B*h*w, C)
+        indices = nearest(flat, self.table().detach())[0].view(B, h, w)  # (B, h, w)
+        vectors = self.vectors(indices)  # (B, C, h, w)
         loss = codebook_loss(z, vectors, commitment=self.beta, codebook=1.0)
         return Codes(z + (vectors - z).detach(), indices, loss)
 
@@ -115,7 +101,7 @@ class GradientQuantizer(OneCode):
         indices: (B, h, w) int64
         returns: (B, C, h, w) float32
         """
-        return rearrange(F.embedding(indices, self.table()), "B h w C -> B C h w")
+        return look_up(indices, self.table())
 
     @torch.no_grad()
     def start(self, z: Tensor, generator: torch.Generator) -> None:
@@ -146,7 +132,7 @@ class GradientQuantizer(OneCode):
         return unused.sum()
 
 
-class GumbelQuantizer(OneCode):
+class GumbelQuantizer(AnyQuantizer):
     """Scores for every code; training draws a relaxed mixture of codes, evaluation takes the best.
 
     A draw is argmax(logits + Gumbel noise); the softmax at temperature τ is its smooth stand-in,
@@ -154,10 +140,10 @@ class GumbelQuantizer(OneCode):
     whatever mode the module is in.
     """
 
-    def __init__(self, size: int, width: int, *, channels: int = 0, decay: float = 0.99) -> None:
-        super().__init__()
-        self.size, self.width, self.sizes, self.decay = size, width, (size,), decay
-        self.scores = nn.Conv2d(channels or width, size, 1)
+    def __init__(self, size: int, width: int, *, decay: float = 0.99) -> None:
+        super().__init__((size,), width)
+        self.decay = decay
+        self.scores = nn.Conv2d(width, size, 1)
         self.codes = nn.Parameter(torch.empty(size, width).normal_())
         self.register_buffer("counts", torch.zeros(size))
 
@@ -189,7 +175,7 @@ class GumbelQuantizer(OneCode):
         indices: (B, h, w) int64
         returns: (B, C, h, w) float32
         """
-        return rearrange(F.embedding(indices, self.codes), "B h w C -> B C h w")
+        return look_up(indices, self.codes)
 
     @torch.no_grad()
     def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
@@ -201,14 +187,12 @@ class GumbelQuantizer(OneCode):
         return follow(self.counts, self.scores(z).argmax(dim=1).flatten(), decay=self.decay).sum()
 
 
-class FiniteScalarQuantizer(OneCode):
+class FiniteScalarQuantizer(AnyQuantizer):
     """Each channel is squeezed between two bounds and rounded; a code is the tuple of levels."""
 
     def __init__(self, levels: tuple[int, ...], *, decay: float = 0.99) -> None:
-        super().__init__()
+        super().__init__((math.prod(levels),), len(levels))
         self.levels, self.decay = levels, decay
-        self.size = math.prod(levels)
-        self.sizes, self.width = (self.size,), len(levels)
         self.register_buffer("counts", torch.zeros(self.size))
 
     def per_channel(self, like: Tensor) -> Tensor:
@@ -248,7 +232,7 @@ class FiniteScalarQuantizer(OneCode):
         """
         return self.centre(self.squeeze(z))
 
-    def forward(self, z: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Codes:
+    def forward(self, z: Tensor) -> Codes:
         """Round every channel.
 
         z: (B, C, h, w) the encoder's latents
@@ -264,10 +248,7 @@ class FiniteScalarQuantizer(OneCode):
         numbers: (B, C, h, w) level numbers
         returns: (B, h, w) int64
         """
-        joint = torch.zeros_like(numbers[:, 0], dtype=torch.int64)
-        for size, part in zip(self.levels, numbers.long().unbind(1), strict=True):
-            joint = joint * size + part
-        return joint
+        return put_together(numbers.long().unbind(1), self.levels)
 
     def vectors(self, indices: Tensor) -> Tensor:
         """The inverse of `combine`, centred.
@@ -275,11 +256,7 @@ class FiniteScalarQuantizer(OneCode):
         indices: (B, h, w) int64
         returns: (B, C, h, w) float32
         """
-        parts = []
-        for size in reversed(self.levels):
-            parts.append(indices % size)
-            indices = indices // size
-        return self.centre(torch.stack(parts[::-1], dim=1).float())
+        return self.centre(torch.stack(take_apart(indices, self.levels), dim=1).float())
 
     @torch.no_grad()
     def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
@@ -290,3 +267,36 @@ class FiniteScalarQuantizer(OneCode):
         """
         indices = self.combine(self.squeeze(z).round())
         return follow(self.counts, indices.flatten(), decay=self.decay).sum()
+
+
+QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
+
+
+def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: float) -> None:
+    """Refuse a kind of quantizer that there is not, or that cannot have such settings."""
+    if not 0 <= beta < math.inf:
+        raise UserError(f"beta {beta}: expected a number of 0 or more")
+    if not 0 <= decay < 1:
+        raise UserError(f"codebook_decay {decay}: expected from 0 to below 1")
+    if kind not in QUANTIZERS:
+        raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
+    if kind == "fsq" and min(sizes) < 2:
+        raise UserError(f"codes {sizes}: fsq needs 2 levels or more in each channel")
+    if kind not in ("ema", "fsq") and len(sizes) != 1:
+        raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
+    if kind == "ema" and len(sizes) > 2:
+        raise UserError(f"codes {sizes}: expected one codebook or two")
+
+
+def make_quantizer(
+    kind: str, sizes: tuple[int, ...], width: int, *, beta: float, decay: float, revive: bool
+) -> AnyQuantizer:
+    """The quantizer of a name: sizes of its codebooks, or fsq's levels, and a code's width."""
+    if kind == "ema":
+        return Quantizer(sizes, width, beta=beta, decay=decay, revive=revive)
+    if kind == "gumbel":
+        return GumbelQuantizer(sizes[0], width, decay=decay)
+    if kind == "fsq":
+        return FiniteScalarQuantizer(sizes, decay=decay)
+    settings = {"beta": beta, "decay": decay, "revive": revive}
+    return GradientQuantizer(sizes[0], width, **settings, normalise=kind == "sphere")

@@ -5,7 +5,7 @@ wherever the picture is halved (so that nothing is skipped), and attention inste
 the end: the mean of the last map asks all of its positions.
 
 Normalised pictures (B, 3, H, W) in; a map (B, C, H/32, W/32), then one vector (B, E) out. Read
-`transformer.py` before, for attention.
+`attention.py` before.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,12 @@ from torch import Tensor, nn
 
 from minimodal.blocks.attention import attend
 from minimodal.errors import UserError
+
+
+def check_resnet(blocks: Sequence[int], *, image_size: int) -> None:
+    """Refuse a ResNet that CLIP has not; none (no blocks) is none."""
+    if blocks and (len(blocks) != 4 or image_size % 32):
+        raise UserError("a ResNet has four stages and reads pictures of 32, 64, … pixels")
 
 
 class Bottleneck(nn.Module):
@@ -43,11 +49,11 @@ class Bottleneck(nn.Module):
         x: (B, C, H, W) features
         returns: (B, C', H', W')
         """
-        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn1(self.conv1(x)))  # (B, w, H, W)
         h = F.relu(self.bn2(self.conv2(h)))
-        h = self.bn3(self.conv3(F.avg_pool2d(h, self.stride)))
+        h = self.bn3(self.conv3(F.avg_pool2d(h, self.stride)))  # (B, C', H', W')
         if self.shortcut is not None:
-            x = self.shortcut(F.avg_pool2d(x, self.stride))
+            x = self.shortcut(F.avg_pool2d(x, self.stride))  # (B, C', H', W')
         return F.relu(h + x)
 
 
@@ -88,13 +94,13 @@ class ModifiedResNet(nn.Module):
         images: (B, 3, H, W) normalised pictures
         returns: (B, …) maps of C channels and h x w pixels, the largest first
         """
-        x = F.relu(self.bn1(self.conv1(images)))  # (B, C, H/2, W/2)
+        x = F.relu(self.bn1(self.conv1(images)))  # (B, C//2, H//2, W//2)
         x = F.relu(self.bn2(self.conv2(x)))
-        x = F.relu(self.bn3(self.conv3(x)))
-        x = F.avg_pool2d(x, 2)  # (B, C, H/4, W/4)
+        x = F.relu(self.bn3(self.conv3(x)))  # (B, C, H//2, W//2)
+        x = F.avg_pool2d(x, 2)  # (B, C, H//4, W//4)
         maps = []
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x)  # (B, C', H', W') four times as many channels, then twice as many
             maps.append(x)
         return maps
 
@@ -121,12 +127,11 @@ class AttentionPool(nn.Module):
         """
         x = rearrange(x, "B C h w -> B (h w) C")  # (B, h*w, C)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positions  # (B, 1+h*w, C)
-        q, k, v = (
-            rearrange(linear(tokens), "B T (H d) -> B H T d", H=self.heads)
-            for linear, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
-        )
-        y = attend(q, k, v, None)  # (B, H, 1, d)
-        return self.proj(rearrange(y, "B H T d -> B (T H d)"))  # (B, E)
+        q = rearrange(self.q(x[:, :1]), "B T (n d) -> B n T d", n=self.heads)  # (B, n, 1, d)
+        k = rearrange(self.k(x), "B T (n d) -> B n T d", n=self.heads)  # (B, n, 1+h*w, d)
+        v = rearrange(self.v(x), "B T (n d) -> B n T d", n=self.heads)  # (B, n, 1+h*w, d)
+        y = attend(q, k, v)  # (B, n, 1, d)
+        return self.proj(rearrange(y, "B n T d -> B (T n d)"))  # (B, E)
 
 
 class ResNetEncoder(nn.Module):
@@ -146,14 +151,3 @@ class ResNetEncoder(nn.Module):
         returns: (B, E)
         """
         return self.pool(self.resnet(images))
-
-    def features(self, images: Tensor, *, layers: int = 0) -> list[Tensor]:
-        """Maps of every stage, the embedding last.
-
-        images: (B, 3, H, W) normalised pictures
-        layers: only the first so many; 0 for all
-        returns: (B, …) maps of the stages and of the embedding (one pixel)
-        """
-        maps = self.resnet.maps(images)
-        found = [*maps, self.pool(maps[-1])[:, :, None, None]]
-        return found[:layers] if layers else found

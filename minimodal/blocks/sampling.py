@@ -92,30 +92,10 @@ def filter_logits(
     return logits
 
 
-Generators = torch.Generator | Sequence[torch.Generator]
+Generators = torch.Generator | Sequence[torch.Generator]  # one, or one for each row
 
 
-def one_each(seeds: Sequence[int], device: torch.device) -> Generators:
-    """A generator for each row of a batch."""
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
-def exponential(like: Tensor, generator: Generators) -> Tensor:
-    """Numbers of the exponential distribution, by one generator or by one for each row.
-
-    like: (B, V) logits
-    returns: (B, V) float32, 0 or more
-    """
-    settings = {"device": like.device, "dtype": torch.float32}
-    if isinstance(generator, torch.Generator):
-        u = torch.rand(like.shape, generator=generator, **settings)
-    else:
-        rows = [torch.rand(like.shape[1:], generator=one, **settings) for one in generator]
-        u = torch.stack(rows)
-    return -u.clamp(min=1e-20).log()
-
-
-def draw(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
+def sample_token(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
     """One token a row. With a generator for each row, a row's token depends on its own alone.
 
     logits: (B, V)
@@ -132,5 +112,10 @@ def draw(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tenso
     # The first of competing exponential clocks: argmax(p / E) is a draw from p, and so is
     # argmax(logits - log E) (the Gumbel-max trick). It needs no sum over the row and no
     # synchronisation with the host, unlike multinomial.
-    clocks = exponential(logits, generator)
+    where = {"device": logits.device, "dtype": torch.float32}
+    if isinstance(generator, torch.Generator):
+        u = torch.rand(logits.shape, generator=generator, **where)  # (B, V)
+    else:
+        u = torch.stack([torch.rand(logits.shape[1:], generator=g, **where) for g in generator])
+    clocks = -u.clamp(min=1e-20).log()  # (B, V)
     return (logits - clocks.clamp(min=1e-20).log()).argmax(dim=-1)

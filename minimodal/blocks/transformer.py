@@ -1,87 +1,48 @@
-"""The one Transformer: CLIP's two towers and DALL·E (and later the unCLIP prior) are built from it.
+"""The one Transformer: in CLIP's two towers, DALL·E and VQGAN's prior (and later unCLIP's).
 
 Pre-norm blocks of multi-head attention and a two-layer MLP (Vaswani et al. 2017; pre-norm as in
 GPT-2 and CLIP). It takes vectors, not tokens, and returns vectors: embeddings, positions, final
 norm and heads belong to the system that uses it.
 
-x (B, T, D) in, (B, T, D) out. Bidirectional (CLIP's image tower) or causal (CLIP's text tower,
-DALL·E). For generation a `KVCache` is passed in: the keys and values of earlier tokens are kept,
-so that a step costs one token instead of the whole prefix. Read `attention.py` before: attention
-itself, and DALL·E's sparse patterns.
+x (B, T, D) in, (B, T, D) out. Bidirectional (CLIP's image tower) or causal (all others). For
+generation a `KVCache` is passed in: the keys and values of earlier tokens are kept, so that a step
+costs one token instead of the whole prefix. Read `attention.py` before.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.attention import Attend, Pattern, attend, causal_mask
+from minimodal.blocks.attention import Attend, Pattern, attend, causal_pattern, full_pattern
+from minimodal.blocks.rotary import rotate
 from minimodal.errors import UserError
 
-Activation = Callable[[Tensor], Tensor]
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP weights.
 
-class Packed:
-    """Weights of linear layers in the layout that is fastest for a few rows on a CPU.
-
-    Drawing multiplies the same matrices with a handful of rows hundreds of times. oneDNN reads a
-    matrix that was reordered once faster if it is large (drawing at width 256: 0.74 of the time
-    with AVX-512, 0.9 with AVX2); of small ones, as the demo's, it is slower (1.2 to 1.6).
-    Elsewhere (CUDA, half precision, a torch without oneDNN) nothing is packed and layers are
-    called as they are. Made for one drawing and thrown away: it does not follow the weights.
+    x: (B, T, D) pre-activations
+    returns: (B, T, D)
     """
-
-    def __init__(self, modules: Sequence[nn.Module], rows: int) -> None:
-        self.weights: dict[nn.Linear, Tensor] = {}
-        if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PACKED_LINEAR)):
-            return
-        for layer in (layer for module in modules for layer in module.modules()):
-            if isinstance(layer, nn.Linear) and fits_packing(layer.weight):
-                self.weights[layer] = torch.ops.mkldnn._reorder_linear_weight(
-                    layer.weight.detach(), rows
-                )
-
-    def __call__(self, layer: nn.Linear, x: Tensor, activation: Activation | None = None) -> Tensor:
-        """The layer's product with x, and what an activation makes of it.
-
-        x: (..., D)
-        returns: (..., E)
-        """
-        weight = self.weights.get(layer)
-        if weight is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            y = layer(x)
-        elif activation is F.gelu:  # in one pass over the result
-            return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "gelu", [], "none")
-        else:
-            y = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
-        return y if activation is None else activation(y)
+    return x * torch.sigmoid(1.702 * x)
 
 
-PACKED_LINEAR = "_linear_pointwise"
-PACKED_SIZE = 2**17  # numbers of a weight from which on packing pays
-
-
-def fits_packing(weight: Tensor) -> bool:
-    """Whether a weight is one that packing makes faster."""
-    plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return plain and weight.numel() >= PACKED_SIZE
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class KVCache:
     """Keys and values of the tokens seen so far, preallocated for every layer.
 
     The caller makes it, passes it to `Transformer.forward` and throws it away: no module keeps
-    state. `length` tokens of `capacity` are filled. `project` applies a linear layer, by its packed
-    weights where there are any.
+    state. `length` tokens of `capacity` are filled.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, packed: Packed | None = None) -> None:
-        self.keys, self.values = keys, values  # (L, B, H, T_max, d)
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values  # (L, B, H, S, d) each, S the capacity
         self.length = 0
-        self.packed = packed
 
     @property
     def capacity(self) -> int:
@@ -98,46 +59,11 @@ class KVCache:
         start, stop = self.length, self.length + k.shape[2]
         if stop > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens, {stop} were given")
+        # Written into memory that was taken once: a growing concatenation would copy all of it at
+        # every token.
         self.keys[layer, :, :, start:stop] = k
         self.values[layer, :, :, start:stop] = v
         return self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
-
-
-def project(
-    layer: nn.Linear, x: Tensor, cache: KVCache | None, *, activation: Activation | None = None
-) -> Tensor:
-    """A linear layer and its activation, by the cache's packed weights where it has some.
-
-    x: (..., D)
-    returns: (..., E)
-    """
-    if cache is not None and cache.packed is not None:
-        return cache.packed(layer, x, activation)
-    return layer(x) if activation is None else activation(layer(x))
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x · sigmoid(1.702 x), the GELU approximation of OpenAI's CLIP weights.
-
-    x: (B, T, D) pre-activations
-    returns: (B, T, D)
-    """
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
-
-
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al. 2021): turn pairs of channels by a place's angles.
-
-    x: (B, H, T, d) queries or keys
-    angles: (T, p) radians, p = d / 2 pairs
-    returns: (B, H, T, d)
-    """
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.chunk(2, dim=-1)  # (B, H, T, d / 2) each
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class Attention(nn.Module):
@@ -167,19 +93,23 @@ class Attention(nn.Module):
         angles: (T, p) of the tokens' places, for rotary positions
         returns: (B, T, D)
         """
-        q, k, v = rearrange(
-            project(self.qkv, x, cache), "B T (three H d) -> three B H T d", three=3, H=self.heads
-        ).unbind(0)  # (B, H, T, d) each
+        qkv = self.qkv(x)  # (B, T, 3*D)
+        qkv = rearrange(qkv, "B T (n H d) -> n B H T d", n=3, H=self.heads)  # (3, B, H, T, d)
+        q, k, v = qkv.unbind(0)  # (B, H, T, d) each
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
-            k, v = cache.extend(layer, k, v)  # (B, H, S, d)
+            k, v = cache.extend(layer, k, v)  # (B, H, S, d) each
         y = attention(q, k, v)  # (B, H, T, d)
-        return project(self.proj, rearrange(y, "B H T d -> B T (H d)"), cache)
+        return self.proj(rearrange(y, "B H T d -> B T (H d)"))  # (B, T, D)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x))."""
+    """x + attention(norm(x)), then x + MLP(norm(x)).
+
+    The norms stand in front of what they feed, not behind it as in Vaswani et al. 2017: the sum x
+    then runs from the first block to the last without a norm on its way, and deep stacks learn.
+    """
 
     def __init__(
         self, width: int, heads: int, *, mlp_ratio: float, activation: str, norm_eps: float
@@ -212,17 +142,16 @@ class Block(nn.Module):
         """
         x = x + self.attention(
             self.norm1(x), attention=attention, angles=angles, cache=cache, layer=layer
-        )
-        h = project(self.fc, self.norm2(x), cache, activation=self.activation)  # (B, T, 4 D)
-        return x + project(self.out, h, cache)
+        )  # (B, T, D)
+        h = self.activation(self.fc(self.norm2(x)))  # (B, T, M) where M = 4 D in all our recipes
+        return x + self.out(h)  # (B, T, D)
 
 
 class Transformer(nn.Module):
     """A stack of blocks over vectors.
 
-    Weights start as in CLIP's code: deviations of 1/√D for what reads the stream, divided by
-    √(2 L) for what writes to it, so that the stream's variance does not grow with the depth L.
-    `patterns` gives each layer of a causal stack a sparse pattern instead of full attention.
+    `patterns` says for each layer who attends to whom, where that is not all tokens or, in a
+    `causal` stack, all earlier ones.
     """
 
     def __init__(
@@ -241,14 +170,17 @@ class Transformer(nn.Module):
         for name, value in (("width", width), ("depth", depth)):
             if value < 1:
                 raise UserError(f"{name} {value}: expected 1 or more")
-        self.width, self.depth, self.heads, self.causal = width, depth, heads, causal
-        self.patterns = tuple(patterns)
-        if self.patterns and (len(self.patterns) != depth or not causal):
-            raise ValueError(f"{len(self.patterns)} patterns for {depth} causal layers")
+        if patterns and (len(patterns) != depth or not causal):
+            raise ValueError(f"{len(patterns)} patterns for {depth} causal layers")
+        self.width, self.depth, self.heads = width, depth, heads
+        everyone = causal_pattern if causal else full_pattern
+        self.patterns = tuple(patterns) or (everyone,) * depth
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps)
             for _ in range(depth)
         )
+        # As in CLIP's code: 1/√D for what reads the stream, and for what writes to it that divided
+        # by √(2 L), so that the stream's variance does not grow with the depth L.
         read, write = width**-0.5, (width * 2 * depth) ** -0.5
         for block in self.blocks:
             nn.init.normal_(block.attention.qkv.weight, std=read)
@@ -257,18 +189,6 @@ class Transformer(nn.Module):
             nn.init.normal_(block.out.weight, std=write)
             for linear in (block.attention.qkv, block.attention.proj, block.fc, block.out):
                 nn.init.zeros_(linear.bias)
-
-    def attentions(self, past: int, queries: int, device: torch.device) -> list[Attend]:
-        """How each layer's queries at places past, past + 1, … attend to all up to themselves."""
-        if self.patterns:
-            found = {p: p.attention(past, queries, device) for p in set(self.patterns)}
-            return [found[pattern] for pattern in self.patterns]
-        # A single new token may attend to everything before it: no mask is needed.
-        if not self.causal or queries == 1:
-            return [attend] * self.depth
-        if past == 0:
-            return [partial(attend, causal=True)] * self.depth
-        return [partial(attend, mask=causal_mask(queries, past + queries, device))] * self.depth
 
     def forward(
         self, x: Tensor, *, cache: KVCache | None = None, angles: Tensor | None = None
@@ -281,18 +201,18 @@ class Transformer(nn.Module):
         """
         B, T, D = x.shape
         past = cache.length if cache is not None else 0
-        attentions = self.attentions(past, T, x.device)
-        for layer, (block, attention) in enumerate(zip(self.blocks, attentions, strict=True)):
-            x = block(x, attention=attention, angles=angles, cache=cache, layer=layer)
+        # Masks are made once a pattern, not once a layer.
+        attentions = {pattern: pattern(past, T, x.device) for pattern in set(self.patterns)}
+        for layer, (block, pattern) in enumerate(zip(self.blocks, self.patterns, strict=True)):
+            x = block(x, attention=attentions[pattern], angles=angles, cache=cache, layer=layer)
         if cache is not None:
             cache.length += T
         return x
 
     def new_cache(
-        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype,
-        packed: Packed | None = None,
-    ) -> KVCache:  # fmt: skip
+        self, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype
+    ) -> KVCache:
         """An empty cache for `batch` sequences of up to `capacity` tokens."""
         shape = (self.depth, batch, self.heads, capacity, self.width // self.heads)
         keys = torch.zeros(shape, device=device, dtype=dtype)
-        return KVCache(keys, torch.zeros_like(keys), packed)
+        return KVCache(keys, torch.zeros_like(keys))

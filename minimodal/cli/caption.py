@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minimodal.blocks.pixels import to_float
 from minimodal.cli.common import check_seed, read_each, read_labels
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.errors import UserError
-from minimodal.runs import load, run_of
+from minimodal.runs import find, load
 from minimodal.training.distributed import pick_device
 from minimodal.uses.reading import caption_scores, describe
 
@@ -54,17 +53,16 @@ def run(arguments: argparse.Namespace) -> int:
             f"--candidates {arguments.candidates}: expected {MOST} or fewer; more --rounds try more"
         )
     device = pick_device(arguments.device)
-    dalle = load(run_of("dalle", arguments.run, "--run"), kind="dalle").to(device)
+    dalle = load(find(arguments.run, "dalle", flag="--run"), kind="dalle").to(device)
     if not arguments.allow_unseen:
         dalle.words.check(labels)
     dalle.tokenize(labels or [""])  # too long ones are refused before any picture is read
     if dalle.config.pictures > 1:
         raise UserError("this DALL·E is of pairs: its captions say what becomes of a picture")
-    side = dalle.config.grid * dalle.factor
+    side = dalle.config.grid * dalle.painter.factor
     read, refused = read_each(arguments.pictures, lambda name: centre_square(open_rgb(name), side))
     names, pixels = [name for name, _ in read], np.stack([square for _, square in read])
-    with torch.no_grad():
-        codes = dalle.encode_pictures(to_float(torch.from_numpy(pixels).to(device)))  # (B, h, w)
+    codes = dalle.painter.encode(torch.from_numpy(pixels).to(device))  # (B, h, w)
     found = []
     if labels:
         shares = caption_scores(dalle, codes, labels).softmax(-1).tolist()

@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self.add_argument("--version", action="version", version=f"minimodal {__version__}")
+        self.elsewhere: dict[str, str] = {}  # flags that exist in other company, and in which
         self._negative_number_matcher = re.compile(r"-\.?\d")  # values, too: -5,0,3,6 and -1e-3
 
     def error(self, message: str) -> NoReturn:
@@ -60,6 +61,8 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             first = unknown[0].split("=")[0]
+            if first in self.elsewhere:
+                self.error(f"{first} is for {self.elsewhere[first]}")
             known = self.flags(found)
             close = [flag for flag in known if flag.startswith(first)]  # was it shortened?
             close = close or difflib.get_close_matches(first, known, n=1, cutoff=0.5)
@@ -67,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {unknown[0]}{hint}")
         return found
 
-    def flags(self, found: argparse.Namespace) -> list[str]:
+    def flags(self, found: argparse.Namespace | None = None) -> list[str]:
         """All flags of this parser and of the chosen command."""
         known = list(self._option_string_actions)
         for action in self._actions:
@@ -148,13 +151,6 @@ def check_seed(seed: int) -> None:
     """Refuse a --seed that not every generator takes."""
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed {seed}: expected from 0 to 2^63 - 1")
-
-
-def randomness(arguments: argparse.Namespace, device: str) -> dict:
-    """What --seeds or --seed say, as the settings of a `generate`."""
-    if arguments.seeds:
-        return {"seeds": arguments.seeds}
-    return {"generator": torch.Generator(device).manual_seed(arguments.seed)}
 
 
 def read_picture(path: str | os.PathLike) -> Tensor:

@@ -8,6 +8,7 @@ Read `plan.py` and `evaluation/scoreboard.py`.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import multiprocessing
@@ -46,36 +47,36 @@ from minimodal.evaluation.scoreboard import (
     format_scoreboard,
     vqgan_scores,
 )
-from minimodal.files import make_folder
+from minimodal.files import digest, make_folder, write_atomically
 from minimodal.runs import load
 from minimodal.shapes.oracle import score
 from minimodal.shapes.source import ShapesSource
 from minimodal.training import distributed
-from minimodal.training.build import build_clip, build_dalle, build_vqgan
-from minimodal.training.checkpoint import (
-    digest,
-    last_of_finished,
-    load_run_config,
-    read_metrics,
-    write_atomically,
-)
+from minimodal.training.checkpoint import last_of_finished, load_run_config, lock, read_metrics
 from minimodal.training.engine import run
+from minimodal.training.progress import keep_on_where_stderr_fails
+from minimodal.training.recipes import SYSTEMS
 from minimodal.training.report import write_report
 
 MINUTES = 10.0
 
 
+def a_folder(text: str) -> Path:
+    """What --out says, which must not be nothing: that would be the folder one stands in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, expected the name of a folder")
+    return Path(text)
+
+
 def add_demo_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the demo."""
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER",
+    parser.add_argument("--out", type=a_folder, default=Path("runs/demo"), metavar="FOLDER",
                         help="folder of the runs and the scores (default: runs/demo)")  # fmt: skip
     parser.add_argument("--minutes", type=float, metavar="M",
                         help="how long all of it takes; a fast machine needs less, for twice the "
                              "recipes' steps; 0: the recipes' own steps, however long "
                              "(default: 10)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on where it stopped, which the demo does anyway")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 
 
@@ -98,12 +99,8 @@ def train_stage(
     if last_of_finished(out / name):
         return
     recipe, folder = planned(name, plan), out / name
-    if name == "vqgan":
-        task = build_vqgan(recipe, "shapes")
-    elif name == "clip":
-        task = build_clip(recipe, "shapes")
-    else:
-        task = build_dalle(recipe, "shapes", vqgan_run=out / "vqgan", device=device)
+    runs = {need: out / need for need in SYSTEMS[name].needs}
+    task = SYSTEMS[name].build(recipe, "shapes", runs, device)
     engine, most = recipe.engine, None
     if limited and plan.minutes:
         most = most_steps(name)
@@ -147,9 +144,13 @@ class Beside:
                 f"{self.out / 'clip'}: the training of CLIP failed, see above"
             ) from None
 
-    def stop(self) -> None:
-        """End the process, which saves its state."""
-        self.process.terminate()
+    def __enter__(self) -> "Beside":
+        return self
+
+    def __exit__(self, failed: type | None, *_: object) -> None:
+        """Wait for the end of the process; where the demo has failed, let it save its state now."""
+        if failed:
+            self.process.terminate()
         self.process.join()
 
 
@@ -157,6 +158,7 @@ def work_beside(pipe: Connection, out: Path, device: str, threads: int) -> None:
     """The process beside: is asked for CLIP's speed, is told the plan and when the demo began,
     trains CLIP and says so, and scores when it is told that VQGAN is trained."""
     torch.set_num_threads(threads)
+    keep_on_where_stderr_fails()
 
     def work(_: Sequence[str]) -> None:
         try:
@@ -184,8 +186,7 @@ def plan_of(arguments: argparse.Namespace, beside: Beside | None, began: float) 
     if plan is None:
         if any((out / name / "config.json").exists() for name in STAGES):
             raise UserError(
-                f"{out} holds runs of a demo without a plan (an older minimodal's): give another "
-                "--out"
+                f"{out} holds runs, but no plan.json of a demo that would go on: give another --out"
             )
         if beside:
             beside.send("speed")  # at the same time, since they will train at the same time
@@ -319,23 +320,21 @@ def run_demo(arguments: argparse.Namespace) -> None:
         print(f"{out} is done, nothing to resume", file=sys.stderr)
         return show(board, out)
     make_folder(out)
-    threads = torch.get_num_threads()
-    alone = "WORLD_SIZE" not in os.environ and distributed.pick_device(device) == "cpu"
-    beside = Beside(out, device, threads // 2) if alone and threads > 1 else None
-    before = sum(seconds_of(out, name) for name in STAGES if not beside or name != "clip")
-    began = here_began - before
-    try:
-        torch.set_num_threads(threads - threads // 2 if beside else threads)
+    here, threads = distributed.start(device), torch.get_num_threads()
+    with contextlib.ExitStack() as held:
+        if here.main:  # of two demos in one folder each would spoil what the other makes
+            held.enter_context(lock(out))
+        beside = None
+        if "WORLD_SIZE" not in os.environ and here.device.type == "cpu" and threads > 1:
+            beside = held.enter_context(Beside(out, device, threads // 2))
+            held.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(threads - threads // 2)
+        before = sum(seconds_of(out, name) for name in STAGES if not beside or name != "clip")
+        began = here_began - before
         plan = plan_of(arguments, beside, began)
         train_stages(plan, out, beside, device=device, began=began)
-        if distributed.start(device).main:
+        if here.main:
             finish(plan, out, beside, device=device, began=began)
-    except BaseException:
-        if beside:
-            beside.stop()
-        raise
-    finally:
-        torch.set_num_threads(threads)
 
 
 def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: float) -> None:
@@ -357,6 +356,4 @@ def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: 
     write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
     for folder in (out, *(out / name for name in STAGES)):
         write_report(folder)
-    if beside:
-        beside.process.join()
     show(board, out)

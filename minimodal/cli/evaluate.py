@@ -8,10 +8,10 @@ into RUN/evaluation.json. A folder of runs (the demo's) gives the scoreboard of 
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from minimodal.cli.common import check_seed
@@ -21,45 +21,37 @@ from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data, parse_spec, split_spec
-from minimodal.drawing import heat_map, save_png
 from minimodal.errors import UserError
-from minimodal.evaluation.dalle_study import (
-    GUIDANCES,
-    TEMPERATURES,
-    class_scores,
-    copies_of_training,
-    reading_scores,
-    recall_of_captions,
-    sweep,
-    template_scores,
-    variety,
-)
-from minimodal.evaluation.edits import edit_scores
+from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
 from minimodal.evaluation.judge import load_judge
-from minimodal.evaluation.on_data import Evaluation, Networks, clip_on_data, vqgan_on_data
+from minimodal.evaluation.on_data import (
+    Evaluation,
+    Networks,
+    class_scores,
+    clip_on_data,
+    recall_of_captions,
+    vqgan_on_data,
+)
 from minimodal.evaluation.scoreboard import (
-    HARD,
-    PLAIN,
-    World,
     baseline_scores,
     clip_scores,
     dalle_scores,
-    draw,
+    draw_with,
     format_scoreboard,
     rounded,
     vqgan_scores,
 )
 from minimodal.files import make_folder
 from minimodal.runs import load
-from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.worlds import WORLDS, World
 from minimodal.training.checkpoint import versions, write_atomically
 from minimodal.training.distributed import pick_device
+from minimodal.training.recipes import SYSTEMS
 from minimodal.uses.search import fingerprint
 from minimodal.uses.zero_shot import read_lines
 from minimodal.vqgan import VQGAN
 
 ABOUT = "scores of a run or an original CLIP, with a manifest of how they were measured"
-PARTS = ("vqgan", "clip", "dalle")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -79,9 +71,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--judge", type=Path, metavar="FILE",
         help="of a VQGAN or DALL·E on CIFAR-10: does this ResNet-20 see the class? "
              "(default: none)")  # fmt: skip
-    add("--study", action="store_true",
-        help="of a DALL·E on the Shapes world: templates of growing difficulty, guidance against "
-             "temperature (a heat map), reading pictures, copies of training pictures")  # fmt: skip
     add("-n", type=int, default=500, metavar="N",
         help="pictures that a DALL·E draws for a score (default: 500)")  # fmt: skip
     add_merges_flag(parser)
@@ -102,15 +91,16 @@ def on_shapes(
     how = {"captions": "full captions of unseen scenes", "world_seed": arguments.seed}
     if isinstance(model, VQGAN):
         return Evaluation(vqgan_scores(model, seed=arguments.seed, world=world), how)
-    if world is HARD and (isinstance(model, CLIP) or arguments.study):
-        raise UserError("shapes:hard has scores for a vqgan and a dalle, and no --study")
     if isinstance(model, CLIP):
+        if world is not WORLDS["shapes"]:
+            raise UserError("shapes:hard has scores for a vqgan and a dalle")
         return Evaluation(clip_scores(model, seed=arguments.seed), how)
     sampling = model.run["model"]["sampling"]
     if model.config.pictures > 1:
-        if arguments.study:
-            raise UserError("--study is for a dalle of captions and single pictures")
-        scores = edit_scores(model, seed=arguments.seed, n=arguments.n, sampling=sampling)
+        scores = edit_scores(
+            edit_with(model, sampling), size=model.config.grid * model.painter.factor,
+            reconstruct=partial(through_codes, model), seed=arguments.seed, n=arguments.n,
+        )  # fmt: skip
         how["captions"] = "edits of unseen scenes"
         return Evaluation(scores, how | {"sampling": sampling})
     beside = arguments.target.parent / "clip"
@@ -120,42 +110,15 @@ def on_shapes(
     )
     baselines = baseline_scores(seed=arguments.seed, n=arguments.n, world=world)
     scores |= {f"baseline_{name}": value for name, value in baselines.items()}
-    if arguments.study:
-        scores |= study(model, arguments, sampling)
     return Evaluation(scores, how | {"sampling": sampling})
-
-
-def study(dalle: DALLE, arguments: argparse.Namespace, sampling: dict) -> dict[str, float]:
-    """Templates, reading, copies, and guidance against temperature, also as a picture."""
-    seed = arguments.seed
-    scores = {
-        f"template_{name}": value
-        for name, value in template_scores(dalle, sampling=sampling, seed=seed).items()
-    }
-    scores |= {f"reads_{name}": value for name, value in reading_scores(dalle, seed=seed).items()}
-    val = ShapesSource(seed, split="val")
-    prompts = val.full_captions(np.arange(200), np.random.default_rng(seed))
-    drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
-    scores |= copies_of_training(dalle, drawn) | variety(dalle, sampling=sampling, seed=seed)
-    for pairs, table in sweep(dalle, seed=seed).items():
-        place = arguments.target / f"sweep-{pairs}.png"
-        save_png(heat_map(table, [f"guidance {g:g}" for g in GUIDANCES],
-                          [f"T {t:g}" for t in TEMPERATURES]), place)  # fmt: skip
-        print(f"{place}: guidance against temperature, {pairs.replace('_', ' ')}", file=sys.stderr)
-        scores |= {
-            f"sweep_{pairs}_g{g:g}_t{t:g}": table[i, j]
-            for i, g in enumerate(GUIDANCES)
-            for j, t in enumerate(TEMPERATURES)
-        }
-    return scores
 
 
 def dalle_on_data(
     dalle: DALLE, spec: str, size: int, arguments: argparse.Namespace, found: Networks
 ) -> Evaluation:
-    """A DALL·E before a judge (classes) or a CLIP (captions), and whether it copies."""
+    """A DALL·E before a judge (classes) or a CLIP (captions)."""
     sampling = dalle.run["model"]["sampling"]
-    how = {**sampling, "truncate": True}  # as in training
+    draw = draw_with(dalle, sampling)
     val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
     pictures: dict[str, int] = {}
@@ -165,9 +128,8 @@ def dalle_on_data(
         captions = [f"a photo of {class_captions(name)[0]}" for name in val.class_names]
         pictures["judge"] = max(1, arguments.n // len(captions)) * len(captions)
         scores |= class_scores(
-            dalle, val.class_names, captions, found.judge, seed=arguments.seed,
-            n=pictures["judge"], sampling=how,
-        )  # fmt: skip
+            draw, val.class_names, captions, found.judge, n=pictures["judge"], seed=arguments.seed
+        )
     else:
         captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
     room = dalle.config.text_length
@@ -177,11 +139,7 @@ def dalle_on_data(
     if found.clip is not None:
         distinct = list(dict.fromkeys(captions))
         pictures["clip"] = len(distinct)
-        scores |= recall_of_captions(dalle, found.clip, distinct, seed=arguments.seed, sampling=how)
-    drawn = draw(dalle, captions[:100], 1, seed=arguments.seed, sampling=how)
-    if copies := copies_of_training(dalle, drawn, spec):
-        pictures["copies"] = len(captions[:100])
-        scores |= copies
+        scores |= recall_of_captions(draw, found.clip, distinct, seed=arguments.seed)
     manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
     return Evaluation(scores, manifest | {"captions_cut": long})
 
@@ -204,7 +162,7 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
     if edits != (isinstance(model, DALLE) and model.config.pictures > 1):
         raise UserError(f"--data {spec}: shapes:edits is for a dalle that was trained on it, alone")
     if parts[0].kind == "shapes":
-        return on_shapes(model, HARD if parts[0].part == "hard" else PLAIN, arguments)
+        return on_shapes(model, WORLDS[parts[0].part or "shapes"], arguments)
     if isinstance(model, DALLE):
         found = networks(arguments, model.rows.device)
         if found.judge is None and found.clip is None:
@@ -212,7 +170,7 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
                 f"--data {spec}: only the Shapes world has an oracle; say who looks at the "
                 "pictures with --clip, or --judge for CIFAR-10"
             )
-        size = model.config.grid * model.factor
+        size = model.config.grid * model.painter.factor
         return dalle_on_data(model, spec, size, arguments, found)
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
@@ -255,8 +213,6 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     folder = arguments.pictures
     if folder is not None and kind != "vqgan":
         raise UserError(f"--pictures are of a vqgan; {arguments.target} is a {kind}")
-    if arguments.study and kind != "dalle":
-        raise UserError(f"--study is for a dalle; {arguments.target} is a {kind}")
     if arguments.n < 1:
         raise UserError(f"-n {arguments.n}: expected 1 or more pictures")
     if folder is not None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
@@ -269,7 +225,7 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
 
 def is_demo(folder: Path) -> bool:
     """Whether a folder holds runs and is none itself."""
-    inside = any((folder / part / "config.json").exists() for part in PARTS)
+    inside = any((folder / part / "config.json").exists() for part in SYSTEMS)
     return inside and not (folder / "config.json").exists()
 
 

@@ -19,23 +19,16 @@ import torch
 
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
+from minimodal.files import write_atomically
 from minimodal.shapes.oracle import score
 from minimodal.training import probe
-from minimodal.training.build import Encoded, build_clip, build_vqgan, dalle_task
-from minimodal.training.checkpoint import write_atomically
-from minimodal.training.contract import Task, TrainConfig
+from minimodal.training.contract import Recipe, Task
 from minimodal.training.distributed import Distributed
 from minimodal.training.engine import train_step
 from minimodal.training.prepare import Training, build, measure, micro_rows
-from minimodal.training.recipes import (
-    Recipe,
-    clip_shapes,
-    dalle_shapes,
-    recipe_for,
-    scale_events,
-    vqgan_shapes,
-)
-from minimodal.training.tasks.codes import tokenize_pictures
+from minimodal.training.recipes import SYSTEMS, recipe_for, scale_events
+from minimodal.training.recipes.dalle import on_codes
+from minimodal.training.tasks.codes import Encoded, tokenize_pictures
 
 # What DALL·E reached after so many steps: seen and held-out captions right (README, RESULTS.md).
 REACHED = {1308: (0.85, 0.75), 2118: (0.99, 0.92), 3294: (0.98, 0.94)}
@@ -145,11 +138,12 @@ def seconds_a_step(training: Training, step: int, *, times: int = 3) -> float:
     return statistics.median(found[1:])
 
 
-def speed_of(task: Task, config: TrainConfig, here: Distributed, *, at: dict[int, float]) -> Speed:
+def speed_of(task: Task, recipe: Recipe, here: Distributed, *, at: dict[int, float]) -> Speed:
     """Time a task. It has taken steps afterwards, so it is of no other use.
 
     at: steps, which cost more or less by what happens there, and the share of a run that is so
     """
+    config = recipe.engine
     training = build(task, config, here=here)
     precision, _, peak = measure(training, micro_rows(config, here)[0])
     training.config = replace(config, precision=precision)
@@ -159,8 +153,9 @@ def speed_of(task: Task, config: TrainConfig, here: Distributed, *, at: dict[int
 
 def clip_speed(here: Distributed) -> Speed:
     """CLIP's own step."""
-    recipe = clip_shapes()
-    return speed_of(build_clip(recipe, "shapes"), recipe.engine, here, at={0: 1.0})
+    recipe = recipe_for("clip", "shapes")
+    task = SYSTEMS["clip"].build(recipe, "shapes", {}, here.device.type)
+    return speed_of(task, recipe, here, at={0: 1.0})
 
 
 class Costs(NamedTuple):
@@ -176,25 +171,22 @@ class Costs(NamedTuple):
 
 def other_costs(here: Distributed) -> Costs:
     """Time VQGAN's and DALL·E's steps, and with untrained weights encoding, drawing, reading."""
-    began, recipe = time.perf_counter(), vqgan_shapes()
-    task = build_vqgan(recipe, "shapes")
+    began, recipe = time.perf_counter(), recipe_for("vqgan", "shapes")
+    task = SYSTEMS["vqgan"].build(recipe, "shapes", {}, here.device.type)
     ready, steps, events = time.perf_counter() - began, recipe.engine.steps, recipe.training
     share = 1 - events.discriminator_start / steps
-    vqgan = speed_of(
-        task, recipe.engine, here, at={events.warm_start: 1 - share, steps - 1: share}
-    )  # fmt: skip
+    vqgan = speed_of(task, recipe, here, at={events.warm_start: 1 - share, steps - 1: share})
     began, n = time.perf_counter(), 128
     model = task.model.eval()
     codes = tokenize_pictures(model, task.train, n=n, flip=False, device=here.device)
     encode = (time.perf_counter() - began) / n
-    began = time.perf_counter()
-    encoded = Encoded(model, "", task.train, task.val, codes)
-    dalle_recipe = dalle_shapes()
-    dalle = dalle_task(dalle_recipe, encoded, Path())
+    began, recipe = time.perf_counter(), recipe_for("dalle", "shapes")
+    encoded = Encoded(task.train, task.val, model, Path(), "", codes, n)
+    dalle = on_codes(recipe, encoded)
     ready += time.perf_counter() - began
-    speed = speed_of(dalle, dalle_recipe.engine, here, at={0: 1.0})
+    speed = speed_of(dalle, recipe, here, at={0: 1.0})
     captions = task.val.full_captions(np.arange(32), np.random.default_rng(0))
-    sampling = SamplingConfig(guidance=dalle_recipe.training.guidance)
+    sampling = SamplingConfig(guidance=recipe.training.guidance)
     text = dalle.tokens(captions).to(here.device)
     dalle.model.eval()
     began = time.perf_counter()
@@ -229,7 +221,7 @@ def make_plan(
     beside: CLIP has a process of its own, and so half of the machine
     """
     whole = {name: recipe_for(name, "shapes").engine.steps for name in STAGES}
-    seconds, pool = 60 * minutes, dalle_shapes().training.pool
+    seconds, pool = 60 * minutes, recipe_for("dalle", "shapes").training.pool
     a_picture = DRAWN * costs.draw + READ * costs.read
     pictures = PICTURES
     if minutes:
@@ -265,9 +257,7 @@ def planned(name: str, plan: Plan) -> Recipe:
     engine = replace(
         given.engine, steps=plan.steps[name], seed=plan.seed, precision=plan.precision[name]
     )
-    recipe = given._replace(engine=engine)
-    if name == "vqgan":
-        return scale_events(recipe, given)
+    recipe = scale_events(name, given._replace(engine=engine), given)
     if name == "dalle":
         return recipe._replace(training=replace(given.training, pool=plan.pool))
     return recipe

@@ -23,7 +23,7 @@ from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr, ssim
 from minimodal.files import make_folder
-from minimodal.runs import load, run_of
+from minimodal.runs import find, load
 from minimodal.training.distributed import pick_device
 from minimodal.vqgan import VQGAN
 
@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
     device = pick_device(arguments.device)
     read, refused = read_each(arguments.pictures, lambda name: read_picture(name, arguments.size))
-    vqgan = load(run_of("vqgan", arguments.vqgan, "--vqgan"), kind="vqgan").to(device)
+    vqgan = load(find(arguments.vqgan, "vqgan", flag="--vqgan"), kind="vqgan").to(device)
     make_folder(arguments.out.parent)
     pairs = [reconstruct(vqgan, picture) for _, picture in read]
     size = vqgan.quantizer.size

@@ -42,8 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="PNG", help="draw them as a grid (default: none)")
     add("--json", action="store_true", help="print one JSON object instead of words")
     add("--index", type=Path, metavar="PATH",
-        help="the folder of the index (default: .NAME.minimodal beside FOLDER, or in the "
-             "user's cache)")  # fmt: skip
+        help="the folder of the index (default: .NAME.minimodal beside FOLDER)")  # fmt: skip
     add("--rebuild", action="store_true", help="embed all pictures anew")
     add_clip_flags(parser)
     parser.set_defaults(rest="prompts")

@@ -1,8 +1,8 @@
 """`python train.py SYSTEM …`: flags to a recipe, a recipe to a task, off it goes.
 
 Every field of a recipe's dataclasses is a flag (`code_width` is `--code-width`), so `--help` shows
-all there is, with the values that the recipe for the given --data has. Read `recipes.py`,
-`build.py` and `engine.run` for what happens then.
+all there is, with the values that the recipe for the given --data has. Read
+`training/recipes/` and `engine.run` for what happens then.
 """
 
 import argparse
@@ -16,47 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from minimodal.cli.common import Parser, run_command
-from minimodal.cli.demo import add_demo_flags, run_demo
+from minimodal.cli.demo import a_folder, add_demo_flags, run_demo
 from minimodal.data.loading import KINDS, parse_spec, split_spec
 from minimodal.errors import UserError
-from minimodal.runs import run_folder
+from minimodal.runs import find
 from minimodal.training import distributed
-from minimodal.training.build import build_clip, build_dalle, build_vqgan, build_vqgan_prior
 from minimodal.training.checkpoint import load_run_config
-from minimodal.training.contract import Task
+from minimodal.training.contract import Recipe
 from minimodal.training.engine import run
-from minimodal.training.recipes import (
-    EVENTS,
-    CLIPRecipe,
-    Recipe,
-    VQGANPriorRecipe,
-    VQGANRecipe,
-    recipe_for,
-    scale_events,
-)
+from minimodal.training.progress import keep_on_where_stderr_fails
+from minimodal.training.recipes import SYSTEMS, recipe_for, scale_events
 from minimodal.training.report import write_report
 
 ABOUT = "train a system, or all of them on the demo"
-SYSTEMS = {
-    "vqgan": "pictures as grids of codes",
-    "clip": "pictures and captions in one space",
-    "vqgan-prior": "pictures from nothing or from classes; needs a trained --vqgan",
-    "dalle": "pictures from captions; needs a trained --vqgan",
-}
-# What the data or another flag decides, so that it is no flag of its own.
-DECIDED = {
-    "clip": (
-        "vocab_size",
-        "text_length",
-        "end_id",
-        "pooling",
-        "preprocessing",
-        "resnet",
-        "logit_bias",
-    ),  # fmt: skip
-    "vqgan-prior": ("grid", "codes", "classes", "shared_rows", "sos"),
-    "dalle": ("vocab_size", "text_length", "pad_id", "grid", "pictures", "codes"),
-}
 
 
 def field_notes(kind: type) -> dict[str, str]:
@@ -102,17 +74,21 @@ def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: 
 
 def add_system(commands: Any, system: str, recipe: Recipe) -> None:
     """The parser of one system, with a recipe's values as defaults."""
-    parser = commands.add_parser(system, help=SYSTEMS[system], description=SYSTEMS[system])
+    about, needs = SYSTEMS[system].about, SYSTEMS[system].needs
+    about += "".join(f"; needs a trained --{need}" for need in needs)
+    parser = commands.add_parser(system, help=about, description=about)
     parser.add_argument(
         "--data",
         required=True,
         metavar="SPEC",
         help=f"{'|'.join(KINDS)}[:PATH][:N], or several with commas, see README",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
-    if system in ("dalle", "vqgan-prior"):
+    parser.add_argument(
+        "--out", required=True, type=a_folder, metavar="RUN", help="the run's folder"
+    )
+    for need in needs:
         parser.add_argument(
-            "--vqgan",
+            f"--{need}",
             required=True,
             type=Path,
             metavar="RUN|CHECKPOINT",
@@ -122,7 +98,7 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add_fields(parser, "engine", recipe.engine, ())
     add_fields(parser, "training", recipe.training, ())
-    add_fields(parser, "model", recipe.model, DECIDED.get(system, ()))
+    add_fields(parser, "model", recipe.model, SYSTEMS[system].decided)
 
 
 def kind_of(spec: str) -> str:
@@ -159,33 +135,19 @@ def chosen(part: Any, arguments: argparse.Namespace) -> Any:
     return dataclasses.replace(part, **{name: getattr(arguments, name) for name in names})
 
 
-def place_events(recipe: VQGANRecipe, given: VQGANRecipe, out: Path | None) -> VQGANRecipe:
-    """When a VQGAN's events happen: as the flags say, or as in the run that is resumed from `out`,
-    or at the same places of the run as in the given recipe."""
-    placed = scale_events(recipe, given)
+def place_events(system: str, recipe: Recipe, given: Recipe, out: Path | None) -> Recipe:
+    """When a training's events happen: as the flags say, or as in the run that is resumed from
+    `out`, or at the same places of the run as in the given recipe."""
+    placed = scale_events(system, recipe, given)
     if out is None or not (out / "config.json").is_file():
         return placed
-    stored = load_run_config(out, kind="vqgan")["model"].get("training", {})
+    stored = load_run_config(out, kind=system)["model"].get("training", {})
     kept = {
         event: stored[event]
-        for event in EVENTS
+        for event in SYSTEMS[system].events
         if event in stored and getattr(recipe.training, event) == getattr(given.training, event)
     }
     return placed._replace(training=dataclasses.replace(placed.training, **kept))
-
-
-def build(recipe: Recipe, arguments: argparse.Namespace) -> Task:
-    """The task of a command line."""
-    limit = recipe.engine.limit
-    if isinstance(recipe, VQGANRecipe):
-        return build_vqgan(recipe, arguments.data, limit=limit)
-    if isinstance(recipe, CLIPRecipe):
-        return build_clip(recipe, arguments.data, limit=limit)
-    builder = build_vqgan_prior if isinstance(recipe, VQGANPriorRecipe) else build_dalle
-    return builder(
-        recipe, arguments.data, vqgan_run=run_folder(arguments.vqgan), device=arguments.device,
-        limit=limit,
-    )  # fmt: skip
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -195,19 +157,21 @@ def train(arguments: argparse.Namespace) -> None:
         path = parse_spec(part).path  # before anything slow
         if path and Path(path).resolve() == arguments.out.resolve():
             raise UserError(f"--out {arguments.out} is the data folder: choose one for the run")
-    if kind_of(arguments.data) == "edits" and system != "dalle":
+    kind, needs = kind_of(arguments.data), SYSTEMS[system].needs
+    if kind == "edits" and kind not in SYSTEMS[system].recipes:
         raise UserError(
             f"--data {arguments.data}: pairs of pictures are for a dalle; use shapes for a {system}"
         )
     distributed.pick_device(arguments.device)
-    given = recipe_for(system, kind_of(arguments.data))
-    values = {part: chosen(getattr(given, part), arguments) for part in given._fields}
-    recipe = type(given)(**values)
-    if isinstance(recipe, VQGANRecipe):
-        recipe = place_events(recipe, given, arguments.out if arguments.resume else None)
-    task = build(recipe, arguments)
+    given = recipe_for(system, kind)
+    recipe = Recipe(*(chosen(part, arguments) for part in given))
+    recipe = place_events(system, recipe, given, arguments.out if arguments.resume else None)
+    runs = {
+        need: find(getattr(arguments, need.replace("-", "_")), need, flag=f"--{need}")
+        for need in needs
+    }
     run(
-        task,
+        SYSTEMS[system].build(recipe, arguments.data, runs, arguments.device),
         recipe.engine,
         arguments.out,
         data_spec=arguments.data,
@@ -223,6 +187,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "train.py") -> int:
     """The command; returns the exit status."""
 
     def command(argv: Sequence[str]) -> None:
+        keep_on_where_stderr_fails()
         arguments = make_parser(argv, prog).parse_args(argv)
         if arguments.command == "demo":
             run_demo(arguments)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from minimodal.clip import CLIP
-from minimodal.runs import load, run_of
+from minimodal.runs import find, load
 from minimodal.training.distributed import pick_device
 
 DEFAULT = Path("runs/demo/clip")
@@ -33,6 +33,6 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
 def load_clip(arguments: argparse.Namespace) -> CLIP:
     """The CLIP of a command line, on its device."""
     device = pick_device(arguments.device)  # before the loading, which takes longer
-    path = run_of("clip", arguments.clip, "--clip")
+    path = find(arguments.clip, "clip", flag="--clip")
     how = arguments.activation
     return load(path, kind="clip", merges=arguments.merges, activation=how).to(device)

@@ -1,6 +1,6 @@
 """Captions in files: tables of pictures and captions, and texts beside the pictures.
 
-    x.jsonl    an object a line, {"file_name": "a/cat.jpg", "text": "a cat"}
+    x.jsonl    an object per line, {"file_name": "a/cat.jpg", "text": "a cat"}
     x.json     a list of such objects, a mapping {"cat.jpg": "a cat"}, COCO's, Karpathy's
     x.csv …    a header and rows, or pairs of picture and caption without one; with , ; tab or |
 
@@ -20,7 +20,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from minimodal.data.images import clean_caption
 from minimodal.data.listing import SUFFIXES, suffix_of
 from minimodal.errors import UserError
 
@@ -46,6 +45,22 @@ class Line(NamedTuple):
     captions: tuple[str, ...] = ()
     error: str = ""
     split: str = ""
+
+
+def clean_caption(text: object) -> str:
+    """One caption on one line; ValueError where it is empty or not text that can be encoded."""
+    if not isinstance(text, str):
+        raise ValueError(f"a caption is {type(text).__name__}, not text")
+    caption = " ".join(text.split())
+    if not caption:
+        raise ValueError("an empty caption")
+    try:
+        caption.encode("utf-8")
+    except UnicodeEncodeError:  # JSON may hold half a surrogate pair, which no tokenizer can read
+        raise ValueError("a caption is not valid Unicode: save the file as UTF-8") from None
+    if "\0" in caption:
+        raise ValueError("a caption holds zero bytes: save the file as UTF-8")
+    return caption
 
 
 def read_text(path: Path) -> str:
@@ -139,9 +154,12 @@ def read_json(path: Path) -> Iterator[Line]:
 def read_csv(path: Path) -> Iterator[Line]:
     """The rows of a table of text; empty ones are passed over."""
     text = read_text(path)
+    # Excel's own first line, `sep=;`, is no row.
+    excel = re.match(r'"?sep=([,;\t|])"?(?:\r\n|\r|\n)', text, re.IGNORECASE)
+    text, above = (text[excel.end() :], 1) if excel else (text, 0)
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     seen: list[list[str]] = []
-    for delimiter in ",;\t|":
+    for delimiter in excel[1] if excel else ",;\t|":
         try:
             header = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
         except csv.Error as error:  # a field of 128 KB or more: no table
@@ -152,8 +170,8 @@ def read_csv(path: Path) -> Iterator[Line]:
         seen.append(header)
     else:
         raise UserError(
-            f"{path}, line 1: no column of pictures ({', '.join(IMAGE_KEYS[:4])}, …) and captions"
-            f" ({', '.join(CAPTION_KEYS[:4])}, …) among {max(seen, key=len)}"
+            f"{path}, line {1 + above}: no column of pictures ({', '.join(IMAGE_KEYS[:4])}, …) and"
+            f" captions ({', '.join(CAPTION_KEYS[:4])}, …) among {max(seen, key=len)}"
         )
     header = header if named else ["image", *map(str, range(len(header) - 2)), "caption"]
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -166,14 +184,16 @@ def read_csv(path: Path) -> Iterator[Line]:
         except csv.Error as error:
             # A quote that is never closed swallows the rest of the file: each line is lost.
             for number in range(before + 1, rows.line_num + 1):
-                yield Line(number, error=str(error))
+                yield Line(number + above, error=str(error))
             continue
         if named and before == 0:
             continue
         if len(row) == len(header):
-            yield _entry(rows.line_num, dict(zip(header, row, strict=True)))
+            yield _entry(rows.line_num + above, dict(zip(header, row, strict=True)))
         elif row:
-            yield Line(rows.line_num, error=f"{len(row)} fields, the header has {len(header)}")
+            yield Line(
+                rows.line_num + above, error=f"{len(row)} fields, the header has {len(header)}"
+            )
 
 
 def read_table(path: Path) -> Iterator[Line]:

@@ -5,23 +5,21 @@ PATH is the unpacked folder, or the one that contains it:
     cifar-10-batches-py/   data_batch_1 … data_batch_5, test_batch, batches.meta
     cifar-100-python/      train, test, meta
 
-The files are pickles, and a pickle can run any program when it is opened. `read_pickle` therefore
-understands only dicts, lists, bytes, numbers and plain numeric arrays, and builds the arrays with
-the few lines below instead of with the code that the file names; anything else is refused by name.
+The files are pickles, which `pickles.py` reads without running what they say.
 
 The pictures, uint8 (N, 3, 32, 32), have a class and no captions: captions are templates filled
-with the class name. The official test rows are the split "val". Read images.py before.
+with the class name. The official test rows are the split "val". Read images.py and pickles.py
+before.
 """
 
-import math
 import os
-import pickle
 import re
 from pathlib import Path
 
 import numpy as np
 
 from minimodal.data.images import ImageSource, first_n, resize_all
+from minimodal.data.pickles import ARRAYS, Array, Restricted
 from minimodal.errors import UserError
 
 TEMPLATES = (
@@ -34,81 +32,8 @@ TEMPLATES = (
 )
 
 
-# --- pickles -------------------------------------------------------------------------------------
-
-
-class _Dtype:
-    """Stands for numpy's dtype: booleans, integers and floats only."""
-
-    def __init__(self, code, *_) -> None:
-        code = code.decode("ascii") if isinstance(code, bytes) else code
-        if not (isinstance(code, str) and re.fullmatch(r"b1|[iu][1248]|f[248]", code)):
-            raise ValueError(f"an array of type {code!r}")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state) -> None:
-        if state[1] in (b">", ">"):
-            self.dtype = self.dtype.newbyteorder(">")
-
-
-def _array(buffer, dtype: _Dtype, shape, order: str) -> np.ndarray:
-    # Checked before numpy allocates: the shape comes from the file, the bytes are there.
-    if math.prod(shape) * dtype.dtype.itemsize != len(buffer) or min(shape, default=0) < 0:
-        raise ValueError(f"an array of shape {shape} in {len(buffer)} bytes")
-    return np.frombuffer(buffer, dtype.dtype).reshape(shape, order=order)
-
-
-class _Array:
-    """Stands for the empty array that a pickle makes first and fills afterwards."""
-
-    array: np.ndarray
-
-    def __init__(self, *_) -> None:
-        pass
-
-    def __setstate__(self, state) -> None:
-        _, shape, dtype, fortran, data = state
-        self.array = _array(data, dtype, shape, "F" if fortran else "C")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    # How Python 3 writes bytes into the old protocol 2.
-    if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _scalar(dtype: _Dtype, data: bytes):
-    return _array(data, dtype, (1,), "C")[0].item()
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, path: Path) -> None:
-        super().__init__(file, encoding="bytes")
-        self.path = path
-
-    def find_class(self, module: str, name: str):
-        # numpy.core before numpy 2, numpy._core since; the official files have the former.
-        allowed = {
-            "numpy.ndarray": "ndarray",  # only ever an argument of _reconstruct, which ignores it
-            "numpy.dtype": _Dtype,
-            "numpy.core.multiarray._reconstruct": _Array,
-            "numpy.core.multiarray.scalar": _scalar,
-            "numpy.core.numeric._frombuffer": _array,
-            "_codecs.encode": _latin1,
-        }
-        wanted = f"{module}.{name}"
-        try:
-            return allowed[wanted.replace("numpy._core.", "numpy.core.", 1)]
-        except KeyError:
-            raise UserError(
-                f"{self.path}: refused, because it asks for {wanted!r}, which no CIFAR file needs"
-                " and which may run a program; get the file anew from where CIFAR is published"
-            ) from None
-
-
 def _plain(value):
-    if isinstance(value, _Array):
+    if isinstance(value, Array):
         return value.array
     if isinstance(value, bytes):
         return value.decode("latin1")
@@ -122,12 +47,10 @@ def read_pickle(path: str | os.PathLike) -> dict:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            content = _Unpickler(file, path).load()
+            content = Restricted(file, ARRAYS, encoding="bytes").load()
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__} and not a dict")
         return {_plain(key): _plain(value) for key, value in content.items()}
-    except UserError:
-        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; unpack the whole CIFAR archive") from None
     except Exception as error:  # a damaged pickle may raise nearly anything

@@ -2,8 +2,7 @@
 
 Bottom up: `opened` opens one file of any common kind, `open_rgb` makes it an upright RGB picture;
 `decode` crops it to a square, uint8 (3, S, S); `load_images` does so for a whole data set, up front
-and in memory: a broken file is named in the first seconds and never stops a training at night.
-A few broken files are skipped and counted; more than 5 % stop with a list.
+and in memory, so that a broken file is named at once. More than 5 % of them stop with a list.
 
 `ImageSource` is what CIFAR, COCO and a folder turn into: pictures uint8 (N, 3, S, S) and, for
 each, the captions it has. `split_by_name` and `first_n` choose pictures deterministically.
@@ -45,9 +44,9 @@ VALIDATION_SHARE = 0.1
 def to_rgb(picture: Image.Image) -> Image.Image:
     """A picture of any mode in RGB: what is transparent becomes white, 16 bits become 8."""
     if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers: save it with 8 bits a channel")
+        raise ValueError("its pixels are floating-point numbers: save it with 8 bits per channel")
     if picture.mode.startswith("I"):
-        # 16 bits a pixel ("I" in older Pillow). convert() would clip at 255: an all-white picture.
+        # 16 bits per pixel ("I" in older Pillow). convert() would clip at 255: all white.
         levels = np.asarray(picture).astype(np.float64) / 257
         picture = Image.fromarray(levels.clip(0, 255).round().astype(np.uint8))
     if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
@@ -142,9 +141,7 @@ def resize_then_crop(
         sides = [max(1, round(side * size / long)) for side in picture.size]
         wanted = (size, size) if resize == "squash" else tuple(sides)
     if wanted[0] * wanted[1] > MAX_PIXELS:
-        raise UserError(
-            f"a picture of {picture.width} x {picture.height} pixels is too long and thin"
-        )
+        raise UserError(f"a picture of {picture.width} x {picture.height} is too long and thin")
     if picture.size != wanted:
         picture = picture.resize(wanted, Image.Resampling[interpolation.upper()])
     # What is missing is black and the odd pixel of it is right or below, as OpenCLIP pads.
@@ -173,9 +170,7 @@ def resize_all(images: np.ndarray, size: int) -> np.ndarray:
         return images
     out = np.empty((len(images), 3, size, size), np.uint8)
     for i, image in enumerate(images):
-        out[i] = centre_square(
-            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), size
-        )
+        out[i] = centre_square(Image.fromarray(image.transpose(1, 2, 0).copy()), size)
     return out
 
 
@@ -201,8 +196,8 @@ def skip_or_stop(
     if missing and len(missing) + len(broken) == total:
         raise UserError(f"{what}: no picture is where they say: {_listed(missing, 10)}")
     if broken:
-        text = f"skipped {len(broken)} broken of {total}: {_listed(broken, 5)}"
-        print(f"{what}: {text}", file=sys.stderr)
+        some = _listed(broken, 5)
+        print(f"{what}: skipped {len(broken)} broken of {total}: {some}", file=sys.stderr)
     if missing:
         text = f"left out {len(missing)} of {total}, whose pictures are not there"
         print(f"{what}: {text}: {_listed(missing, 5)}", file=sys.stderr)
@@ -256,10 +251,9 @@ def load_images(
         return None
 
     pool = ThreadPoolExecutor(workers)
-    quiet = not sys.stderr.isatty()
     try:
-        results = pool.map(read, range(len(paths)))
-        reasons = list(tqdm(results, f"reading {what}", len(paths), disable=quiet, leave=False))
+        results = pool.map(read, range(len(paths)))  # None: no bar where stderr is no terminal
+        reasons = list(tqdm(results, f"reading {what}", len(paths), disable=None, leave=False))
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not decode the rest first
     broken = [(os.fspath(p), r) for p, r in zip(paths, reasons, strict=True) if r is not None]
@@ -276,25 +270,6 @@ def load_images(
         if to < i:
             images[to] = images[i]
     return LoadedImages(images[: len(kept)], kept, broken)
-
-
-# --- captions that come out of files -------------------------------------------------------------
-
-
-def clean_caption(text: object) -> str:
-    """One caption on one line; ValueError where it is empty or not text that can be encoded."""
-    if not isinstance(text, str):
-        raise ValueError(f"a caption is {type(text).__name__}, not text")
-    caption = " ".join(text.split())
-    if not caption:
-        raise ValueError("an empty caption")
-    try:
-        caption.encode("utf-8")
-    except UnicodeEncodeError:  # JSON may hold half a surrogate pair, which no tokenizer can read
-        raise ValueError("a caption is not valid Unicode: save the file as UTF-8") from None
-    if "\0" in caption:
-        raise ValueError("a caption holds zero bytes: save the file as UTF-8")
-    return caption
 
 
 # --- which pictures ------------------------------------------------------------------------------
@@ -348,7 +323,7 @@ class ImageSource:
 
     name: str
     pixels: np.ndarray
-    caption_lists: Sequence[Sequence[str]]  # one sequence a picture; none has any, or all have
+    caption_lists: Sequence[Sequence[str]]  # one sequence per picture; none has any, or all have
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     add_captions: str = ""  # for a source without captions: how the user can add them
@@ -380,7 +355,7 @@ class ImageSource:
 
         indices: (B,) int64
         """
-        draws = rng.random(len(indices))  # one number a picture, however many captions it has
+        draws = rng.random(len(indices))  # one number per picture, however many captions it has
         lists = [self.all_captions(i) for i in indices]
         return [
             options[int(draw * len(options))] for options, draw in zip(lists, draws, strict=True)

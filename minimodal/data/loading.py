@@ -6,10 +6,9 @@
 each with an optional `:N` behind it, for N pictures only; several with commas between are trained
 on together and scored on the first. `open_data` gives an object with
 `images(indices)` uint8 (B, 3, S, S), pairs of `shapes:edits` (B, 3, 2*S, S), and
-`captions(indices, rng)`; ShapesSource draws them when
-asked, ImageSource (images.py) has them in memory. `batch_indices` says which pictures step
-number t trains on, from (seed, t) alone: resuming needs a step number and no replay. Read the
-docstrings of shapes.py, cifar.py, coco.py and folder.py before.
+`captions(indices, rng)`; the worlds draw them when asked, ImageSource (images.py) has them in
+memory. `batch_indices` says which pictures step number t trains on, from (seed, t) alone: resuming
+needs a step number and no replay. Read shapes/worlds.py, cifar.py, coco.py and folder.py before.
 """
 
 import difflib
@@ -25,12 +24,10 @@ from minimodal.data.coco import PARTS, open_coco
 from minimodal.data.folder import open_folder
 from minimodal.data.images import ImageSource, join_sources
 from minimodal.errors import UserError
-from minimodal.shapes.edits import EditsSource
-from minimodal.shapes.hard import HardSource
-from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.base import ENDLESS, WorldSource
+from minimodal.shapes.worlds import WORLDS
 
 KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder")
-WORLDS = {None: ShapesSource, "hard": HardSource, "edits": EditsSource}
 FORMS = (
     "shapes, shapes:hard, shapes:edits, cifar10:PATH, cifar100:PATH, "
     "coco:PATH[:train2017|val2017|…], folder:PATH"
@@ -63,7 +60,7 @@ class DataSource(Protocol):
         """Pictures as bytes. indices: (B,); returns: (B, 3, S, S) uint8"""
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture, drawn by rng."""
+        """One caption per picture, drawn by rng."""
 
     def all_captions(self, index: int) -> list[str]:
         """Every caption of a picture (or a few, where there is no end of them)."""
@@ -95,7 +92,7 @@ def parse_spec(spec: str) -> Spec:
         raise UserError(f"--data {spec}: unknown kind of data {kind!r}; {hint}known are {FORMS}")
     if kind == "shapes":
         world, more, number = rest.partition(":")
-        if world in WORLDS:
+        if world in WORLDS and world != "shapes":
             return Spec(kind, part=world, limit=_count(number, spec) if more else None)
         return Spec(kind, limit=_count(rest, spec) if colon else None)
     if not rest:
@@ -117,13 +114,8 @@ def parse_spec(spec: str) -> Spec:
 
 
 def open_data(
-    spec: str,
-    *,
-    image_size: int,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-) -> ImageSource | ShapesSource | HardSource | EditsSource:
+    spec: str, *, image_size: int, split: str = "train", limit: int | None = None, seed: int = 0
+) -> ImageSource | WorldSource:
     """Open what a data SPEC names, at `image_size`; `split` is "train" or "val".
 
     `limit`, and `:N` in the SPEC, keep the first N of a seeded shuffle (the smaller where both
@@ -146,15 +138,12 @@ def open_data(
     kind, path, part, limit_in_spec = parse_spec(spec)
     limit = min((n for n in (limit, limit_in_spec) if n is not None), default=None)
     if kind == "shapes":
-        world = WORLDS[part]
-        if limit is None:
-            return world(seed, split=split, image_size=image_size)
-        return world(seed, split=split, image_size=image_size, length=limit)
+        world = WORLDS[part or kind].source
+        length = ENDLESS if limit is None else limit
+        return world(seed, split=split, image_size=image_size, length=length)
     common = {"image_size": image_size, "split": split, "limit": limit, "seed": seed}
-    if kind == "cifar10":
-        return open_cifar(path, 10, **common)
-    if kind == "cifar100":
-        return open_cifar(path, 100, **common)
+    if kind in ("cifar10", "cifar100"):
+        return open_cifar(path, 100 if kind == "cifar100" else 10, **common)
     if kind == "coco":
         return open_coco(path, part, **common)
     return open_folder(path, **common)

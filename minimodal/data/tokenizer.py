@@ -12,7 +12,6 @@ end, which `tokenizer(texts, T)` does; for DALL·E ask for `start_and_end=False`
 
 import heapq
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from minimodal.errors import UserError
+from minimodal.files import asking, write_atomically
 
 SPECIALS = ("<|pad|>", "<|start|>", "<|end|>")
 FIRST_MERGE = len(SPECIALS) + 256
@@ -152,32 +152,27 @@ def learn_merges(words: dict[str, int], count: int) -> list[Pair]:
     return merges
 
 
-def check_merges(merges: Any) -> None:
-    """Refuse what is no list of merges: the reason as a ValueError."""
-    if not isinstance(merges, list):
-        raise ValueError("it has no list of merges")
-    known = []
-    for number, merge_ in enumerate(merges):
-        if not (isinstance(merge_, list) and len(merge_) == 3):
-            raise ValueError(f"merge {number} is not [left, right, text]")
-        left, right, text = merge_
-        for id_ in (left, right):
-            if type(id_) is not int or not len(SPECIALS) <= id_ < FIRST_MERGE + number:
-                raise ValueError(f"merge {number} joins {id_!r}, which is no token before it")
-        known.append((left, right))
-        if not isinstance(text, str):
-            raise ValueError(f"merge {number} has no text")
-    if len(set(known)) != len(known):
-        raise ValueError("a pair is merged twice")
-    table = token_bytes(known)
-    for number, (_, _, text) in enumerate(merges):
-        if readable(table[FIRST_MERGE + number]) != text:
-            raise ValueError(f"merge {number} does not make {text!r}")
-
-
 def readable(token: bytes) -> str:
     """A token for human eyes; bytes that are no UTF-8 as \\x…"""
     return token.decode("utf-8", errors="backslashreplace")
+
+
+def read_merges(stored: Any) -> list[Pair]:
+    """The merges that a file holds as [left, right, text]; a ValueError where they cannot be."""
+    if not isinstance(stored, list):
+        raise ValueError("it has no list of merges")
+    merges, table = [], token_bytes([])
+    for number, (left, right, text) in enumerate(stored):
+        for id_ in (left, right):
+            if type(id_) is not int or not len(SPECIALS) <= id_ < len(table):
+                raise ValueError(f"merge {number} joins {id_!r}, which is no token before it")
+        merges.append((left, right))
+        table.append(table[left] + table[right])
+        if readable(table[-1]) != text:
+            raise ValueError(f"merge {number} does not make {text!r}")
+    if len(set(merges)) != len(merges):
+        raise ValueError("a pair is merged twice")
+    return merges
 
 
 class Tokenizer:
@@ -309,18 +304,14 @@ class Tokenizer:
         head = {"kind": KIND, "version": 1, "lower": self.lower, "specials": list(SPECIALS)}
         body = ",\n".join(lines)
         content = json.dumps(head)[:-1] + ', "merges": [\n' + body + "\n]}\n"
-        # All or nothing: a run that is killed here leaves no half file under this name.
-        part = Path(f"{path}.{os.getpid()}.part")
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
+        write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read what `save` wrote."""
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
+            with asking("read", Path(path)):
+                stored = json.loads(Path(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError):
             raise UserError(f"{path} is damaged or no tokenizer: it is not JSON") from None
         if not isinstance(stored, dict) or stored.get("kind") != KIND:
@@ -330,10 +321,9 @@ class Tokenizer:
                 raise ValueError("its version or special tokens are not those of this program")
             if not isinstance(stored.get("lower"), bool):
                 raise ValueError('"lower" is neither true nor false')
-            check_merges(stored.get("merges"))
-        except ValueError as error:
+            return cls(read_merges(stored.get("merges")), lower=stored["lower"])
+        except (TypeError, ValueError) as error:  # a TypeError of a merge that is no list
             raise UserError(f"{path} is damaged: {error}") from None
-        return cls([(left, right) for left, right, _ in stored["merges"]], lower=stored["lower"])
 
 
 def first_words(text: str) -> str:

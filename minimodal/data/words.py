@@ -15,6 +15,7 @@ from pathlib import Path
 
 from minimodal.data.tokenizer import split
 from minimodal.errors import UserError
+from minimodal.files import asking
 
 
 class KnownWords:
@@ -80,10 +81,10 @@ class KnownWords:
         """What `save` wrote; nothing where the file is missing (a run of an older minimodal)."""
         if not path.exists():
             return cls()
+        with asking("read", path):
+            data = path.read_bytes()
         try:
-            pieces = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
+            pieces = json.loads(data)
         except ValueError:
             pieces = None
         if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):

@@ -99,18 +99,6 @@ class Judge(nn.Module):
         ]
         return torch.cat(found).cpu()
 
-    def agreement(self, pictures: Tensor, labels: Tensor) -> float:
-        """Share of the pictures that show what they should.
-
-        pictures: (N, 3, 32, 32) uint8
-        labels: (N,) int64 class numbers in CIFAR-10's order
-        """
-        if len(pictures) != len(labels) or not len(labels):
-            raise UserError(
-                f"{len(labels)} labels for {len(pictures)} pictures: expected as many, 1 or more"
-            )
-        return float((self.classify(pictures) == labels.cpu()).float().mean())
-
 
 def load_judge(path: str | Path) -> Judge:
     """The judge of a safetensors file, in eval mode, on the CPU."""

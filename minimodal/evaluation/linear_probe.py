@@ -21,7 +21,7 @@ STEPS = 300  # of L-BFGS at most
 class Probe(NamedTuple):
     """A linear classifier.
 
-    weight: (K, E) one row a class
+    weight: (K, E) one row per class
     bias: (K,) not penalised
     """
 

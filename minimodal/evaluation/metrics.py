@@ -10,12 +10,9 @@ Pictures are (N, 3, H, W), embeddings are rows of unit length (N, E). Numbers ou
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-LAST = 2**32 - 1  # the highest index that a key has room for
 
 
 class Hits(NamedTuple):
@@ -29,32 +26,18 @@ class Hits(NamedTuple):
     indices: Tensor
 
 
-def sort_keys(scores: Tensor, first: int) -> Tensor:
-    """One integer a score, larger for a larger score and, among equal ones, for a lower index.
+def best_columns(scores: Tensor, k: int) -> Tensor:
+    """Each row's k largest, best first; of equal ones, among which `topk` may choose any, the left.
 
-    The bits of a float, read as an integer, are in the order of the floats once those of negative
-    ones are flipped. They go above, the index counts down below; no two keys are equal, so that
-    `topk` has no choice.
-
-    scores: (Q, N) float32 of the embeddings from number `first` on
-    returns: (Q, N) int64
+    scores: (Q, N)
+    returns: (Q, k) int64
     """
-    # In NumPy: torch would share these few operations among threads, and on busy cores they wait
-    # for one another 200 times longer than the work takes (benchmarks/search.py).
-    bits = (scores.numpy() + np.float32(0)).view(np.int32)  # -0.0 equals 0.0, its bits do not
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    indices = np.arange(first, first + scores.shape[1])
-    return torch.from_numpy((ordered.astype(np.int64) << 32) | (LAST - indices))  # (Q, N)
-
-
-def read_keys(keys: Tensor) -> Hits:
-    """Scores and indices of keys.
-
-    keys: (Q, k) int64
-    """
-    ordered = (keys >> 32).int()
-    bits = ordered ^ ((ordered >> 31) & 0x7FFFFFFF)
-    return Hits(bits.view(torch.float32), LAST - (keys & LAST))
+    least = scores.topk(k, dim=1).values[:, -1:]  # (Q, 1)
+    found = []
+    for row, enough in zip(scores, ~(scores < least), strict=True):  # "not less": also with NaN
+        columns = enough.nonzero()[:, 0]  # few but for ties, from left to right
+        found.append(columns[row[columns].argsort(descending=True, stable=True)[:k]])
+    return torch.stack(found)
 
 
 @torch.no_grad()
@@ -67,14 +50,16 @@ def top_k(embeddings: Tensor, queries: Tensor, k: int, *, block: int = 65536) ->
     embeddings: (N, E) float32
     queries: (Q, E) float32
     """
-    best = torch.empty(len(queries), 0, dtype=torch.int64)
+    best = torch.empty(len(queries), 0)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64)
     for first in range(0, len(embeddings), block):
         with torch.autocast("cpu", enabled=False):  # a training's evaluation may run under it
-            scores = queries @ embeddings[first : first + block].T  # (Q, block)
-        keys = sort_keys(scores, first)
-        keys = torch.cat([best, keys.topk(min(k, keys.shape[1]), dim=1).values], dim=1)
-        best = keys.topk(min(k, keys.shape[1]), dim=1).values  # (Q, k)
-    return read_keys(best)
+            scores = queries @ embeddings[first : first + block].T
+        here = torch.arange(first, first + scores.shape[1]).expand(len(queries), -1)
+        scores, here = torch.cat([best, scores], dim=1), torch.cat([indices, here], dim=1)
+        columns = best_columns(scores, min(k, scores.shape[1]))  # (Q, k)
+        best, indices = scores.gather(1, columns), here.gather(1, columns)
+    return Hits(best, indices)
 
 
 def on_bytes_scale(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +92,7 @@ def psnr(first: Tensor, second: Tensor) -> float:
     return float((10 * torch.log10(255.0**2 / error.clamp(min=1e-10))).mean())
 
 
-WINDOW = 7  # pixels a side of SSIM's windows
+WINDOW = 7  # pixels per side of SSIM's windows
 
 
 def ssim(first: Tensor, second: Tensor) -> float:
@@ -118,7 +103,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
     with C1 = (0.01 · 255)², C2 = (0.03 · 255)², over every window of 7 x 7 pixels, unweighted, and
     with the sample's covariances, channel by channel.
 
-    first: (N, 3, H, W) uint8, or float in [-1, 1], of 7 pixels a side or more
+    first: (N, 3, H, W) uint8, or float in [-1, 1], of 7 pixels per side or more
     second: (N, 3, H, W) of the same kind
     """
     x, y = on_bytes_scale(first, second)
@@ -126,7 +111,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
         raise ValueError(f"SSIM looks at windows of 7 x 7 pixels, got pictures {tuple(x.shape)}")
 
     def mean(v: Tensor) -> Tensor:
-        return F.avg_pool2d(v, WINDOW, stride=1)  # (N, 3, H-6, W-6)
+        return F.avg_pool2d(v, WINDOW, stride=1)  # 6 less each way
 
     sample = WINDOW**2 / (WINDOW**2 - 1)
     mx, my = mean(x), mean(y)

@@ -1,12 +1,14 @@
-"""Scores on any data: what a CLIP finds, how well a VQGAN draws again.
+"""Scores on any data: what a CLIP finds, how well a VQGAN draws again, what drawn pictures show.
 
 Classes give zero-shot accuracy (section 3.1 of the CLIP paper) and a linear probe (3.2); captions
-give recall at 1, 5 and 10 in both directions with up to five captions a picture, COCO's protocol.
-The Shapes world has scores of its own, in `scoreboard.py`.
+give recall at 1, 5 and 10 in both directions with up to five captions per picture, COCO's protocol.
+Pictures drawn from text are shown to a judge of classes or to a CLIP. The Shapes world has scores
+of its own, in `scoreboard.py`.
 
 A model and data sources in, numbers and the manifest of how they came about out.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ from minimodal.evaluation.distances import (
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
-from minimodal.evaluation.scoreboard import redraw
+from minimodal.evaluation.scoreboard import Draw, redraw, rounded
 from minimodal.files import asking, make_folder
 from minimodal.uses.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
@@ -194,3 +196,35 @@ def vqgan_on_data(
             scores["judge_right_on_originals"] = float((seen == labels).float().mean())
             scores["judge_right"] = float((again_seen == labels).float().mean())
     return Evaluation(scores, manifest)
+
+
+# --- text to picture, where no oracle is ---------------------------------------------------------
+
+
+def class_scores(
+    draw: Draw, names: Sequence[str], captions: Sequence[str], judge: Judge, *, n: int, seed: int
+) -> dict[str, float]:
+    """How often a judge sees the class that was asked for, in all and for each class.
+
+    captions: one per class
+    n: pictures in all
+    """
+    each = max(1, n // len(names))
+    seen = judge.classify(draw(captions, each, seed)).view(len(names), each)  # (K, n / K)
+    right = (seen == torch.arange(len(names))[:, None]).float()
+    scores = {"judge_agrees": right.mean()}
+    scores |= {f"judge_agrees_{name}": row.mean() for name, row in zip(names, right, strict=True)}
+    return rounded(scores)
+
+
+@torch.no_grad()
+def recall_of_captions(
+    draw: Draw, clip: CLIP, captions: Sequence[str], *, seed: int
+) -> dict[str, float]:
+    """Whether a CLIP finds each drawn picture's caption among all of them."""
+    image, text = embed_pictures(clip, draw(captions, 1, seed)), embed_captions(clip, captions)
+    # The right one's similarity is taken from the same product: another sum rounds differently.
+    similarity = image @ text.T  # (N, N)
+    rank = (similarity > similarity.diagonal()[:, None]).sum(1)  # (N,) 0 = the first
+    scores = {f"clip_recall_at_{k}": (rank < k).float().mean() for k in (1, 5)}
+    return rounded(scores | {"chance_at_1": 1 / len(captions)})

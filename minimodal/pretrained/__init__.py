@@ -4,7 +4,7 @@ Each loader takes a path or a state dict and gives one of our models back, which
 original computes; `minimodal.load` finds out by itself which loader a checkpoint needs.
 """
 
-from minimodal.clip import clip_preprocess
+from minimodal.data.preprocessing import clip_preprocess
 from minimodal.pretrained.clip_tokenizer import load_clip_tokenizer
 from minimodal.pretrained.huggingface_clip import load_huggingface_clip
 from minimodal.pretrained.openai_clip import load_open_clip, load_openai_clip

@@ -11,21 +11,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minimodal.clip import CLIP, MEAN, STD, CLIPConfig, Preprocessing
+from minimodal.clip import CLIP, CLIPConfig
+from minimodal.data.preprocessing import MEAN, STD, Preprocessing
 from minimodal.errors import UserError
+from minimodal.pretrained.stated import Stated
+
+RESIZE_MODES = ("shortest", "longest", "squash")  # OpenCLIP's
 
 
 @dataclass(frozen=True)
 class BlockNames:
-    """How one block of a Transformer calls its parts; a part is a name, or q, k and v."""
+    """How one block of a Transformer calls its parts, below its own name."""
 
     norm1: str
-    qkv: tuple[str, ...]  # prefixes of weight and bias: one for all three, or three
+    qkv: tuple[str, ...]  # one for all three, or three
     proj: str
     norm2: str
     fc: str
@@ -61,7 +64,7 @@ class Names:
     inputs: str  # patches or tokens
     positions: str
     blocks: str  # of PREFIX.N
-    block: Callable[[str], BlockNames]
+    block: BlockNames
     norm_out: str
     projection: str
     turned: bool  # the projection is (D, E), where a linear layer has (E, D)
@@ -114,19 +117,24 @@ class Tensors:
             raise UserError(f"{self.source}: the blocks {prefix}.N are not numbered 0, 1, 2, …")
         return len(numbers)
 
-    def block(self, ours: str, theirs: BlockNames) -> dict[str, Tensor]:
+    def linears(self, ours: str, theirs: str, names: dict[str, str]) -> dict[str, Tensor]:
+        """Several of them below ours and theirs, their names by our own."""
+        found: dict[str, Tensor] = {}
+        for mine, other in names.items():
+            found |= self.linear(f"{ours}.{mine}", f"{theirs}.{other}")
+        return found
+
+    def block(self, ours: str, theirs: str, names: BlockNames) -> dict[str, Tensor]:
         """One block of a Transformer."""
-        found = self.linear(f"{ours}.norm1", theirs.norm1) | self.linear(
-            f"{ours}.norm2", theirs.norm2
-        )
+        plain = {"norm1": names.norm1, "norm2": names.norm2, "attention.proj": names.proj,
+                 "fc": names.fc, "out": names.out}  # fmt: skip
+        found = self.linears(ours, theirs, plain)
         for part in ("weight", "bias"):
             # "in_proj_weight" of one tensor, or "q_proj.weight" and its two sisters.
-            joint = "_" if len(theirs.qkv) == 1 else "."
-            stacked = torch.cat([self.take(f"{name}{joint}{part}") for name in theirs.qkv])
-            found[f"{ours}.attention.qkv.{part}"] = stacked
-        found |= self.linear(f"{ours}.attention.proj", theirs.proj)
-        found |= self.linear(f"{ours}.fc", theirs.fc)
-        return found | self.linear(f"{ours}.out", theirs.out)
+            joint = "_" if len(names.qkv) == 1 else "."
+            stacked = [self.take(f"{theirs}.{name}{joint}{part}") for name in names.qkv]
+            found[f"{ours}.attention.qkv.{part}"] = torch.cat(stacked)
+        return found
 
     def finish(self, *, ignore: tuple[str, ...] = ()) -> None:
         """Refuse a file with more in it than was taken: it is another function."""
@@ -144,30 +152,38 @@ def grid_size(positions: int, *, source: str) -> int:
     return side
 
 
-def heads_of(width: int, stated: Any, *, source: str) -> int:
-    """The heads as a configuration states them; unstated, as many as make each 64 wide."""
-    heads = max(1, width // 64) if stated is None else stated
-    if type(heads) is not int or heads < 1 or width % heads:
-        raise UserError(f"{source}: width {width} is not divisible by {heads} heads")
+def heads_of(
+    width: int, stated: Stated, name: str, *, usual: tuple[str, int, int] | None = None
+) -> int:
+    """The heads that a configuration states in the field `name`; else as many as are 64 wide.
+
+    usual: a field, its default width and the heads that a configuration which leaves heads out has
+    """
+    heads = max(1, width // 64)
+    if usual:
+        field, common, heads = usual
+        if name not in stated.fields and field not in stated.fields and width != common:
+            raise stated.wrong(name, f"it, for weights that are {width} wide and not {common}")
+    heads = stated.integer(name, heads, least=1)
+    if width % heads:
+        more = "" if name in stated.fields else f"it: {heads} is no "
+        raise stated.wrong(name, f"{more or 'a '}divisor of {width}, the width of its weights")
     return heads
 
 
-def read_tower(
-    tensors: Tensors, names: Names, *, heads: int | None
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tower(tensors: Tensors, names: Names) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A Vision Transformer, or where there is no class token the text tower.
 
-    returns: weights under our names, and what the shapes tell of a CLIPConfig
+    returns: weights under our names, and what the shapes tell of a CLIPConfig, all but the heads
     """
     vision = bool(names.class_token)
     ours, tower = ("image_encoder", "vision") if vision else ("text_encoder", "text")
     shape = tensors.shape(names.inputs, 4 if vision else 2)
     width, depth = shape[0 if vision else 1], tensors.depth(names.blocks)
     positions = tensors.shape(names.positions, 2)[0]
-    hidden = tensors.shape(f"{names.block(f'{names.blocks}.0').fc}.weight", 2)[0]
+    hidden = tensors.shape(f"{names.blocks}.0.{names.block.fc}.weight", 2)[0]
     sizes = {
-        f"{tower}_width": width, f"{tower}_depth": depth, f"{tower}_mlp_ratio": hidden / width,
-        f"{tower}_heads": heads_of(width, heads, source=tensors.source),
+        f"{tower}_width": width, f"{tower}_depth": depth, f"{tower}_mlp_ratio": hidden / width
     }  # fmt: skip
     if vision:
         side = grid_size(positions, source=tensors.source)
@@ -185,36 +201,43 @@ def read_tower(
     found[f"{ours}.projection.weight"] = projection.T.contiguous() if names.turned else projection
     found |= tensors.linear(f"{ours}.norm_out", names.norm_out)
     for n in range(depth):
-        theirs = names.block(f"{names.blocks}.{n}")
-        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs)
+        theirs = f"{names.blocks}.{n}"
+        found |= tensors.block(f"{ours}.transformer.blocks.{n}", theirs, names.block)
     return found, sizes
 
 
-def read_pictures(said: dict[str, Any], *, size: int, source: str) -> str | Preprocessing:
-    """How pictures become (3, size, size), by OpenCLIP's preprocess_cfg or Hugging Face's file."""
-    said = {name: value for name, value in said.items() if value is not None}
-    edge, whole = said.get("size", size), said.get("do_center_crop") is False
+def read_pictures(said: Stated, *, size: int) -> str | Preprocessing:
+    """How pictures become (3, size, size), by OpenCLIP's preprocess_cfg or Hugging Face's file.
+
+    Whatever else it says is refused by name: it would be another picture.
+    """
+    said.fields = {name: value for name, value in said.fields.items() if value is not None}
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        said.choice(name, True)
+    edge, whole = said.fields.get("size", size), not said.choice("do_center_crop", True, False)
     both = isinstance(edge, dict) and "height" in edge
-    sides = (edge, size if whole else said.get("crop_size", size))
-    sizes = [n for s in sides for n in (s.values() if isinstance(s, dict) else np.ravel(s))]
-    mean, std = (
-        said.get("mean", said.get("image_mean", MEAN)),
-        said.get("std", said.get("image_std", STD)),
+    for name in ("size",) if whole else ("size", "crop_size"):
+        sides = said.fields.get(name, size)
+        known = not isinstance(sides, dict) or {*sides} <= {"shortest_edge", "height", "width"}
+        sides = [*sides.values()] if isinstance(sides, dict) else sides
+        sides = sides if isinstance(sides, list) else [sides]
+        if not known or not sides or any(type(n) is not int or n != size for n in sides):
+            raise said.wrong(name, f"{size} pixels, as in its weights")
+    if whole and not both:
+        raise said.wrong("do_center_crop", "a crop, or a size of height and width")
+    if not 254.9 < 1 / max(said.number("rescale_factor", 1 / 255), 1e-9) < 255.1:
+        raise said.wrong("rescale_factor", "1/255")
+    said.choice("fill_color", 0)
+    filters = {f.value: f.name.lower() for f in Image.Resampling}
+    filter_ = filters[said.choice("resample", Image.Resampling.BICUBIC.value, *filters)]
+    if "interpolation" in said.fields:
+        filter_ = said.choice("interpolation", "bicubic", "random", *filters.values())
+    how = Preprocessing(
+        said.choice("resize_mode", "squash" if both else "shortest", *RESIZE_MODES),
+        "bicubic" if filter_ == "random" else filter_,  # as the original outside of training
+        said.colour("mean", said.colour("image_mean", MEAN, least=0), least=0),
+        said.colour("std", said.colour("image_std", STD, least=1e-3), least=1e-3),
     )
-    resize = said.get("resize_mode", "squash" if both else "shortest")
-    filters = {"random": "bicubic"}  # as the original does outside of training
-    filters |= {key: f.name.lower() for f in Image.Resampling for key in (f.name.lower(), f.value)}
-    filter_ = filters.get(said.get("interpolation", said.get("resample", "bicubic")))
-    left_out = [n for n in ("do_resize", "do_rescale", "do_normalize") if said.get(n) is False]
-    colours = all(isinstance(c, (list, tuple)) and len(c) == 3 and {*map(type, c)} <= {int, float}
-                  for c in (mean, std))  # fmt: skip
-    fits = {*sizes} == {size} and (both or not whole) and not left_out and colours and filter_
-    if not fits or said.get("fill_color") or resize not in ("shortest", "longest", "squash"):
-        raise UserError(
-            f"{source}: the configuration beside it reads pictures in a way that cannot be done "
-            f"here, for a model of {size} pixels: {said}"
-        )
-    how = Preprocessing(resize, filter_, tuple(mean), tuple(std))
     return "openai" if how == Preprocessing() else how
 
 
@@ -241,10 +264,10 @@ def fill(make: Callable[[], Model], weights: dict[str, Tensor], *, source: str) 
 
 
 def fill_clip(
-    sizes: dict[str, Any], weights: dict[str, Tensor], *, source: str, pictures: dict[str, Any]
+    sizes: dict[str, Any], weights: dict[str, Tensor], *, source: str, pictures: Stated | None
 ) -> CLIP:
     """A CLIP with these weights, in eval mode, that reads pictures as `pictures` says."""
-    reading = read_pictures(pictures, size=sizes["image_size"], source=source)
+    reading = read_pictures(pictures, size=sizes["image_size"]) if pictures else "openai"
     config = CLIPConfig(**sizes, preprocessing=reading)
     clip = fill(lambda: CLIP(config), weights, source=source)
     clip.run = {"kind": "clip", "data": None, "source": source}

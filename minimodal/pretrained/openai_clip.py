@@ -7,7 +7,8 @@
 
 OpenCLIP's "custom text" models have the text tower below `text.`. Sizes are read off the shapes.
 What shapes cannot tell: OpenAI's towers use QuickGELU and OpenCLIP's the exact GELU unless their
-configuration says otherwise; heads are 64 wide unless it says otherwise.
+configuration, or the name of the model in their training's params.txt, says otherwise; heads are 64
+wide unless it says otherwise.
 
 A file or a state dict in, our CLIP out, equal to the original to float32's rounding. Read
 `naming.py` before.
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from minimodal.clip import CLIP
 from minimodal.errors import UserError
-from minimodal.pretrained.beside import Beside, look
-from minimodal.pretrained.files import read_json, read_state, read_tensors
+from minimodal.pretrained.beside import Beside, as_stated, read_beside
+from minimodal.pretrained.files import read_state
 from minimodal.pretrained.naming import (
     BlockNames,
     Names,
@@ -35,32 +36,27 @@ from minimodal.pretrained.naming import (
     heads_of,
     read_tower,
 )
+from minimodal.pretrained.stated import Stated
 
 Weights = dict[str, Tensor]
 # What would make another function of the same tensors, with the values that we compute.
-VISION_ONLY = {
-    "pool_type": "tok", "final_ln_after_pool": False, "no_ln_pre": False, "act_kwargs": None,
-    "norm_kwargs": None, "attentional_pool": False, "global_average_pool": False,
-    "timm_model_name": None, "pos_embed_type": "learnable", "ls_init_value": None,
-    "input_patchnorm": False,
+BOTH_ONLY = {"final_ln_after_pool": False, "act_kwargs": None, "norm_kwargs": None,
+             "ls_init_value": None}  # fmt: skip
+ONLY = {
+    "vision_cfg": {**BOTH_ONLY, "pool_type": "tok", "no_ln_pre": False, "attentional_pool": False,
+                   "global_average_pool": False, "timm_model_name": None,
+                   "pos_embed_type": "learnable", "input_patchnorm": False},
+    "text_cfg": {**BOTH_ONLY, "pool_type": "argmax", "no_causal_mask": False, "embed_cls": False,
+                 "hf_model_name": None},
 }  # fmt: skip
-TEXT_ONLY = {
-    "pool_type": "argmax", "no_causal_mask": False, "final_ln_after_pool": False,
-    "embed_cls": False, "act_kwargs": None, "norm_kwargs": None, "hf_model_name": None,
-    "ls_init_value": None,
-}  # fmt: skip
+# The models of OpenCLIP that compute as we do, and of those the ones whose heads are not 64 wide.
+ITS_MODELS = re.compile(
+    r"(RN\d+(x\d+)?|ViT-(?P<size>\w+)-\d+(-\d+|-plus(-\d+)?|-alt)?)(?P<quick>-quickgelu)?"
+)
+HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}
 
 
-def block_names(prefix: str) -> BlockNames:
-    """The parts of a block as OpenAI calls them."""
-    return BlockNames(
-        norm1=f"{prefix}.ln_1",
-        qkv=(f"{prefix}.attn.in_proj",),
-        proj=f"{prefix}.attn.out_proj",
-        norm2=f"{prefix}.ln_2",
-        fc=f"{prefix}.mlp.c_fc",
-        out=f"{prefix}.mlp.c_proj",
-    )
+BLOCK = BlockNames("ln_1", ("attn.in_proj",), "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
 def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
@@ -76,7 +72,7 @@ def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
 
 VISION = Names(
     "visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks",
-    block_names, "visual.ln_post", "visual.proj", turned=True,
+    BLOCK, "visual.ln_post", "visual.proj", turned=True,
     class_token="visual.class_embedding", norm_in="visual.ln_pre",
 )  # fmt: skip
 
@@ -86,10 +82,10 @@ def text_names(prefix: str) -> Names:
     names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks")
     inputs, positions, blocks = (prefix + name for name in names)
     out, projection = f"{prefix}ln_final", f"{prefix}text_projection"
-    return Names(inputs, positions, blocks, block_names, out, projection, turned=True)
+    return Names(inputs, positions, blocks, BLOCK, out, projection, turned=True)
 
 
-def read_resnet(tensors: Tensors, head_width: int | None) -> tuple[Weights, dict[str, Any]]:
+def read_resnet(tensors: Tensors) -> tuple[Weights, dict[str, Any]]:
     """The ResNet with attention pooling: weights under our names, and its configuration."""
     source, ours = tensors.source, "image_encoder.resnet"
     width = tensors.shape("visual.conv3.weight", 4)[0]
@@ -112,45 +108,57 @@ def read_resnet(tensors: Tensors, head_width: int | None) -> tuple[Weights, dict
                 found |= batch_norm(tensors, f"{ours_}.shortcut.1", f"{theirs}.downsample.1")
     pool = "image_encoder.pool"
     found[f"{pool}.positions"] = tensors.take("visual.attnpool.positional_embedding")
-    for name, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("proj", "c_proj")):
-        found |= tensors.linear(f"{pool}.{name}", f"visual.attnpool.{theirs}")
+    projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "proj": "c_proj"}
+    found |= tensors.linears(pool, "visual.attnpool", projections)
     return found, {
         "image_size": grid_size(positions, source=source) * 32,
         "patch_size": 1,
         "resnet": depths,
         "vision_width": width,
-        "vision_heads": heads_of(last, head_width and last // head_width, source=source),
     }
 
 
+def vision_heads(sizes: dict[str, Any], stated: Stated) -> int:
+    """The heads of the image tower: how many, as OpenAI counts, or how wide, as OpenCLIP does."""
+    width, config = sizes["vision_width"], stated.part("vision_cfg")
+    width *= 32 if "resnet" in sizes else 1
+    if "head_width" not in config.fields:
+        return heads_of(width, stated, "vision_heads")
+    wide = config.integer("head_width", least=1)
+    if width % wide:
+        raise config.wrong("head_width", f"a divisor of {width}, its width")
+    return width // wide
+
+
 def convert(
-    state: Mapping[str, Tensor], *, source: str, activation: str, vision: dict, text: dict,
-    pictures: dict[str, Any] | None = None,
+    state: Mapping[str, Tensor], stated: Stated, *, source: str, activation: str,
+    pictures: Stated | None = None,
 ) -> CLIP:  # fmt: skip
-    """A CLIP from tensors with OpenAI's names; `vision` and `text` say what shapes do not.
+    """A CLIP from tensors with OpenAI's names; `stated` says what shapes do not.
 
     pictures: OpenCLIP's preprocess_cfg
     """
     tensors = Tensors(dict(state), source=source)
     resnet = "visual.layer1.0.conv1.weight" in tensors
-    head_width = vision.get("head_width")
-    if resnet:
-        found, sizes = read_resnet(tensors, head_width)
-    else:
-        width = tensors.shape("visual.conv1.weight", 4)[0]
-        heads = vision.get("heads") or (head_width and width // head_width)
-        found, sizes = read_tower(tensors, VISION, heads=heads)
+    found, sizes = read_resnet(tensors) if resnet else read_tower(tensors, VISION)
     prefix = "text." if "text.token_embedding.weight" in tensors else ""
-    words, more = read_tower(tensors, text_names(prefix), heads=text.get("heads"))
+    words, more = read_tower(tensors, text_names(prefix))
+    sizes |= more
+    check_sizes(sizes, stated)
+    sizes["vision_heads"] = vision_heads(sizes, stated)
+    text, width = stated.part("text_cfg"), sizes["text_width"]
+    if text.fields:  # which leaves out its defaults
+        sizes["text_heads"] = heads_of(width, text, "heads", usual=("width", 512, 8))
+    else:
+        sizes["text_heads"] = heads_of(width, stated, "transformer_heads")
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
     biased = "logit_bias" in tensors
     if biased:
         found["logit_bias"] = tensors.take("logit_bias").reshape(1)
     # OpenAI's archives hold three numbers and OpenCLIP's a mask, which are no weights.
     tensors.finish(ignore=("input_resolution", "context_length", "vocab_size", "attn_mask"))
-    sizes |= more | {"vision_activation": activation, "text_activation": activation}
-    sizes["logit_bias"] = biased
-    return fill_clip(sizes, found, source=source, pictures=pictures or {})
+    sizes |= {"vision_activation": activation, "text_activation": activation, "logit_bias": biased}
+    return fill_clip(sizes, found, source=source, pictures=pictures)
 
 
 def load_openai_clip(
@@ -161,41 +169,45 @@ def load_openai_clip(
     `config` may state "vision_heads" and "transformer_heads" where a head is not 64 wide.
     """
     state, source = read_state(path_or_state_dict)
-    stated = config or {}
-    vision, text = stated.get("vision_heads"), stated.get("transformer_heads")
-    return convert(
-        state, source=source, activation="quick_gelu", vision={"heads": vision},
-        text={"heads": text},
-    )  # fmt: skip
+    stated = as_stated(config, source=source)
+    return convert(state, stated, source=source, activation="quick_gelu")
 
 
-def check_supported(stated: dict[str, Any], known: dict[str, Any], *, tower: str) -> None:
-    """Refuse a configuration that asks for what our towers do not compute."""
-    for name, value in known.items():
-        if stated.get(name, value) not in (value, None, {}):
-            raise UserError(
-                f"OpenCLIP's {tower} with {name} = {stated[name]!r} is not supported: only "
-                f"{value!r} is"
-            )
+def check_sizes(sizes: dict[str, Any], stated: Stated) -> None:
+    """Refuse a configuration of OpenCLIP's that says other sizes than the weights."""
+    stated.check({"embed_dim": sizes["embed_width"]})
+    layers = sizes.get("vision_depth") or list(sizes["resnet"])
+    found = {
+        "vision": {"width": sizes["vision_width"], "image_size": sizes["image_size"],
+                   "layers": layers},
+        "text": {"width": sizes["text_width"], "layers": sizes["text_depth"],
+                 "context_length": sizes["text_length"], "vocab_size": sizes["vocab_size"]},
+    }  # fmt: skip
+    if "resnet" not in sizes:  # which has no patches
+        found["vision"]["patch_size"] = sizes["patch_size"]
+    for tower, values in found.items():
+        part, ratio = stated.part(f"{tower}_cfg", filled=True), sizes.get(f"{tower}_mlp_ratio")
+        part.check(values)
+        width = values["width"]
+        if ratio and int(part.number("mlp_ratio", ratio) * width) != int(ratio * width):
+            raise part.wrong("mlp_ratio", f"{ratio:g}, as in its weights")
 
 
 def convert_open_clip(
-    state: Mapping[str, Tensor], config: dict[str, Any], *, source: str, activation: str | None
+    state: Mapping[str, Tensor], config: Stated, *, source: str, activation: str | None
 ) -> CLIP:
-    """A CLIP from tensors with OpenAI's names and the content of open_clip_config.json, or {}."""
-    stated = config.get("model_cfg", config)
-    vision, text = stated.get("vision_cfg") or {}, stated.get("text_cfg") or {}
-    check_supported(vision, VISION_ONLY, tower="image tower")
-    check_supported(text, TEXT_ONLY, tower="text tower")
-    # Where a configuration is given its own defaults count: 64 wide heads, and 8 heads.
+    """A CLIP from tensors with OpenAI's names and what open_clip_config.json says, if anything."""
+    stated = config.part("model_cfg", filled=True) if "model_cfg" in config.fields else config
+    for name, known in ONLY.items():
+        part = stated.part(name, filled=True)
+        for field, value in known.items():
+            if part.fields.get(field) not in (None, {}):
+                part.choice(field, value)
+    quick = stated.choice("quick_gelu", False, True)
     return convert(
-        state,
-        source=source,
-        activation=activation or ("quick_gelu" if stated.get("quick_gelu") else "gelu"),
-        vision={"head_width": vision.get("head_width")},
-        text={"heads": text.get("heads", 8 if text else None)},
-        pictures=config.get("preprocess_cfg"),
-    )
+        state, stated, source=source, activation=activation or ("quick_gelu" if quick else "gelu"),
+        pictures=config.part("preprocess_cfg"),
+    )  # fmt: skip
 
 
 def load_open_clip(
@@ -207,33 +219,36 @@ def load_open_clip(
     config: the model's configuration (embed_dim, vision_cfg, text_cfg, quick_gelu), or a JSON file
     with it; without one that in the open_clip_config.json beside the weights counts
     """
-    if isinstance(config, (str, Path)):
-        config = read_json(Path(config))
-    if isinstance(path_or_state_dict, Mapping):
-        state, source = read_state(path_or_state_dict)
-    else:
-        beside, source = look(Path(path_or_state_dict)), str(path_or_state_dict)
-        state, config = read_tensors(*beside.weights), config or beside.open_clip
-    return convert_open_clip(state, config or {}, source=source, activation=None)
+    state, source, beside = read_beside(path_or_state_dict)
+    stated = as_stated(config or (beside and beside.open_clip), source=source)
+    return convert_open_clip(state, stated, source=source, activation=None)
 
 
 def convert_unnamed(
     state: Mapping[str, Tensor], beside: Beside, *, source: str, activation: str | None
 ) -> CLIP:
     """A CLIP with OpenAI's names whose maker is not known: what tells best is said and taken."""
+    config, wide, why = beside.open_clip, 64, "nothing beside it says how it computes"
     # OpenAI's archives hold this number, and no others do.
-    if not beside.open_clip and not activation:
+    known = bool(config.fields) or "input_resolution" in state
+    trained = ITS_MODELS.fullmatch(beside.training.get("model", ""))
+    if not known and trained and beside.training.get("pretrained") != "openai":
+        quick = trained["quick"] or beside.training.get("force_quick_gelu") == "True"
+        activation = activation or ("quick_gelu" if quick else "gelu")
+        wide, why = HEAD_WIDTHS.get(trained["size"], 64), f"its params.txt says model {trained[0]}"
+        config = Stated({"vision_cfg": {"head_width": wide}}, source=source, file="params.txt")
+    elif not config.fields and not activation:
         halves = [state[n].dtype for n in ("visual.conv1.weight", "ln_final.weight") if n in state]
         named = re.search(r"quick.?gelu|openai|/(RN\d+(x\d+)?|ViT-[BL]-\d+(-336px)?)\.pt$",
                           "/".join(Path(source).absolute().parts[-2:]), re.IGNORECASE)  # fmt: skip
         # Its models keep their norms in float32 beside half weights.
         theirs = named or halves == [torch.float16, torch.float32] or "input_resolution" in state
         activation = "quick_gelu" if theirs else "gelu"
-    if not beside.open_clip and "input_resolution" not in state:
+    if not known:
         print(
-            f"{source}: nothing beside it says how it computes; taken to have {activation} and "
-            "heads of 64; where that is wrong, give --activation gelu or quick_gelu, or put its "
-            "open_clip_config.json beside it",
+            f"{source}: {why}; taken to have {activation} and heads of {wide}; where that is "
+            "wrong, give --activation gelu or quick_gelu, or put its open_clip_config.json beside "
+            "it",
             file=sys.stderr,
         )
-    return convert_open_clip(state, beside.open_clip, source=source, activation=activation)
+    return convert_open_clip(state, config, source=source, activation=activation)

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.errors import UserError
-from minimodal.pretrained.beside import read_settings
+from minimodal.pretrained.beside import as_stated
 from minimodal.pretrained.files import read_state
 from minimodal.pretrained.naming import Tensors, fill
 from minimodal.pretrained.stated import Stated
 from minimodal.vqgan import VQGAN, VQGANConfig
 
 Weights = dict[str, Tensor]
-FIRST_STAGE, DISCRIMINATOR = "first_stage_model.", "loss.discriminator."
+FIRST_STAGE, DISCRIMINATOR, AVERAGES = "first_stage_model.", "loss.discriminator.", "model_ema."
 RESOLUTION = 256  # of the pictures in training, where nothing says it
 # Kept by the original beside its weights: counters, averages of other quantizers, colours.
 NOT_WEIGHTS = ("num_batches_tracked", "cluster_size", "embed_avg", "colorize")
@@ -40,22 +40,17 @@ NOT_WEIGHTS = ("num_batches_tracked", "cluster_size", "embed_avg", "colorize")
 # --- what the config says ------------------------------------------------------------------------
 
 
-def flat_config(
-    config: str | Path | Mapping[str, Any] | None, *, source: str = "this VQGAN"
-) -> dict[str, Any]:
+def flat_config(config: str | Path | Mapping[str, Any] | Stated | None, *, source: str) -> Stated:
     """A configuration of the original as one level of names: its own nesting is taken apart.
 
     It may be the whole (`model: params: …`), the parameters alone, or `ddconfig` alone.
     """
-    if config is None:
-        return {}
-    if not isinstance(config, Mapping):
-        config, source = read_settings(Path(config)), str(config)
-    here = Stated(config, source=source)
+    here = as_stated(config, source=source)
     for key in ("model", "params", "first_stage_config", "first_stage", "params"):
-        if here.fields.get(key) is not None:
-            here = here.part(key)
-    return {**here.fields, **here.part("ddconfig").fields}
+        if key in here.fields:
+            here = here.part(key, filled=True)
+    here.fields |= here.part("ddconfig", filled=True).fields
+    return here
 
 
 # --- the autoencoder -----------------------------------------------------------------------------
@@ -100,8 +95,9 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     stated.check(found)
     resolutions = stated.integers("attn_resolutions")
     if resolutions is not None:
-        said = {"attention at levels": [n for n in range(levels) if size // 2**n in resolutions]}
-        Stated(said, source=tensors.source).check({"attention at levels": attended})
+        name = f"attn_resolutions (at resolution {size}: attention at levels)"
+        said = {name: [n for n in range(levels) if size // 2**n in resolutions]}
+        Stated(said, source=tensors.source, file=stated.file).check({name: attended})
     return {
         "image_size": size,
         "channels": channels,
@@ -118,24 +114,20 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     }
 
 
+ATTENTION = {"norm": "norm", "q": "q", "k": "k", "v": "v", "proj": "proj_out"}
+
+
 def residual(tensors: Tensors, ours: str, theirs: str) -> Weights:
     """One residual block."""
-    parts = ["norm1", "conv1", "norm2", "conv2"]
-    found: Weights = {}
-    for part in parts:
-        found |= tensors.linear(f"{ours}.{part}", f"{theirs}.{part}")
+    names = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
     if f"{theirs}.nin_shortcut.weight" in tensors:
-        found |= tensors.linear(f"{ours}.shortcut", f"{theirs}.nin_shortcut")
-    return found
+        names["shortcut"] = "nin_shortcut"
+    return tensors.linears(ours, theirs, names)
 
 
 def attention(tensors: Tensors, ours: str, theirs: str) -> Weights:
     """One attention over pixels."""
-    found: Weights = {}
-    pairs = [(name, name) for name in ("norm", "q", "k", "v")] + [("proj", "proj_out")]
-    for mine, other in pairs:
-        found |= tensors.linear(f"{ours}.{mine}", f"{theirs}.{other}")
-    return found
+    return tensors.linears(ours, theirs, ATTENTION)
 
 
 def half(tensors: Tensors, name: str, config: VQGANConfig) -> Weights:
@@ -157,9 +149,7 @@ def half(tensors: Tensors, name: str, config: VQGANConfig) -> Weights:
     for number, (read, theirs) in enumerate(row):
         ours = f"{name}.layers.{number}" + (".conv" if theirs.endswith(".conv") else "")
         found |= read(tensors, ours, f"{name}.{theirs}")
-    for part in ("conv_in", "norm_out", "conv_out"):
-        found |= tensors.linear(f"{name}.{part}", f"{name}.{part}")
-    return found
+    return found | tensors.linears(name, name, {n: n for n in ("conv_in", "norm_out", "conv_out")})
 
 
 def read_quantizer(tensors: Tensors, config: VQGANConfig) -> Weights:
@@ -231,10 +221,17 @@ def first_stage(state: Weights) -> Weights:
 
 def convert(state: Weights, config: Any, *, source: str) -> VQGAN:
     """A VQGAN from tensors with the original's names, and its configuration or None."""
-    stated = Stated(flat_config(config, source=source), source=source)
+    stated = flat_config(config, source=source)
     state = first_stage(state)
     judge = {n.removeprefix(DISCRIMINATOR): t for n, t in state.items() if DISCRIMINATOR in n}
-    kept = {n: t for n, t in state.items() if not n.startswith(("loss.", "model_ema."))}
+    if any(name.startswith(AVERAGES) for name in state):
+        # As latent diffusion does, whose models these are, when it encodes and decodes.
+        print(
+            f"{source}: its trained weights are taken; not their averages, {AVERAGES}…, which it "
+            "holds too",
+            file=sys.stderr,
+        )
+    kept = {n: t for n, t in state.items() if not n.startswith(("loss.", AVERAGES))}
     tensors = Tensors(kept, source=source, what="VQGAN")
     sizes = VQGANConfig(**read_sizes(tensors, stated))
     found = half(tensors, "encoder", sizes) | half(tensors, "decoder", sizes)

@@ -15,20 +15,22 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minimodal.errors import UserError
 from minimodal.pretrained import taming
-from minimodal.pretrained.beside import read_settings
+from minimodal.pretrained.beside import as_stated
 from minimodal.pretrained.files import read_state
 from minimodal.pretrained.naming import BlockNames, Tensors, fill, heads_of
 from minimodal.pretrained.stated import Stated
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
 OWN = "transformer."
+BLOCK = BlockNames("ln1", ("attn.query", "attn.key", "attn.value"), "attn.proj", "ln2", "mlp.0",
+                   "mlp.2")  # fmt: skip
 ONE_TOKEN = ("None", "Labelator", "SOSProvider", "__is_unconditional__")  # a class, or always one
 
 
@@ -39,15 +41,8 @@ def is_transformer(tensors: Mapping[str, Tensor]) -> bool:
 
 def part(config: Stated, name: str) -> Stated:
     """A part of the original's configuration, which calls it X or X_config with params."""
-    inner = config.part(name, f"{name}_config")
-    return inner.part("params") if "params" in inner.fields else inner
-
-
-def block_names(prefix: str) -> BlockNames:
-    """How the original calls the parts of a block."""
-    qkv = tuple(f"{prefix}.attn.{name}" for name in ("query", "key", "value"))
-    return BlockNames(f"{prefix}.ln1", qkv, f"{prefix}.attn.proj", f"{prefix}.ln2",
-                      f"{prefix}.mlp.0", f"{prefix}.mlp.2")  # fmt: skip
+    inner = config.part(name, f"{name}_config", filled=True)
+    return inner.part("params", filled=True) if "params" in inner.fields else inner
 
 
 def check_causal(tensors: Tensors) -> None:
@@ -64,31 +59,30 @@ def check_order(state: dict[str, Tensor], config: Stated, *, source: str) -> Non
     target = config.part("permuter", "permuter_config").fields.get("target", "Identity")
     moved = [name for name in state if name.startswith("permuter.")]
     if moved or str(target).split(".")[-1] != "Identity":
-        what = moved[0] if moved else f"permuter_config {target}"
+        what = moved[0] if moved else f"permuter_config {target!s:.60}"
         raise UserError(f"{source}: its codes are not read row by row ({what}), which ours are")
-
-
-class Condition(NamedTuple):
-    """What stands ahead of the codes: one of so many classes, or always row `sos`."""
-
-    classes: int
-    sos: int
 
 
 def read_condition(
     state: dict[str, Tensor], config: Stated, *, rows: int, source: str
-) -> Condition:
-    """One token ahead of the codes; refuse models that are told anything else."""
+) -> tuple[int, int]:
+    """The one token ahead of the codes; refuse models that are told anything else.
+
+    returns: how many classes there are, and the row that stands ahead where there are none
+    """
     said = config.fields.get("cond_stage", config.fields.get("cond_stage_config"))
     kind = said.get("target") if isinstance(said, Mapping) else said
-    kind = "coord" if config.fields.get("cond_stage_key") == "coord" else str(kind).split(".")[-1]
+    kind = (
+        "coord" if config.fields.get("cond_stage_key") == "coord" else str(kind).split(".")[-1][:60]
+    )
     weights = [name for name in state if name.startswith("cond_stage_model.")]
     if weights or kind not in ONE_TOKEN:
+        told = "" if weights else f" by cond_stage of its {config.file}"
         raise UserError(
-            f"{source}: it is conditioned on more than a class ({[*weights, kind][0]}); only "
+            f"{source}: it is conditioned on more than a class ({[*weights, kind][0]}){told}; only "
             "models with one token ahead of the codes can be read"
         )
-    if kind == "__is_unconditional__" or config.fields.get("unconditional") is True:
+    if kind == "__is_unconditional__" or config.choice("unconditional", False, True):
         stated = Stated({}, source=source)
     else:
         stated = part(config, "cond_stage")
@@ -97,15 +91,15 @@ def read_condition(
         raise stated.wrong("n_classes", f"{rows} or fewer, the rows of its table")
     if sos >= rows:
         raise config.wrong("sos_token", f"less than {rows}, the rows of its table")
-    return Condition(classes, sos)
+    return classes, sos
 
 
-def read_heads(stated: Stated, width: int, *, source: str) -> int:
+def read_heads(stated: Stated, width: int) -> int:
     """The heads that the configuration says; shapes do not tell them."""
-    heads = heads_of(width, stated.integer("n_head", least=1), source=source)
+    heads = heads_of(width, stated, "n_head")
     if "n_head" not in stated.fields:
         print(
-            f"{source}: nothing says how many heads it has; taken to be {heads}, each "
+            f"{stated.source}: nothing says how many heads it has; taken to be {heads}, each "
             f"{width // heads} wide: where that is wrong, put "
             '{"transformer": {"n_head": N}} into a config.json beside it',
             file=sys.stderr,
@@ -115,9 +109,9 @@ def read_heads(stated: Stated, width: int, *, source: str) -> int:
 
 def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior:
     """A prior from tensors with the original's names, and its configuration or None."""
-    config = Stated(config or {}, source=source)
+    config = as_stated(config, source=source)
     for name in ("model", "params"):
-        config = config.part(name) if name in config.fields else config
+        config = config.part(name, filled=True) if name in config.fields else config
     check_order(state, config, source=source)
     inside = {n.removeprefix(OWN): t for n, t in state.items() if n.startswith(OWN)}
     tensors = Tensors(inside, source=source, what="transformer over codes")
@@ -137,14 +131,14 @@ def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior
     first = {n: t for n, t in state.items() if n.startswith(taming.FIRST_STAGE)}
     vqgan = None
     if first:
-        vqgan = taming.convert(first, part(config, "first_stage").fields, source=source)
+        vqgan = taming.convert(first, part(config, "first_stage"), source=source)
     codes = vqgan.quantizer.size if vqgan is not None else rows
     if codes > rows:
         raise UserError(f"{source}: its VQGAN has {codes} codes and its transformer knows {rows}")
     classes, sos = read_condition(state, config, rows=rows, source=source)
     sizes = VQGANPriorConfig(
         grid=grid, codes=codes, classes=classes, width=width, depth=depth, pkeep=1.0,
-        heads=read_heads(stated, width, source=source), shared_rows=rows, sos=sos,
+        heads=read_heads(stated, width), shared_rows=rows, sos=sos,
     )  # fmt: skip
     weights = {
         "tokens.weight": tensors.take("tok_emb.weight"),
@@ -153,7 +147,7 @@ def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior
     }
     weights |= tensors.linear("norm_out", "ln_f")
     for n in range(depth):
-        weights |= tensors.block(f"transformer.blocks.{n}", block_names(f"blocks.{n}"))
+        weights |= tensors.block(f"transformer.blocks.{n}", f"blocks.{n}", BLOCK)
     tensors.finish(ignore=("attn.mask",))
     prior = fill(lambda: VQGANPrior(sizes), weights, source=source)
     prior.class_names = [str(n) for n in range(classes)]
@@ -175,5 +169,4 @@ def load_taming_transformer(
     state, source = read_state(path_or_state_dict)
     if not is_transformer(state):
         raise UserError(f"{source} is no transformer over codes: it lacks {OWN}tok_emb.weight")
-    stated = read_settings(Path(config)) if isinstance(config, (str, Path)) else config
-    return convert(state, stated, source=source)
+    return convert(state, config, source=source)

@@ -1,14 +1,19 @@
-"""What the sources of the harder Shapes worlds share: checks, length, numbers, fingerprint.
+"""A synthetic world as a data source: checks, length, numbers, fingerprint.
 
-A world says its name and version and what it draws; see `HardSource` and `EditsSource`.
+What the worlds of `worlds.py` share. Each says its name and version, and from picture numbers
+makes scenes, pictures uint8 (B, 3, S, S) and captions. Picture number i depends on (seed, split,
+i) alone, so that a world is endless and needs no file.
 """
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
 from minimodal.errors import UserError
+
+ENDLESS = 1_000_000  # pictures, where no other number is asked for
 
 
 class WorldSource:
@@ -30,7 +35,7 @@ class WorldSource:
         split: str = "train",
         image_size: int = 32,
         pairs: str = "seen",
-        length: int = 1_000_000,
+        length: int = ENDLESS,
     ) -> None:
         """pairs: "seen" (no HELD_OUT pair), "held_out" (at least one in what is drawn) or "all"."""
         if split not in ("train", "val"):
@@ -60,8 +65,11 @@ class WorldSource:
             raise IndexError(f"{self.world} has {self.items} 0 to {self.length - 1}")
         return indices
 
-    def fingerprint(self) -> str:
-        """sha256 over all that decides the pictures and captions."""
+    def described(self) -> dict[str, Any]:
+        """All that decides the pictures and captions."""
         named = ("seed", "split", "image_size", "pairs", "length")
-        described = {self.world: self.version} | {name: getattr(self, name) for name in named}
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        return {self.world: self.version} | {name: getattr(self, name) for name in named}
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that decides the pictures and captions."""
+        return hashlib.sha256(json.dumps(self.described(), sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ That is the whole language, and no caption makes sense without its first picture
 its pictures are two, one above the other: uint8 (B, 3, 2*S, S).
 
 Neither picture of pairs "seen" has a HELD_OUT colour and shape; of pairs "held_out" the second
-has at least one. Read `shapes_world.py` before; `oracle_edits.py` judges second pictures.
+has at least one. Read `world.py` before; `oracle_edits.py` judges second pictures.
 """
 
 import re
@@ -41,9 +41,7 @@ from minimodal.shapes.world import (
 KINDS = ("color", "size", "background", "shape", "place")
 VALUES = (tuple(COLORS), SIZES, tuple(BACKGROUNDS), SHAPES, RELATIONS)  # of each kind
 COLOR, SIZE, BACKGROUND, SHAPE, PLACE = range(len(KINDS))
-GAP = 2  # pixels between two objects, as in shapes_world.py
-
-_VERSION = 1
+GAP = 2  # pixels between two objects, as in world.py
 
 
 class Edits(NamedTuple):
@@ -204,7 +202,7 @@ class EditsSource(WorldSource):
     """Pairs of pictures with a caption of the change; `length` of them, made when asked for."""
 
     world = "shapes:edits"
-    version = _VERSION
+    version = 1
     items = "pairs"
 
     def scenes(self, indices: np.ndarray) -> Pairs:

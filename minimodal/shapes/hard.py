@@ -4,7 +4,7 @@ Everything that makes the plain world easy for patches is gone: centres are any 
 objects cover earlier ones (of each one's box at least 60 % stays visible, but for about one scene
 in two hundred, where three found no such places), and the ground is plain, striped, checked, dotted
 or shaded in two tones of its grey. Colours of a scene differ. Shapes, colours, sizes and the
-HELD_OUT pairs are those of `shapes_world.py`, captions are read by the same parser:
+HELD_OUT pairs are those of `world.py`, captions are read by the same parser:
 "a large red circle and a small blue square and a small green star on gray".
 
 `HardSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S), captions
@@ -18,13 +18,13 @@ import numpy as np
 from minimodal.shapes.base import WorldSource
 from minimodal.shapes.language import OMIT_BACKGROUND, OMIT_COLOR, OMIT_SIZE, article
 from minimodal.shapes.world import (
-    _HELD,
-    _IS_HELD,
-    _PAIRS,
-    _SEEN,
+    ALL_PAIRS,
     BACKGROUNDS,
     COLORS,
+    HELD_PAIRS,
+    IS_HELD_OUT,
     RADIUS,
+    SEEN_PAIRS,
     SHAPES,
     SIZES,
     Draws,
@@ -38,8 +38,6 @@ VISIBLE = 0.6  # share of an object's box that no other should cover
 TRIES = 12  # placements among which the first that shows enough of every object is taken, or
 # else the one that shows most: more tries would be slower and other pictures
 CLEAR = (8, 4)  # a relation is said where centres are so far apart along it, and so near across
-
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,10 @@ class HardScenes:
 def _pairs(draws: Draws, count: np.ndarray, pairs: str) -> np.ndarray:
     """Colour and shape of each object, colours all different. returns: (N, 3, 2)"""
     N = len(count)
-    table = _SEEN if pairs == "seen" else _PAIRS
+    table = SEEN_PAIRS if pairs == "seen" else ALL_PAIRS
     chosen = np.stack([table[draws.below(len(table))] for _ in range(MOST)], axis=1)
     if pairs == "held_out":
-        special, slot = _HELD[draws.below(len(_HELD))], draws.below(count)
+        special, slot = HELD_PAIRS[draws.below(len(HELD_PAIRS))], draws.below(count)
         chosen[np.arange(N), slot] = special
     fixed = np.zeros((N, MOST), bool)
     if pairs == "held_out":
@@ -86,7 +84,7 @@ def _pairs(draws: Draws, count: np.ndarray, pairs: str) -> np.ndarray:
             same = chosen[:, :, 0] == chosen[:, k : k + 1, 0]
             same[:, k] = False
             rivals = same & (fixed | (np.arange(MOST) < k))  # earlier slots keep their colour
-            unseen = _IS_HELD[chosen[:, k, 0], chosen[:, k, 1]] & (pairs == "seen")
+            unseen = IS_HELD_OUT[chosen[:, k, 0], chosen[:, k, 1]] & (pairs == "seen")
             move = (rivals.any(axis=1) | unseen) & ~fixed[:, k]
             chosen[move, k, 0] = (chosen[move, k, 0] + 1) % len(COLORS)
     return chosen
@@ -213,7 +211,7 @@ class HardSource(WorldSource):
     """Captioned pictures of the hard world; `length` of them, made when asked for."""
 
     world = "shapes:hard"
-    version = _VERSION
+    version = 1
 
     def scenes(self, indices: np.ndarray) -> HardScenes:
         """The scenes themselves.
@@ -237,7 +235,7 @@ class HardSource(WorldSource):
         return [hard_caption(scenes, i, draws[i], full=full) for i in range(len(scenes))]
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture; sizes, colours and the ground are left out at times."""
+        """One caption per picture; sizes, colours and the ground are left out at times."""
         return self._captions(indices, rng, full=False)
 
     def full_captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:

@@ -6,7 +6,7 @@
     blue circle, red square, white background                   (loose)
     there is a big box beside a little violet star              (loose)
 
-`captions(scenes, draws)` writes one caption a scene, strict or loose, as people type. Words have
+`captions(scenes, draws)` writes one caption per scene, strict or loose, as people type. Words have
 synonyms, and size, colour and background are left out now and then, so a caption is true of its
 scene but seldom all of it. `parse(caption)` reads these and more ("Three red circles.") into a
 `Spec`, or says which word it does not know. Every caption it writes, it can read.
@@ -20,15 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimodal.errors import UserError
-from minimodal.shapes.world import (
-    BACKGROUNDS,
-    COLORS,
-    OPPOSITE,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Scenes,
-)
+from minimodal.shapes.world import BACKGROUNDS, COLORS, OPPOSITE, RELATIONS, SHAPES, SIZES, Scenes
 
 # The first word of each row is the name; the others are synonyms.
 SHAPE_WORDS = (
@@ -136,9 +128,7 @@ def _names(row: tuple, draws: list[float], style: Style) -> list[str]:
     return [_noun(size[k], color[k], shape[k], draws[3 * k : 3 * k + 3]) for k in (0, 1)]
 
 
-def _body(
-    names: list[str], relation: int, draws: list[float], style: Style, joint: str = ""
-) -> str:
+def _body(names: list[str], relation: int, draws: list[float], style: Style, joint: str) -> str:
     """One or two objects in a row. A joint stands in the place of the relation."""
     if len(names) == 1:
         return names[0]
@@ -155,8 +145,9 @@ def _body(
 def _strict(row: tuple, ground: str, draws: list[float], style: Style) -> str:
     """In whole phrases, with articles. ground: the background's word, "" where it is left out"""
     names = _names(row, draws, style)
-    several = len(names) < row[0]
-    body = _body(names if several else [article(name) for name in names], row[4], draws, style)
+    if len(names) == row[0]:  # and no "two stars"
+        names = [article(name) for name in names]
+    body = _body(names, row[4], draws, style, "")
     if not ground:
         return body
     # One draw for two choices: its quarter, and where it lies in the quarter.
@@ -207,7 +198,7 @@ def captions(
     loose: float = 0.0,
     unsaid: float | np.ndarray | None = None,
 ) -> list[str]:
-    """One caption a scene.
+    """One caption per scene.
 
     draws: (N, DRAWS) uniform in [0, 1), (N, LOOSE_DRAWS) where some are loose; equal rows choose
         the same template and synonyms
@@ -251,7 +242,7 @@ class ObjectSpec(NamedTuple):
 class Spec(NamedTuple):
     """What a caption says.
 
-    objects: one entry an object, so `count` entries
+    objects: one entry per object, so `count` entries
     relation: where objects[0] is, seen from objects[1]: left, right, above, below, or None
     """
 
@@ -288,11 +279,9 @@ _PHRASES = (
     (r"there (?:is|are)", "<there-is>"),
     (r"(?:on|against)(?: an?| the)?", "<on>"),
 )
-_GRAMMAR_WORDS = (
-    "to on the left right of above over top below under beneath underneath its it next beside "
-    "and with against background is are there"
-).split()
-_KNOWN = {*_GRAMMAR_WORDS, *_WORDS}
+_JOINING = """to on the left right of above over top below under beneath underneath its it next
+beside and with against background is are there"""
+_KNOWN = {*_JOINING.split(), *_WORDS}
 
 
 def _symbols(caption: str) -> list[str]:
@@ -357,8 +346,7 @@ class _Reader:
         """ "on white", "on a white background" or a bare one; None where none begins."""
         if not self.take("<on>"):
             return self.bare_background()
-        word = self.take(*_BACKGROUND)
-        if not word:
+        if not (word := self.take(*_BACKGROUND)):
             raise self.fail(f"a background ({', '.join(BACKGROUNDS)})")
         self.take("background")
         return _BACKGROUND[word]
@@ -367,8 +355,7 @@ class _Reader:
         """ "a large red circle" is one entry, "two red circles" two equal ones."""
         number = self.take(*_COUNT)
         color = size = None
-        while self.peek() in _SIZE or self.peek() in _COLOR:
-            word = self.peek()
+        while (word := self.peek()) in _SIZE or word in _COLOR:
             if (word in _SIZE and size) or (word in _COLOR and color):
                 raise self.fail("one size and one colour an object")
             self.at += 1
@@ -381,7 +368,7 @@ class _Reader:
             raise self.fail(f"a colour of shapes ({', '.join(COLORS)})")
         if self.peek() not in _NOUN:
             raise self.fail(f"a shape ({', '.join(SHAPES)})")
-        if number and _COUNT[number] > 1:
+        if _COUNT.get(number, 1) > 1:
             raise self.fail(f"'{plural(self.peek())}'")
         return [ObjectSpec(_NOUN[self.take(*_NOUN)], color, size)]
 

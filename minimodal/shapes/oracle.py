@@ -11,7 +11,7 @@ count None, and a background far from white, black and gray is None. `matches(ca
 and `score(captions, pictures)` compare with what a caption says, attribute by attribute.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import permutations
 from typing import NamedTuple
@@ -126,7 +126,7 @@ def _templates() -> _Templates:
 
 
 class _Fit(NamedTuple):
-    """One object a picture: where (N, 3) is (kind, y, x), color (N,), amplitude (N,)."""
+    """One object per picture: where (N, 3) is (kind, y, x), color (N,), amplitude (N,)."""
 
     where: np.ndarray
     color: np.ndarray
@@ -253,7 +253,7 @@ def _has_leftover(excess: np.ndarray, covered: np.ndarray, contrast: np.ndarray)
     return windows.max(axis=(1, 2)) > MAX_LEFTOVER * faintest
 
 
-def _to_32(pictures: np.ndarray) -> np.ndarray:
+def to_32(pictures: np.ndarray) -> np.ndarray:
     """Area-averages (N, 3, S, S) to float32 (N, 3, 32, 32)."""
     S = pictures.shape[-1]
     pictures = pictures.astype(np.float32)
@@ -277,7 +277,8 @@ def _name_objects(row: int, fits: list[_Fit], present: list, clear: list) -> lis
     return objects
 
 
-def _relation(objects: list[ObjectReading]) -> str | None:
+def relation_between(objects: list[ObjectReading]) -> str | None:
+    """Where the first of two objects is, seen from the second; None where that is not clear."""
     if len(objects) != 2:
         return None
     dx, dy = objects[0].x - objects[1].x, objects[0].y - objects[1].y
@@ -287,7 +288,7 @@ def _relation(objects: list[ObjectReading]) -> str | None:
 
 
 def _read_chunk(pictures: np.ndarray) -> list[Reading]:
-    picture = _to_32(pictures)
+    picture = to_32(pictures)
     sides = picture[:, :, 0], picture[:, :, -1], picture[:, :, :, 0], picture[:, :, :, -1]
     ground = np.median(np.concatenate(sides, axis=2), axis=2)  # (N, 3)
     distance = np.linalg.norm(ground[:, None] - _GROUNDS, axis=2)
@@ -309,25 +310,20 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
         known = distance[row, nearest] <= MAX_BACKGROUND_ERROR
         background = tuple(BACKGROUNDS)[nearest] if known else None
         count = None if leftover[row] else len(objects)
-        readings.append(Reading(tuple(objects), _relation(objects), background, count))
+        readings.append(Reading(tuple(objects), relation_between(objects), background, count))
     return readings
 
 
 def read(pictures: np.ndarray) -> list[Reading]:
-    """Reads pictures of any size.
+    """Read pictures of any size.
 
     pictures: (N, 3, S, S) uint8
     """
     if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != np.uint8:
-        raise ValueError(
-            f"the oracle reads uint8 pictures (N, 3, S, S), got {pictures.dtype} {pictures.shape}"
-        )
+        raise ValueError(f"expected uint8 (N, 3, S, S), got {pictures.dtype} {pictures.shape}")
     chunk = max(1, min(64, 64 * 128**2 // pictures.shape[-1] ** 2))
-    return [
-        reading
-        for start in range(0, len(pictures), chunk)
-        for reading in _read_chunk(pictures[start : start + chunk])
-    ]
+    parts = range(0, len(pictures), chunk)
+    return [one for start in parts for one in _read_chunk(pictures[start : start + chunk])]
 
 
 # --- comparing with captions ------------------------------------------------------------------
@@ -390,11 +386,14 @@ def matches(caption: str | Spec, picture: np.ndarray | Reading) -> Verdict:
     return max(results, key=lambda r: (sum(v is True for v in r[0]), r[1]))[0]
 
 
-def score(captions: Sequence[str | Spec], pictures: np.ndarray) -> list[Verdict]:
-    """One verdict for each of N captions and its picture.
+def score(
+    wanted: Sequence, pictures: np.ndarray, *, read: Callable = read, matches: Callable = matches
+) -> list[Verdict]:
+    """One verdict per picture, on what it was to be: a caption, or its Spec.
 
     pictures: (N, 3, S, S) uint8
+    read, matches: those of another world
     """
-    if len(captions) != len(pictures):
-        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures: expected as many")
-    return [matches(c, r) for c, r in zip(captions, read(pictures), strict=True)]
+    if len(wanted) != len(pictures):
+        raise ValueError(f"{len(wanted)} captions for {len(pictures)} pictures: expected as many")
+    return [matches(w, r) for w, r in zip(wanted, read(pictures), strict=True)]

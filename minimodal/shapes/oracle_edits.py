@@ -1,9 +1,9 @@
 """The oracle of edits: is a second picture what its caption makes of the first?
 
 The first picture is known as a scene, or read by `oracle.py`; `expected` applies the caption to
-it, and `score_edits` compares the scene that this gives with what the oracle reads in the second
+it, and `matches_edit` compares the scene that this gives with what the oracle reads in the second
 picture: all objects, the background, and that what was not to move has stayed where it was. Read
-`shapes_edits.py` and `oracle.py` before.
+`edits.py` and `oracle.py` before.
 """
 
 from itertools import permutations
@@ -68,12 +68,11 @@ def expected(caption: str, first: np.ndarray) -> Scenes:
     return apply(before, read_edit(caption, before))
 
 
-def _wanted(scenes: Scenes, row: int) -> list[ObjectReading]:
-    columns = (scenes.shape, scenes.color, scenes.size, scenes.x, scenes.y)
-    numbers = [[int(c[row, k]) for c in columns] for k in range(int(scenes.count[row]))]
+def _objects(scene: Scenes) -> list[ObjectReading]:
+    columns = (scene.shape, scene.color, scene.size, scene.x, scene.y)
     return [
         ObjectReading(SHAPES[shape], tuple(COLORS)[color], SIZES[size], x, y)
-        for shape, color, size, x, y in numbers
+        for shape, color, size, x, y in np.stack(columns, axis=2)[0, : scene.count[0]].tolist()
     ]
 
 
@@ -84,18 +83,12 @@ def _agreement(wanted: list[ObjectReading], seen: tuple[ObjectReading, ...]) -> 
     return [*names, all(max(abs(w.x - s.x), abs(w.y - s.y)) <= MOST_OFF for w, s in pairs)]
 
 
-def score_edits(after: Scenes, pictures: np.ndarray) -> list[EditVerdict]:
-    """One verdict for each of N scenes that were to be and the picture that was drawn.
-
-    pictures: (N, 3, S, S) uint8
-    """
-    verdicts = []
-    for row, reading in enumerate(read(pictures)):
-        wanted = _wanted(after, row)
-        found = [*reading.objects, *[_NOTHING] * len(wanted)]
-        orders = permutations(found, len(wanted))
-        shape, color, size, place = max((_agreement(wanted, o) for o in orders), key=sum)
-        background = reading.background == tuple(BACKGROUNDS)[after.background[row]]
-        count = reading.count == len(wanted)
-        verdicts.append(EditVerdict(count, shape, color, size, background, place))
-    return verdicts
+def matches_edit(scene: Scenes, reading: Reading) -> EditVerdict:
+    """Whether a second picture is the one scene that was to be."""
+    wanted = _objects(scene)
+    found = [*reading.objects, *[_NOTHING] * len(wanted)]
+    orders = permutations(found, len(wanted))
+    shape, color, size, place = max((_agreement(wanted, o) for o in orders), key=sum)
+    background = reading.background == tuple(BACKGROUNDS)[scene.background[0]]
+    count = reading.count == len(wanted)
+    return EditVerdict(count, shape, color, size, background, place)

@@ -9,14 +9,12 @@ object's. `read_hard` gives a `Reading` as `oracle.read` does; comparing with ca
 Pictures (N, 3, S, S) uint8 in, of any size. Read `oracle.py` before.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from minimodal.shapes.language import Spec
-from minimodal.shapes.oracle import ObjectReading, Reading, Verdict, _relation, _to_32, matches
+from minimodal.shapes.oracle import ObjectReading, Reading, relation_between, to_32
 from minimodal.shapes.world import BACKGROUNDS, COLORS, RADIUS, SHAPES, SIZES, coverage
 
 NEAR = 70.0  # distance from a palette colour within which a pixel is evidence for it
@@ -65,7 +63,7 @@ def _grow(mask: np.ndarray) -> np.ndarray:
 
 
 def _solid(mask: np.ndarray) -> np.ndarray:
-    """What of a mask lies in 2 x 2 pixels of it, or beside such. mask: (..., 32, 32) bool
+    """A mask without its parts that are thinner than 2 x 2 pixels. mask: (..., 32, 32) bool
 
     The blend of two colours along an edge can look like a third one: red and white make pink. Such
     a line is one pixel wide, an object is not.
@@ -111,7 +109,7 @@ def _ground_level(picture: np.ndarray) -> np.ndarray:
 
 
 def _read_chunk(pictures: np.ndarray) -> list[Reading]:
-    picture, t = _to_32(pictures), _templates()
+    picture, t = to_32(pictures), _templates()
     N = len(picture)
     level = _ground_level(picture)
     found = _evidence(picture, level)
@@ -147,7 +145,7 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
         known = abs(_GROUNDS[ground] - level[row]) <= MAX_GROUND_ERROR
         background = tuple(BACKGROUNDS)[ground] if known else None
         count = len(objects) if whole else None
-        readings.append(Reading(tuple(objects), _relation(objects), background, count))
+        readings.append(Reading(tuple(objects), relation_between(objects), background, count))
     return readings
 
 
@@ -160,13 +158,3 @@ def read_hard(pictures: np.ndarray) -> list[Reading]:
         raise ValueError(f"expected uint8 (N, 3, S, S), got {pictures.dtype} {pictures.shape}")
     parts = range(0, len(pictures), 64)
     return [one for start in parts for one in _read_chunk(pictures[start : start + 64])]
-
-
-def score_hard(captions: Sequence[str | Spec], pictures: np.ndarray) -> list[Verdict]:
-    """One verdict for each of N captions and its picture.
-
-    pictures: (N, 3, S, S) uint8
-    """
-    if len(captions) != len(pictures):
-        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures: expected as many")
-    return [matches(c, r) for c, r in zip(captions, read_hard(pictures), strict=True)]

@@ -1,90 +1,30 @@
 """The Shapes world as a data source: pictures and captions without end, without a file.
 
 `ShapesSource` has the interface of every source: images(indices) -> uint8 (B, 3, S, S) and
-captions(indices, rng) -> list of B strings. Picture number i depends on (seed, split, i) alone.
-With contrast=True indices come in groups of four whose captions differ in one thing (colours,
-shapes or places exchanged): hard negatives that a batch of CLIP should hold together.
-
-The world itself (scenes, rendering, swaps) is in `shapes_world.py`, its captions and their parser
-in `shapes_language.py`; both are importable from here. `oracle.py` reads pictures back.
+captions(indices, rng) -> list of B strings. With contrast=True indices come in groups of four
+whose captions differ in one thing (colours, shapes or places exchanged): hard negatives that a
+batch of CLIP should hold together. Read `world.py`, `language.py` and `base.py` before.
 """
 
-import hashlib
-import json
+from typing import Any
 
 import numpy as np
 
 from minimodal.errors import UserError
-from minimodal.shapes.language import (
-    DRAWS,
-    LOOSE_DRAWS,
-    ObjectSpec,
-    Spec,
-    captions,
-    parse,
-)
-from minimodal.shapes.world import (
-    BACKGROUNDS,
-    COLORS,
-    HELD_OUT,
-    LATTICE,
-    OPPOSITE,
-    RADIUS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Scenes,
-    concatenate,
-    coverage,
-    draw_contrast,
-    draw_scenes,
-    has_held_out,
-    render,
-    statements,
-    swap,
-    without_relation,
-)
+from minimodal.shapes.base import ENDLESS, WorldSource
+from minimodal.shapes.language import DRAWS, LOOSE_DRAWS, captions
+from minimodal.shapes.world import Scenes, draw_contrast, draw_scenes, render, without_relation
 
-__all__ = [
-    "BACKGROUNDS",
-    "COLORS",
-    "HELD_OUT",
-    "LATTICE",
-    "OPPOSITE",
-    "RADIUS",
-    "RELATIONS",
-    "SHAPES",
-    "SIZES",
-    "ObjectSpec",
-    "Scenes",
-    "ShapesSource",
-    "Spec",
-    "captions",
-    "concatenate",
-    "coverage",
-    "draw_contrast",
-    "draw_scenes",
-    "has_held_out",
-    "parse",
-    "render",
-    "statements",
-    "swap",
-    "without_relation",
-]
-
-_VERSION = 3  # of the world: a change of what (seed, i) means must change the fingerprint
-_GROUPS = 4  # the same of contrast groups
+GROUPS = 4  # version of contrast groups
 LOOSE_SHARE = 0.6  # of training captions
 UNSAID_SHARE = 0.4  # of loose contrast groups, those whose captions do not say where objects are
 
 
-class ShapesSource:
+class ShapesSource(WorldSource):
     """Captioned pictures of the Shapes world; `length` of them, made when asked for."""
 
-    name = "shapes"
-    class_names = None
-    labels = None
-    has_captions = True
+    world = "shapes"
+    version = 3
 
     def __init__(
         self,
@@ -94,37 +34,28 @@ class ShapesSource:
         image_size: int = 32,
         pairs: str = "seen",
         contrast: bool = False,
-        length: int = 1_000_000,
+        length: int = ENDLESS,
     ) -> None:
-        """pairs: "seen" (no HELD_OUT pair), "held_out" (at least one in every scene) or "all"."""
-        if split not in ("train", "val"):
-            raise UserError(f"shapes: split '{split}' is unknown; expected 'train' or 'val'")
-        if pairs not in ("seen", "held_out", "all"):
-            raise UserError(f"shapes: pairs '{pairs}' is unknown; expected seen, held_out or all")
+        """contrast: groups of four; the others as `WorldSource` has them"""
+        super().__init__(seed, split=split, image_size=image_size, pairs=pairs, length=length)
         if contrast and pairs == "held_out":
             raise UserError("shapes: contrast groups need pairs 'seen' or 'all', not 'held_out'")
         if contrast and length % 4:
             raise UserError(f"shapes: contrast groups have 4 pictures; length {length} has a rest")
-        if image_size < 8:
-            raise UserError(f"shapes: image_size {image_size} is too small; expected 8 or more")
-        self.seed, self.split, self.image_size = seed, split, image_size
-        self.pairs, self.contrast, self.length = pairs, contrast, length
-        self.group = 4 if contrast else 1
+        self.contrast, self.group = contrast, 4 if contrast else 1
 
-    def __len__(self) -> int:
-        return self.length
+    @property
+    def stream(self) -> int:
+        """Which of a seed's random streams it draws from: contrast groups have their own."""
+        return 2 * (self.split == "val") + self.contrast
 
     def scenes(self, indices: np.ndarray) -> Scenes:
         """The scenes themselves.
 
         indices: (B,) int64
         """
-        indices = np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        if len(indices) and not (0 <= indices.min() and indices.max() < self.length):
-            raise IndexError(f"shapes has pictures 0 to {self.length - 1}")
         draw = draw_contrast if self.contrast else draw_scenes
-        stream = 2 * (self.split == "val") + self.contrast
-        return draw(self.seed, indices, stream=stream, pairs=self.pairs)
+        return draw(self.seed, self.numbers(indices), stream=self.stream, pairs=self.pairs)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """The pictures, made now.
@@ -135,7 +66,7 @@ class ShapesSource:
         return render(self.scenes(indices), self.image_size)
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption a picture, six in ten loose. In a contrast group all state the same, by
+        """One caption per picture, six in ten loose. In a contrast group all state the same, by
         the same template: all but what is the same for all (the background) or leaves the four
         different (where objects are)."""
         indices = np.atleast_1d(np.asarray(indices))
@@ -177,10 +108,7 @@ class ShapesSource:
             self.scenes(five[1:]), rng.random((4, LOOSE_DRAWS)), loose=LOOSE_SHARE
         )
 
-    def fingerprint(self) -> str:
-        """sha256 over all that decides the pictures and captions."""
-        fields = ("seed", "split", "image_size", "pairs", "contrast", "length")
-        described = {"shapes": _VERSION} | {f: getattr(self, f) for f in fields}
-        if self.contrast:
-            described["groups"] = _GROUPS
-        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    def described(self) -> dict[str, Any]:
+        """All that decides the pictures and captions."""
+        groups = {"groups": GROUPS} if self.contrast else {}
+        return super().described() | {"contrast": self.contrast} | groups

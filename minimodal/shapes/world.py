@@ -10,7 +10,7 @@ pixels. Centres lie on multiples of 4, so that a shape meets a grid of 4 x 4 pat
 same way. Six of the 48 (colour, shape) pairs are HELD_OUT: training never shows them, and a model
 that still draws them has understood that a caption is made of parts.
 
-Captions and their parser are in `shapes_language.py`, the data source in `shapes.py`.
+Captions and their parser are in `language.py`, the data source is in `source.py`.
 """
 
 from collections.abc import Sequence
@@ -45,12 +45,12 @@ HELD_OUT = (
     ("orange", "cross"),
 )
 
-_COLOR_NAMES = tuple(COLORS)
-_PAIRS = np.array([(c, s) for c in range(len(COLORS)) for s in range(len(SHAPES))])  # (48, 2)
-_HELD = np.array([(_COLOR_NAMES.index(c), SHAPES.index(s)) for c, s in HELD_OUT])  # (6, 2)
-_IS_HELD = np.zeros((len(COLORS), len(SHAPES)), dtype=bool)
-_IS_HELD[_HELD[:, 0], _HELD[:, 1]] = True
-_SEEN = _PAIRS[~_IS_HELD[_PAIRS[:, 0], _PAIRS[:, 1]]]  # (42, 2)
+# (colour, shape) as indices
+ALL_PAIRS = np.argwhere(np.ones((len(COLORS), len(SHAPES)), dtype=bool))  # (48, 2)
+HELD_PAIRS = np.array([([*COLORS].index(c), SHAPES.index(s)) for c, s in HELD_OUT])  # (6, 2)
+IS_HELD_OUT = np.zeros((len(COLORS), len(SHAPES)), dtype=bool)
+IS_HELD_OUT[HELD_PAIRS[:, 0], HELD_PAIRS[:, 1]] = True
+SEEN_PAIRS = np.argwhere(~IS_HELD_OUT)  # (42, 2)
 
 # Along the relation the boxes leave a gap of at least 2 pixels; 12 apart is enough for two small
 # objects only. Across it the centres are at most 4 apart, so that the relation is never in doubt.
@@ -94,7 +94,7 @@ def concatenate(parts: Sequence[Scenes]) -> Scenes:
 
 def has_held_out(scenes: Scenes) -> np.ndarray:
     """returns: (N,) bool, True where an object is one of the HELD_OUT pairs."""
-    return (_IS_HELD[scenes.color, scenes.shape] & (scenes.shape >= 0)).any(axis=1)
+    return (IS_HELD_OUT[scenes.color, scenes.shape] & (scenes.shape >= 0)).any(axis=1)
 
 
 # --- drawing scenes ---------------------------------------------------------------------------
@@ -158,11 +158,12 @@ def draw_scenes(seed: int, indices: np.ndarray, *, stream: int = 0, pairs: str =
     draws = Draws(seed, indices, stream=stream)
     count = 1 + (draws.below(5) >= 2).astype(np.int64)
     if pairs == "held_out":
-        first, second = _HELD[draws.below(len(_HELD))], _PAIRS[draws.below(len(_PAIRS))]
+        first = HELD_PAIRS[draws.below(len(HELD_PAIRS))]
+        second = ALL_PAIRS[draws.below(len(ALL_PAIRS))]
         exchange = ((draws.below(2) == 1) & (count == 2))[:, None]
         first, second = np.where(exchange, second, first), np.where(exchange, first, second)
     else:
-        table = _SEEN if pairs == "seen" else _PAIRS
+        table = SEEN_PAIRS if pairs == "seen" else ALL_PAIRS
         first, second = table[draws.below(len(table))], table[draws.below(len(table))]
     return _assemble(draws, count, np.stack([first, second], axis=1))
 
@@ -194,32 +195,23 @@ def swap(scenes: Scenes, what: str) -> Scenes:
     return Scenes(**values)
 
 
-@lru_cache(maxsize=2)
-def _exchangeable(pairs: str) -> np.ndarray:
-    """Two (colour, shape) pairs whose colours can be exchanged without an unwanted pair.
+@lru_cache(maxsize=4)
+def _two_pairs(pairs: str, *, one_color: bool) -> np.ndarray:
+    """Two (colour, shape) pairs of different shapes, of one colour or of two colours that can be
+    exchanged without an unwanted pair.
 
     returns: (M, 2, 2)
     """
-    allowed = ~_IS_HELD if pairs == "seen" else np.ones_like(_IS_HELD)
-    one = _SEEN if pairs == "seen" else _PAIRS
+    allowed = ~IS_HELD_OUT if pairs == "seen" else np.ones_like(IS_HELD_OUT)
+    each = np.argwhere(allowed)  # (colour, shape)
     return np.array(
         [
             ((c, s), (d, t))
-            for c, s in one
-            for d, t in one
-            if c != d and s != t and allowed[c, t] and allowed[d, s]
+            for c, s in each
+            for d, t in each
+            if s != t and (c == d) == one_color and allowed[c, t] and allowed[d, s]
         ]
     )
-
-
-@lru_cache(maxsize=2)
-def _of_one_color(pairs: str) -> np.ndarray:
-    """Two (colour, shape) pairs of one colour and two shapes.
-
-    returns: (M, 2, 2)
-    """
-    one = _SEEN if pairs == "seen" else _PAIRS
-    return np.array([((c, s), (d, t)) for c, s in one for d, t in one if c == d and s != t])
 
 
 @lru_cache(maxsize=2)
@@ -228,7 +220,7 @@ def _other_shapes(pairs: str) -> np.ndarray:
 
     returns: (colours, shapes, 60)
     """
-    allowed = ~_IS_HELD if pairs == "seen" else np.ones_like(_IS_HELD)
+    allowed = ~IS_HELD_OUT if pairs == "seen" else np.ones_like(IS_HELD_OUT)
     table = np.zeros((*allowed.shape, 60), np.int64)
     for c, s in np.ndindex(allowed.shape):
         others = [t for t in range(len(SHAPES)) if t != s and allowed[c, t]]
@@ -250,7 +242,7 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     indices = np.asarray(indices)
     member = indices % 4
     draws = Draws(seed, indices // 4, stream=stream)
-    two, alike = _exchangeable(pairs), _of_one_color(pairs)
+    two, alike = (_two_pairs(pairs, one_color=one) for one in (False, True))
     related, kind = draws.below(2) == 1, draws.below(4)
     one_color = draws.below(4) == 0
     pair = two[draws.below(len(two))]  # (N, 2, 2)
@@ -315,7 +307,7 @@ def without_relation(scenes: Scenes) -> np.ndarray:
 
 # --- pictures ---------------------------------------------------------------------------------
 
-_SUB = 8  # 8 x 8 samples a pixel: coverage comes in 64ths
+_SUB = 8  # 8 x 8 samples per pixel: coverage comes in 64ths
 
 
 def _inside_star(u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -39,10 +39,12 @@ except ImportError:  # Windows has no such locks
 # How long a run lasts and what it reports may change when it goes on; what it computes may not.
 MAY_CHANGE = (
     "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every",
-    "known_tokens",  # of runs before words.json
 )  # fmt: skip
 # Settings that are gone, with what they were in runs that did without.
-GONE = {"game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False}
+GONE = {
+    "game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False, "label_smoothing": 0.0,
+    "word_dropout": 0.0,
+}  # fmt: skip
 KEPT_STATES = 2
 
 
@@ -174,7 +176,6 @@ def check_same(out: Path, config: dict[str, Any]) -> None:
     before, model, data = settings(load_run_config(out, kind=config["kind"]))
     # As in the file: tuples become lists.
     now, new_model, new_data = settings(json.loads(json.dumps(config)))
-    before.setdefault("limit", now.get("limit"))  # of runs before it was kept
     if now.get("precision") == "auto":
         now["precision"] = before.get("precision")
     if data is not None and data == new_data:  # the pictures decide, not where they lie

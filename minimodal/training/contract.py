@@ -1,4 +1,4 @@
-"""What the engine and a system agree on: a `TrainConfig`, a `Task` with its phases.
+"""What the engine and a system agree on: a `Recipe`, a `Task` with its phases, a `System` record.
 
 The engine knows nothing of pictures or text; a task knows nothing of devices, processes, files
 or precision. A task gives nets, batches and losses; `tasks/` has one for each system. Sizes: a
@@ -6,10 +6,11 @@ batch is a dict of tensors whose first dimension is this process's share of a mi
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,27 +21,27 @@ from minimodal.errors import UserError
 class TrainConfig:
     """How a system is trained; every field is a flag of train.py."""
 
-    steps: int = 1000
+    steps: int = 1000  # of the whole run
     minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
     batch_size: int = 32  # of the whole step: all micro-batches of all processes
-    accumulate: int = 1  # micro-batches a step: less memory, the same step
+    accumulate: int = 1  # micro-batches per step: less memory, the same step
     optimizer: str = "adamw"  # adamw, or muon for inner matrices (`optim.inner_matrices`)
-    lr: float = 1e-3
+    lr: float = 1e-3  # learning rate, at its highest
     min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
     warmup: int = 50  # steps
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # 0 = no clipping
+    beta1: float = 0.9  # of AdamW: memory of the gradient
+    beta2: float = 0.95  # of AdamW: memory of its square
+    weight_decay: float = 0.01  # of linear maps and kernels
+    clip_norm: float = 1.0  # longer gradients are shortened to this; 0 = no clipping
     ema_decay: float = 0.0  # 0 = no averaged weights
     precision: str = "auto"  # auto, float32 or bfloat16
-    compile: bool = False
-    seed: int = 0
+    compile: bool = False  # torch.compile
+    seed: int = 0  # of weights and batches
     limit: int | None = None  # use at most N pictures
-    log_every: int = 50
-    evaluate_every: int = 0  # 0 = at the end only; also the next two
-    sample_every: int = 0
-    checkpoint_every: int = 500
+    log_every: int = 50  # steps
+    evaluate_every: int = 0  # steps; 0 = at the end only
+    sample_every: int = 0  # steps; 0 = at the end only
+    checkpoint_every: int = 500  # steps; 0 = at the end only
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "limit"):
@@ -76,32 +77,51 @@ class Phase:
     betas: tuple[float, float] | None = None  # None: those of the TrainConfig
 
 
-class Task(Protocol):
-    """What a system says about its training.
+class Recipe(NamedTuple):
+    """All settings of a training, as three frozen dataclasses; fields that only the data can tell,
+    such as a vocabulary, are filled in by whoever builds the task."""
 
-    Randomness is made in `batch`, from (seed, step, row), so that N processes equal one; the
-    engine sets `gather`, the identity on one process, and `when`, the step of the plan that stands
-    where this one does (`pace.py`). Frozen helpers are the task's own business:
-    neither `model` nor `extra` holds them.
+    model: Any  # the system's own configuration
+    training: Any  # what its training has beyond the engine's settings
+    engine: TrainConfig
+
+
+class Task(ABC):
+    """What a system says about its training; a subclass says what differs from the defaults.
+
+    Randomness is made in `batch`, from (seed, step, row), so that N processes equal one. The engine
+    sets `gather`, which joins the rows of all processes, and `when`, the step of the plan that
+    stands where this one does (`pace.py`). Frozen helpers are the task's own business: neither
+    `model` nor `extra` holds them.
     """
 
     name: str
-    model: nn.Module  # what is saved; the EMA covers its weights and copies its buffers
-    phases: tuple[Phase, ...]
-    extra: dict[str, nn.Module]  # other nets that training changes: the discriminator
-    gather: Callable[[Tensor], Tensor]
-    events: dict[str, int]  # of a run: words for them, and from which step of its plan on
+    train: Any = None  # the data sources, where it has any
+    val: Any = None
 
+    def __init__(self, recipe: Recipe, model: nn.Module) -> None:
+        """model: what is saved; the EMA covers its weights and copies its buffers"""
+        self.training, self.model = recipe.training, model
+        self.batch_size, self.seed = recipe.engine.batch_size, recipe.engine.seed
+        self.phases = (Phase(self.name, (model,)),)
+        self.extra: dict[str, nn.Module] = {}  # other nets that training changes: a discriminator
+        self.events: dict[str, int] = {}  # words for them, and from which step of the plan on
+        self.gather: Callable[[Tensor], Tensor] = lambda x: x
+        self.when: Callable[[int], float] = float
+
+    @abstractmethod
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Rows of the global batch of a step, on the CPU. Runs in a thread, ahead of time."""
 
     def before_step(self, step: int, batches: list[dict]) -> None:
-        """What the losses need to know of all the step's micro-batches, left in their dicts.
+        """Leave in the micro-batches of a step what their losses need to know of all of them.
 
         Called without gradients, in the step's precision, before the first loss. A task that turns
         them on finds those of the first phase.
         """
+        return None
 
+    @abstractmethod
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the rows and detached metrics.
 
@@ -114,18 +134,43 @@ class Task(Protocol):
 
         It gets the step's micro-batches with what the phases left in them.
         """
+        return {}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Scores of a model (the averaged one where EMA is on, in eval mode), on rank 0 only."""
+        return {}
 
     def sample(self, model: nn.Module, step: int) -> Tensor | None:
         """A picture of what the model does, uint8 (3, H, W), on rank 0 only."""
+        return None
+
+    def inputs(self) -> dict[str, Any]:
+        """What a training depends on beside its settings: hashes of its data and helpers, so that
+        resuming notices others."""
+        return {} if self.train is None else {"data": self.train.fingerprint()}
 
     def config(self) -> dict[str, Any]:
-        """The model's configuration, for config.json."""
+        """The model's configuration and what else shaped the training, for config.json."""
+        training = {**asdict(self.training), **self.inputs()}
+        return {**asdict(self.model.config), "training": training}
 
     def save_files(self, out: Path) -> None:
         """Write files that the model needs beside its weights, such as a tokenizer."""
+        return None
+
+
+class System(NamedTuple):
+    """A system as the commands see it; `recipes.SYSTEMS` has one record of each."""
+
+    about: str  # its line in --help
+    recipes: dict[str, Callable[[], Recipe]]  # by the kind of data; "": of any other
+    # Of a recipe, a data SPEC, the runs that the system needs and a device makes the task.
+    build: Callable[[Recipe, str, dict[str, Path], str], Task]
+    # Of the model's part of a config.json and the run's folder makes the model, without weights.
+    restore: Callable[[dict[str, Any], Path], nn.Module]
+    needs: tuple[str, ...] = ()  # systems of which it is given a trained run
+    decided: tuple[str, ...] = ()  # fields of its model that the data or a run decides: no flags
+    events: tuple[str, ...] = ()  # fields of its training that are steps, moved with their number
 
 
 class Interrupted(SystemExit):

@@ -15,13 +15,14 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from minimodal.errors import UserError
@@ -140,12 +141,19 @@ def log(
         checkpoint.append_metrics(out, line | numbers)
 
 
-def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
-    """Write the scores of the weights that would be used; rank 0 only."""
+@contextlib.contextmanager
+def best_model(training: Training) -> Iterator[nn.Module]:
+    """The weights that would be used, in eval mode, without gradients, in the run's precision."""
     model = training.best.eval()
     with torch.no_grad(), probe.autocast(training.here.device, training.config.precision):
-        scores = training.task.evaluate(model)
+        yield model
     model.train(model is training.task.model)
+
+
+def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
+    """Write the scores of the weights that would be used; rank 0 only."""
+    with best_model(training) as model:
+        scores = training.task.evaluate(model)
     line = {"step": training.step, "seconds": round(training.seconds, 3)}
     line |= {name: float(value) for name, value in scores.items()}
     if scores or done:
@@ -154,10 +162,8 @@ def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
 
 def sample(training: Training, out: Path) -> None:
     """Write a picture of what the weights that would be used do; rank 0 only."""
-    model = training.best.eval()
-    with torch.no_grad(), probe.autocast(training.here.device, training.config.precision):
+    with best_model(training) as model:
         picture = training.task.sample(model, training.step)
-    model.train(model is training.task.model)
     if picture is not None:
         image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
         path = out / "samples" / f"step-{training.step:08d}.png"
@@ -173,13 +179,16 @@ def say_what_is_missing(training: Training) -> None:
               "--resume with more --steps or --minutes goes on", file=sys.stderr)  # fmt: skip
 
 
-def how_to_resume(world: int) -> str:
-    """The command line that goes on with this run."""
-    words = [word for word in sys.argv if word != "--resume"]
+def how_to_resume(world: int, *, alone: bool) -> str:
+    """The command line that goes on with this run; the demo, of which one is a part, always does.
+
+    alone: the run is no part of something larger
+    """
+    words = [word for word in sys.argv if word != "--resume"] + (["--resume"] if alone else [])
     if Path(words[0]).name == "__main__.py":  # python -m minimodal
         words[:1] = ["-m", "minimodal"]
     start = ["torchrun", f"--nproc_per_node={world}"] if world > 1 else ["python"]
-    return shlex.join([*start, *words, "--resume"])
+    return shlex.join([*start, *words])
 
 
 # ---- the loop
@@ -236,6 +245,30 @@ def summary(out: Path, step: int) -> dict[str, Any] | None:
     return {k: v for line in lines for k, v in line.items()}
 
 
+def finished(training: Training, out: Path, data_spec: str) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, with the files beside its weights written
+    again, in case they were lost; None of any other."""
+    if training.pace.progress(training.step) < 1:
+        return None
+    before = distributed.from_main(summary(out, training.step))
+    if before is not None and training.here.main:
+        print(f"{out} is done: {training.step} steps, nothing to resume", file=sys.stderr)
+        if os.access(out, os.W_OK):
+            training.task.save_files(out)
+            stored = checkpoint.load_run_config(out)
+            if stored.get("data") != data_spec:  # the same pictures at another place
+                checkpoint.save_config(out, {**stored, "data": data_spec})
+    return before
+
+
+def begin(training: Training, out: Path, described: dict[str, Any]) -> None:
+    """Write what a run says of itself before its first step, or the first that it takes again."""
+    checkpoint.save_config(out, {**described, "train": asdict(training.config)})
+    checkpoint.clean(out)
+    checkpoint.truncate_metrics(out, training.step)
+    training.task.save_files(out)
+
+
 def run(
     task: Task, config: TrainConfig, out: Path,
     *, data_spec: str, resume: bool = False, device: str = "auto", most: int | None = None,
@@ -258,30 +291,19 @@ def run(
     with contextlib.ExitStack() as held:
         state = first_state(out, described, here=here, resume=resume, held=held)
         if state is not None:
-            stored = checkpoint.load_run_config(out)
             if config.precision == "auto":  # as measured when the run began
-                config = replace(config, precision=stored["train"]["precision"])
+                stored = checkpoint.load_run_config(out)["train"]
+                config = replace(config, precision=stored["precision"])
             began -= state["seconds"]  # the clock goes on
         training = build(task, config, here=here, most=most)
         if state is not None:
             training.restore(state)
-            ended = training.pace.progress(training.step) >= 1
-            before = distributed.from_main(summary(out, training.step) if ended else None)
-            if before is not None:
-                if here.main:
-                    print(f"{out} is done: {training.step} steps, nothing to resume",
-                          file=sys.stderr)  # fmt: skip
-                    if stored.get("data") != data_spec and os.access(out, os.W_OK):
-                        checkpoint.save_config(out, {**stored, "data": data_spec})
+            if (before := finished(training, out, data_spec)) is not None:
                 return before
         precision, flops, peak = measure(training, rows[0])
         config = training.config = replace(config, precision=precision)
         if here.main:
-            described["train"] = asdict(config)
-            checkpoint.save_config(out, described)
-            checkpoint.clean(out)
-            checkpoint.truncate_metrics(out, training.step)
-            task.save_files(out)
+            begin(training, out, described)
         wrap(training)
         end = None if config.minutes > 0 else config.steps
         done = training.pace.progress(training.step)
@@ -293,8 +315,9 @@ def run(
                 loop(training, out, batches=batches, progress=progress, signals=signals,
                      began=began)  # fmt: skip
         except Interrupted:
+            command = how_to_resume(here.world, alone=whole is None)
             progress.say(f"{task.name}: stopped after step {training.step}; the state is saved. "
-                         f"Go on with:\n  {how_to_resume(here.world)}")  # fmt: skip
+                         f"Go on with:\n  {command}")  # fmt: skip
             raise
         finally:
             batches.close()

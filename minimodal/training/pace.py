@@ -94,13 +94,10 @@ class Pace:
         legs = [list(leg) for leg in self.legs]
         return {"limit": self.limit, "legs": legs, "planned": self.planned, "reached": self.reached}
 
-    def restore(self, state: dict | None, *, step: int, seconds: float) -> None:
-        """Go on on a kept path, or on a new one if the run is to last longer or shorter, or went by
-        the clock and kept no path (an older minimodal's)."""
-        state = state or {"limit": None, "legs": self.legs}
+    def restore(self, state: dict, *, step: int, seconds: float) -> None:
+        """Go on on a kept path, or on a new one if the run is to last longer or shorter."""
         new, self.legs = self.legs, [Leg(*leg) for leg in state["legs"]]
-        self.planned = state.get("planned", self.planned)
-        self.reached = state.get("reached")  # None: by steps, or of an older minimodal
+        self.planned, self.reached = state["planned"], state["reached"]
         if self.limit or self.reached is not None:
             self.reached = self.when(step)
         if self.limit and state["limit"] == self.limit:

@@ -90,7 +90,13 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.step, self.seconds = state["step"], state["seconds"]
-        self.pace.restore(state.get("pace"), step=self.step, seconds=self.seconds)
+        try:
+            self.pace.restore(state["pace"], step=self.step, seconds=self.seconds)
+        except KeyError as error:
+            raise UserError(
+                f"the saved state of this {self.task.name} is of an older minimodal and lacks "
+                f"{error}: its weights can be used, but train on in another --out"
+            ) from None
         self.task.model.load_state_dict(state["model"])
         for name, net in self.task.extra.items():
             net.load_state_dict(state["extra"][name])

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -55,6 +56,33 @@ class Signals:
             print(f"\n{self.name}: stopping after this step (Ctrl-C again: at once)",
                   file=sys.stderr)  # fmt: skip
         self.received = True
+
+
+class Forgiving:
+    """A stream whose failures are nobody's: what cannot be written is lost, and the run is not."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+
+def keep_on_where_stderr_fails() -> None:
+    """See to it that a full disk under a log file, say, ends no training."""
+    if not isinstance(sys.stderr, Forgiving):
+        sys.stderr = Forgiving(sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from minimodal.errors import UserError
-from minimodal.training.checkpoint import load_run_config, read_metrics, write_atomically
+from minimodal.files import write_atomically
+from minimodal.training.checkpoint import load_run_config, read_metrics
+from minimodal.training.recipes import SYSTEMS
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -28,7 +30,6 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } pre { overf
 """
 WIDTH, HEIGHT = 280, 120
 NOT_CURVES = {"step", "seconds", "done"}
-ORDER = ("vqgan", "clip", "dalle")  # as they are trained; other runs follow by name
 LATEST = 3  # sample pictures shown of a run, the newest last
 
 
@@ -145,7 +146,8 @@ def find_runs(out: Path) -> list[Path]:
     if (out / "config.json").exists():
         return [out]
     found = sorted(path.parent for path in out.glob("*/config.json"))
-    return sorted(found, key=lambda run: ORDER.index(run.name) if run.name in ORDER else len(ORDER))
+    order = list(SYSTEMS)  # as they are trained; other runs follow by name
+    return sorted(found, key=lambda run: order.index(run.name) if run.name in order else len(order))
 
 
 def write_report(out: Path) -> None:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minimodal.blocks.sampling import SamplingConfig, draw
+from minimodal.blocks.packed import packed_linears
+from minimodal.blocks.sampling import SamplingConfig, sample_token
 from minimodal.dalle import DALLE
 
 
@@ -25,11 +26,6 @@ class Likelihood(NamedTuple):
 
     text: Tensor
     image: Tensor
-
-    @property
-    def joint(self) -> Tensor:
-        """returns: (B,) log p(text, picture)"""
-        return self.text + self.image
 
 
 @torch.no_grad()
@@ -48,7 +44,8 @@ def log_likelihood(
         said = logits.text.float().log_softmax(-1)  # (b, T, V)
         of_text.append(said.gather(-1, dalle.with_padding(t)[..., None])[..., 0].sum(1))
         total = 0.0
-        for part, factor in zip(logits.image, dalle.factors(c.flatten(1)[:, -N:]), strict=True):
+        factors = dalle.image_heads.factors(c.flatten(1)[:, -N:])
+        for part, factor in zip(logits.image, factors, strict=True):
             log_p = part[:, -N:].float().log_softmax(-1)  # (b, N, K)
             total = total + log_p.gather(-1, factor[..., None])[..., 0].sum(1)
         of_image.append(total)
@@ -97,13 +94,14 @@ def write_captions(
     config = SamplingConfig(temperature=temperature)
     ended = torch.zeros(n, dtype=torch.bool, device=device)
     x = dalle.embed_text(text)[:, : 1 + first]  # (n, 1 + P, D)
-    for t in range(first, c.text_length):
-        h = dalle.transformer(x, cache=cache, angles=dalle.angles(cache.length, x.shape[1]))
-        logits = dalle.text_head(dalle.norm_out(h[:, -1])).float()  # (n, V)
-        token = draw(logits.masked_fill(~possible[t], float("-inf")), config, generator)
-        ended = ended | (token >= c.vocab_size)
-        text[:, t] = torch.where(ended, c.pad_id, token)
-        x = dalle.embed_text(text)[:, t + 1 : t + 2]
+    with packed_linears([dalle.transformer], n):
+        for t in range(first, c.text_length):
+            h = dalle.transformer(x, cache=cache, angles=dalle.angles(cache.length, x.shape[1]))
+            logits = dalle.text_head(dalle.norm_out(h[:, -1])).float()  # (n, V)
+            token = sample_token(logits.masked_fill(~possible[t], float("-inf")), config, generator)
+            ended = ended | (token >= c.vocab_size)
+            text[:, t] = torch.where(ended, c.pad_id, token)
+            x = dalle.embed_text(text)[:, t + 1 : t + 2]
     return text
 
 

@@ -63,13 +63,6 @@ def combine(units: Tensor, weights: Sequence[float]) -> Tensor:
 # --- pictures to rows ----------------------------------------------------------------------------
 
 
-class Broken(NamedTuple):
-    """A picture that cannot be embedded. `lasting`: not before the file changes."""
-
-    reason: str
-    lasting: bool = True
-
-
 def _digest(tensor: Tensor) -> bytes:
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().data).digest()
@@ -89,8 +82,8 @@ def fingerprint(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def read_picture(clip: CLIP, path: Path) -> Tensor | Broken:
-    """A picture file as `clip.preprocess(Image.open(path))` makes it.
+def read_picture(clip: CLIP, path: Path) -> Tensor | str:
+    """A picture file as `clip.preprocess(Image.open(path))` makes it, or why it cannot be read.
 
     returns: (3, H, W) float32, normalised
     """
@@ -98,10 +91,7 @@ def read_picture(clip: CLIP, path: Path) -> Tensor | Broken:
         with opened(path) as picture:
             return clip.preprocess(picture)
     except UserError as error:
-        # What the disk or permissions refuse may work next time without a change of the file.
-        passing = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
-        reason = str(error).removeprefix(f"{path}: cannot be read as a picture: ")
-        return Broken(reason, lasting=not passing)
+        return str(error).removeprefix(f"{path}: cannot be read as a picture: ")
 
 
 @torch.no_grad()
@@ -115,18 +105,17 @@ def embed_images(clip: CLIP, images: Tensor) -> Tensor:
     return F.normalize(found.float(), dim=-1).cpu()  # (B, E)
 
 
-def embed_files(clip: CLIP, paths: Sequence[Path]) -> Iterator[Tensor | Broken]:
+def embed_files(clip: CLIP, paths: Sequence[Path]) -> Iterator[Tensor | str]:
     """For each file in turn its unit vector (E,), or why there is none."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(paths), BATCH):
             read = list(pool.map(lambda p: read_picture(clip, p), paths[first : first + BATCH]))
-            sound = [i for i, picture in enumerate(read) if not isinstance(picture, Broken)]
+            sound = [i for i, picture in enumerate(read) if not isinstance(picture, str)]
             if sound:
                 rows = embed_images(clip, torch.stack([read[i] for i in sound]))  # (B, E)
                 for i, row in zip(sound, rows, strict=True):
                     # No number would be the largest of all in every search.
-                    finite = bool(row.isfinite().all())
-                    read[i] = row if finite else Broken("its embedding is not finite")
+                    read[i] = row if row.isfinite().all() else "its embedding is not finite"
             yield from read
 
 
@@ -137,8 +126,8 @@ def embed_queries(clip: CLIP, paths: Sequence[Path]) -> Tensor:
     """
     rows = []
     for path, row in zip(paths, embed_files(clip, paths), strict=True):
-        if isinstance(row, Broken):
-            raise UserError(f"{path}: cannot be read as a picture: {row.reason}")
+        if isinstance(row, str):
+            raise UserError(f"{path}: cannot be read as a picture: {row}")
         rows.append(row)
     return torch.stack(rows)  # (N, E)
 
@@ -155,7 +144,7 @@ class Index:
 
     embeddings: Tensor
     stamps: dict[str, Stamp]  # of each row's file, by its name in the folder; in the rows' order
-    broken: dict[str, tuple[Stamp, str]]  # files that cannot be read, and why
+    broken: dict[str, str]  # files that cannot be read, and why; they are tried again each time
 
     @property
     def names(self) -> list[str]:
@@ -176,7 +165,6 @@ def write_index(path: Path, index: Index, model: str) -> None:
         "version": VERSION,
         "model": model,
         "pictures": [[name, *stamp] for name, stamp in index.stamps.items()],
-        "broken": [[name, *stamp, reason] for name, (stamp, reason) in index.broken.items()],
     }
     text = json.dumps(described).encode()
     manifest = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -199,10 +187,9 @@ def write_index(path: Path, index: Index, model: str) -> None:
 
 def _parse(manifest: dict[str, Any], embeddings: Tensor, width: int) -> Index:
     stamps = {name: (int(size), int(time)) for name, size, time in manifest["pictures"]}
-    broken = {name: ((size, time), str(why)) for name, size, time, why in manifest["broken"]}
     if embeddings.dtype != torch.float32 or embeddings.shape != (len(stamps), width):
         raise ValueError("the rows do not fit the manifest")
-    return Index(embeddings, stamps, broken)
+    return Index(embeddings, stamps, {})
 
 
 def read_index(path: Path, model: str, *, width: int) -> Index:
@@ -230,22 +217,18 @@ def read_index(path: Path, model: str, *, width: int) -> Index:
 
 
 def index_place(folder: Path, chosen: Path | None = None) -> Path | None:
-    """Where the index of a folder is kept: the chosen place, else beside the folder, else in the
-    user's cache; None where nothing can be written."""
-    if chosen is not None:
-        make_folder(chosen)
-        return chosen
+    """Where the index of a folder is kept: the chosen place, else beside the folder; None where
+    nothing can be written there."""
     whole = folder.resolve()
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]
-    for place in (whole.parent / f".{whole.name}.minimodal", Path(cache, "minimodal", name)):
-        try:
-            make_folder(place)
-            return place
-        except UserError:
-            continue
-    print("the index cannot be kept: no place for it can be written", file=sys.stderr)
-    return None
+    place = chosen or whole.parent / f".{whole.name}.minimodal"
+    try:
+        make_folder(place)
+    except UserError as error:
+        if chosen is not None:
+            raise
+        print(f"the index cannot be kept, give a place with --index: {error}", file=sys.stderr)
+        return None
+    return place
 
 
 # --- bringing an index up to date ----------------------------------------------------------------
@@ -274,23 +257,15 @@ def scan(folder: Path) -> dict[str, Stamp]:
     return found
 
 
-def merge(
-    stored: Index,
-    present: dict[str, Stamp],
-    found: dict[str, Tensor | Broken],
-) -> Index:
+def merge(stored: Index, present: dict[str, Stamp], found: dict[str, Tensor | str]) -> Index:
     """What is still right of a stored index together with what was found since, sorted by name."""
     kept = {
         name: row
         for row, (name, stamp) in enumerate(stored.stamps.items())
         if present.get(name) == stamp
     }
-    rows = {name: row for name, row in found.items() if not isinstance(row, Broken)}
-    broken = {n: entry for n, entry in stored.broken.items() if present.get(n) == entry[0]}
-    for name, row in found.items():
-        if isinstance(row, Broken):  # an impossible size has it tried again the next time
-            broken[name] = (present[name] if row.lasting else (-1, 0), row.reason)
-    broken = dict(sorted(broken.items()))
+    rows = {name: row for name, row in found.items() if not isinstance(row, str)}
+    broken = {name: reason for name, reason in found.items() if isinstance(reason, str)}
     if not rows and len(kept) == len(stored.stamps):
         return dataclasses.replace(stored, broken=broken)  # the rows stay mapped, not copied
     names = sorted([*kept, *rows])
@@ -304,7 +279,7 @@ def tell_broken(index: Index, folder: Path) -> None:
     """Name the pictures that are left out; an error where they are all."""
     if not index.broken:
         return
-    named = [f"{name} ({reason})" for name, (_, reason) in list(index.broken.items())[:5]]
+    named = [f"{name} ({reason})" for name, reason in list(index.broken.items())[:5]]
     listed = "; ".join(named) + ("; …" if len(index.broken) > 5 else "")
     if not index.stamps:
         raise UserError(f"{folder}: none of its pictures can be read: {listed}")
@@ -326,21 +301,18 @@ def refresh(
     stored = Index(torch.empty(0, width), {}, {})
     if kept_in is not None and not rebuild:
         stored = read_index(kept_in / FILE, model, width=width)
-    known = stored.stamps | {name: stamp for name, (stamp, _) in stored.broken.items()}
-    wanted = [name for name, stamp in present.items() if known.get(name) != stamp]
-    found: dict[str, Tensor | Broken] = {}
-    quiet = not sys.stderr.isatty()
-    try:
-        with tqdm(total=len(wanted), unit="picture", disable=quiet, leave=False) as bar:
+    wanted = [name for name, stamp in present.items() if stored.stamps.get(name) != stamp]
+    found: dict[str, Tensor | str] = {}
+    try:  # disable=None: no bar where stderr is no terminal
+        with tqdm(total=len(wanted), unit="picture", disable=None, leave=False) as bar:
             rows = embed_files(clip, [folder / name for name in wanted])
             for name, row in zip(wanted, rows, strict=True):
                 found[name] = row
                 bar.update()
     finally:
         index = merge(stored, present, found)
-        changed = index.embeddings is not stored.embeddings or index.broken != stored.broken
-        if kept_in is not None and changed:
+        if kept_in is not None and index.embeddings is not stored.embeddings:
             write_index(kept_in / FILE, index, model)
     tell_broken(index, folder)
-    new = sum(not isinstance(row, Broken) for row in found.values())
+    new = len(found) - len(index.broken)
     return index, Changes(new, sum(name not in present for name in stored.stamps))

@@ -21,6 +21,7 @@ from torch import Tensor
 from minimodal.clip import CLIP, class_embeddings
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.errors import UserError
+from minimodal.files import asking
 
 BATCH = 64  # pictures that the encoder sees at once
 ARTICLES = ("a ", "an ", "the ")
@@ -28,12 +29,11 @@ ARTICLES = ("a ", "an ", "the ")
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank; none, or no text, is a `UserError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8; expected a text file, one a line") from None
+    with asking("read", path):
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is no text in UTF-8; expected a text file") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} is empty; expected a text file, one a line")

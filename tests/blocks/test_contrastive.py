@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from helpers.tiny import noise
 
-from minimodal.blocks.contrastive import both_ways, rows_cross_entropy, rows_sigmoid, unit
+from minimodal.blocks.contrastive import (
+    both_ways,
+    gathered_loss,
+    rows_cross_entropy,
+    rows_sigmoid,
+    unit,
+)
 from minimodal.clip import contrastive_loss
 
 B, E = 12, 5
@@ -25,17 +31,23 @@ def inputs() -> list[torch.Tensor]:
     ]
 
 
+def some_rows(image, text, scale, captions: torch.Tensor, rows: int) -> torch.Tensor:
+    """The loss of one process, so many rows of logits at a time."""
+    columns = {"all_image": image, "all_text": text, "all_captions": captions}
+    return gathered_loss(image, text, scale, captions=captions, rows=rows, **columns)
+
+
 def equal(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 5, 12, 99])
+@pytest.mark.parametrize("rows", [0, 1, 5, 12, 99])
 @pytest.mark.parametrize("captions", CAPTIONS.values(), ids=CAPTIONS)
 def test_some_rows_at_a_time_give_the_plain_loss_and_its_gradients(rows, captions):
     plain, blocked = inputs(), inputs()
     wanted = contrastive_loss(*plain, captions=captions)
-    found = contrastive_loss(*blocked, captions=captions, rows=rows)
+    found = some_rows(*blocked, captions, rows)
     torch.testing.assert_close(found, wanted)
     # Scaled, as a mean over micro-batches scales it: what was computed early must follow.
     (3 * wanted).backward()
@@ -48,7 +60,7 @@ def test_a_processs_rows_against_all_columns_give_the_plain_loss(captions):
     plain, blocked = inputs(), inputs()
     for (image, text, scale), rows in ((plain, 0), (blocked, 3)):
         mine = slice(4, 8)
-        contrastive_loss(
+        gathered_loss(
             image[mine], text[mine], scale, captions=captions[mine], all_image=image,
             all_text=text, all_captions=captions, rows=rows,
         ).backward()  # fmt: skip
@@ -59,7 +71,7 @@ def test_the_blocked_loss_keeps_its_digits_under_autocast():
     image, text, scale = inputs()
     wanted = contrastive_loss(image, text, scale, captions=CAPTIONS["distinct"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = contrastive_loss(image, text, scale, captions=CAPTIONS["distinct"], rows=4)
+        found = some_rows(image, text, scale, CAPTIONS["distinct"], 4)
     torch.testing.assert_close(found, wanted)
 
 
@@ -89,7 +101,10 @@ def test_nothing_pulls_where_all_is_right_at_the_highest_scale(rows):
     text = image + 0.5 * noise(256, 512, seed=1)
     image.requires_grad_(), text.requires_grad_()
     scale, captions = torch.tensor([100.0]), torch.arange(256)
-    contrastive_loss(image, text, scale, captions=captions, rows=rows).backward()
+    if rows:
+        some_rows(image, text, scale, captions, rows).backward()
+    else:
+        contrastive_loss(image, text, scale, captions=captions).backward()
     # The logits are right to 1e-5, but the same ones must be in a sum and in its terms.
     assert max(image.grad.abs().max(), text.grad.abs().max()) < 1e-10
 
@@ -97,7 +112,7 @@ def test_nothing_pulls_where_all_is_right_at_the_highest_scale(rows):
 def test_the_blocked_loss_works_without_gradients():
     image, text, scale = (tensor.detach() for tensor in inputs())
     wanted = contrastive_loss(image, text, scale, captions=CAPTIONS["distinct"])
-    found = contrastive_loss(image, text, scale, captions=CAPTIONS["distinct"], rows=5)
+    found = some_rows(image, text, scale, CAPTIONS["distinct"], 5)
     torch.testing.assert_close(found, wanted)
 
 
@@ -165,7 +180,7 @@ def test_some_rows_at_a_time_give_the_gradients_of_the_sigmoid_loss(rows):
 
 PEAK = """
 import sys, torch
-from minimodal.clip import contrastive_loss
+from minimodal.blocks.contrastive import gathered_loss
 B, rows = int(sys.argv[1]), int(sys.argv[2])
 image, text = torch.ones(2, B, 64).unbind()
 for tensor in (image, text):
@@ -173,9 +188,13 @@ for tensor in (image, text):
     tensor.requires_grad_()
 scale = torch.tensor([9.0], requires_grad=True)
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-contrastive_loss(image[:8], text[:8], scale, captions=torch.arange(8), rows=4).backward()
+def step(u, v, rows):
+    own = torch.arange(len(u))
+    columns = {"all_image": u, "all_text": v, "all_captions": own}
+    gathered_loss(u, v, scale, captions=own, rows=rows, **columns).backward()
+step(image[:8], text[:8], 4)
 before = peak()
-contrastive_loss(image, text, scale, captions=torch.arange(B), rows=rows).backward()
+step(image, text, rows)
 print((peak() - before) / 1024)
 """
 

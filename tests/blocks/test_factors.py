@@ -8,8 +8,9 @@ from helpers.tiny import generator, make_vqgan, noise, pictures
 
 from minimodal.blocks.factors import AppearanceEncoder, local_contrast, self_similarity
 from minimodal.errors import UserError
-from minimodal.training.tasks import VQGANTask, VQGANTraining
+from minimodal.training.contract import Recipe, TrainConfig
 from minimodal.training.tasks.common import seeded
+from minimodal.training.tasks.vqgan import VQGANTask, VQGANTraining
 
 TWO = dict(patch=4, multipliers=(1,), encoder_kernel=1, decoder_kernel=1, codes=(7, 5))
 
@@ -27,9 +28,8 @@ class Painted(Numbered):
 def make_task(**training) -> VQGANTask:
     training = {"warm_start": 0, "gan_weight": 0.0, **training}
     config, source = make_vqgan(**TWO).config, Painted()
-    return VQGANTask(
-        config, VQGANTraining(**training), train=source, val=source, batch_size=6, seed=0
-    )
+    recipe = Recipe(config, VQGANTraining(**training), TrainConfig(batch_size=6))
+    return VQGANTask(recipe, source, source)
 
 
 def turned(images: torch.Tensor, seed: int) -> torch.Tensor:
@@ -122,7 +122,10 @@ def test_appearance_sees_as_far_beyond_a_patch_as_structure_does():
 def test_half_of_a_latent_is_structure_and_half_appearance():
     vqgan, images = make_vqgan(**TWO), pictures(2, 3, 16, 16)
     structure, appearance = vqgan.latents(images).chunk(2, dim=1)
-    assert torch.equal(structure, vqgan.encoder(self_similarity(images, patch=4)))
+    seen = []
+    vqgan.encoder.conv_in.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    assert torch.equal(structure, vqgan.encoder(images))
+    assert torch.equal(seen[0], self_similarity(images, patch=4))
     assert torch.equal(appearance, vqgan.appearance(images))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.decoding import ask
 from helpers.tiny import WORDS, generator, integers, make_painter
 
 from minimodal.blocks.given import outside
@@ -26,12 +27,12 @@ def picture(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
 def test_what_is_no_picture_in_bytes_is_refused(name, pictures, given, found):
     said = rf"the (picture to complete|first picture) is {found}: expected a torch.uint8 tensor \(3"
     with pytest.raises(UserError, match=said):
-        make_painter(pictures=pictures).generate(WORDS[0], generator=generator(), **{name: given})
+        ask(make_painter(pictures=pictures), WORDS[0], generator=generator(), **{name: given})
 
 
 def test_only_one_picture_can_be_completed():
     with pytest.raises(UserError, match=r"torch.uint8 \(1, 3, 6, 6\): expected .* \(3, height"):
-        make_painter().generate(WORDS[0], generator=generator(), complete=picture(1, 3, 6, 6))
+        ask(make_painter(), WORDS[0], generator=generator(), complete=picture(1, 3, 6, 6))
 
 
 @pytest.mark.parametrize(

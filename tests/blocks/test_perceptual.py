@@ -13,14 +13,15 @@ from minimodal.blocks.perceptual import (
     feature_distance,
     lpips_heads,
     moved,
+    tower_maps,
     unit,
     vgg16,
 )
-from minimodal.clip import normalize
+from minimodal.data.preprocessing import normalize
 from minimodal.errors import UserError
 from minimodal.runs import load
-from minimodal.training.build import open_perceptual
-from minimodal.training.tasks import VQGANTraining
+from minimodal.training.opening import open_perceptual
+from minimodal.training.tasks.vqgan import VQGANTraining
 
 
 def test_orthogonal_features_are_two_apart():
@@ -73,7 +74,7 @@ def test_moving_keeps_the_size_and_what_stays_inside(shift):
 def clip_distance(clip) -> PerceptualDistance:
     tower = clip.image_encoder
     return PerceptualDistance(
-        tower, features=lambda x: tower.features(normalize((x + 1) * 127.5)), size=8
+        tower, features=lambda x: tower_maps(tower, normalize((x + 1) * 127.5)), size=8
     )
 
 
@@ -112,7 +113,9 @@ def test_pictures_of_another_size_are_resized_to_the_clips():
 
 def test_the_last_map_of_a_clip_is_its_embedding():
     clip, x = make_clip(), noise(2, 3, 8, 8)
-    torch.testing.assert_close(clip.image_encoder.features(x)[-1].flatten(1), clip.encode_image(x))
+    torch.testing.assert_close(
+        tower_maps(clip.image_encoder, x)[-1].flatten(1), clip.encode_image(x)
+    )
 
 
 # --- VGG16 ---------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ def test_the_distance_is_a_term_of_the_generators_loss():
     plain = task.loss(dict(batch), "generator", 0)[0]
     tower = clip.image_encoder
     task.perceptual = PerceptualDistance(
-        tower, features=lambda x: tower.features(normalize((x + 1) * 127.5)), size=32
+        tower, features=lambda x: tower_maps(tower, normalize((x + 1) * 127.5)), size=32
     )
     loss, metrics = task.loss(dict(batch), "generator", 0)
     assert metrics["perceptual"] > 0

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from minimodal.blocks.quantizer import follow, nearest, perplexity
 from minimodal.blocks.quantizer_variants import (
+    QUANTIZERS,
     FiniteScalarQuantizer,
     GradientQuantizer,
     GumbelQuantizer,
     codebook_loss,
 )
 from minimodal.errors import UserError
-from minimodal.vqgan import QUANTIZERS, VQGANConfig, make_quantizer
+from minimodal.vqgan import VQGAN, VQGANConfig
 
 
 def gradient(**settings) -> GradientQuantizer:
@@ -92,7 +93,7 @@ def test_an_update_counts_the_codes_of_the_batch(make):
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_a_configuration_names_its_quantizer(kind):
     config = VQGANConfig(quantizer=kind, codes=(5, 3) if kind == "fsq" else (15,), code_width=6)
-    quantizer = make_quantizer(config)
+    quantizer = VQGAN(config).quantizer
     assert quantizer.sizes == config.vocabulary == (15,)
     assert quantizer(noise(1, config.latent, 2, 2)).z.shape == (1, config.latent, 2, 2)
 

@@ -10,9 +10,9 @@ from minimodal.blocks.sampling import (
     COLDEST,
     MOST_GUIDANCE,
     SamplingConfig,
-    draw,
     filter_logits,
     guide,
+    sample_token,
 )
 from minimodal.errors import UserError
 
@@ -25,7 +25,7 @@ def kept(**settings) -> list[int]:
 
 
 def frequencies(logits: torch.Tensor, n: int = 20_000, **settings) -> torch.Tensor:
-    drawn = draw(logits.expand(n, -1), SamplingConfig(**settings), generator())
+    drawn = sample_token(logits.expand(n, -1), SamplingConfig(**settings), generator())
     return torch.bincount(drawn, minlength=logits.shape[-1]) / n
 
 
@@ -36,7 +36,7 @@ def chi_square(found: torch.Tensor, expected: torch.Tensor, n: int = 20_000) -> 
 def test_temperature_0_is_the_likeliest_token():
     logits = noise(50, 9)
     config = SamplingConfig(temperature=0.0, top_k=3, top_p=0.5)
-    assert torch.equal(draw(logits, config, generator()), logits.argmax(1))
+    assert torch.equal(sample_token(logits, config, generator()), logits.argmax(1))
 
 
 def test_draws_follow_the_softmax():
@@ -116,7 +116,7 @@ def test_guidance_1_is_the_conditional_and_0_the_unconditional():
 def test_the_coldest_draw_under_the_strongest_guidance_is_the_likeliest_token():
     config = SamplingConfig(temperature=COLDEST, guidance=MOST_GUIDANCE, top_p=0.9, min_p=0.1)
     logits = guide(100 * noise(50, 9), 100 * noise(50, 9, seed=1), config.guidance)
-    assert torch.equal(draw(logits, config, generator()), logits.argmax(1))
+    assert torch.equal(sample_token(logits, config, generator()), logits.argmax(1))
 
 
 def test_guidance_above_1_goes_beyond_the_conditional():
@@ -125,15 +125,15 @@ def test_guidance_above_1_goes_beyond_the_conditional():
 
 def test_the_same_generator_draws_the_same_whatever_else_was_drawn():
     logits = noise(50, 9)
-    first = draw(logits, SamplingConfig(), generator(4))
+    first = sample_token(logits, SamplingConfig(), generator(4))
     torch.rand(3)
-    assert torch.equal(first, draw(logits, SamplingConfig(), generator(4)))
+    assert torch.equal(first, sample_token(logits, SamplingConfig(), generator(4)))
 
 
 def test_drawing_leaves_the_logits_and_the_global_generator_alone():
     logits, before = noise(50, 9), torch.get_rng_state()
     copy = logits.clone()
-    draw(logits, SamplingConfig(temperature=0.7, top_k=3, top_p=0.9), generator())
+    sample_token(logits, SamplingConfig(temperature=0.7, top_k=3, top_p=0.9), generator())
     assert torch.equal(logits, copy) and torch.equal(torch.get_rng_state(), before)
 
 

@@ -9,7 +9,7 @@ from helpers.mutants import exposes
 from helpers.tiny import generator, make_dalle
 from torch import Tensor
 
-from minimodal.blocks.sampling import SamplingConfig, draw, guide
+from minimodal.blocks.sampling import SamplingConfig, guide, sample_token
 from minimodal.dalle import DALLE
 
 TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0]])
@@ -30,7 +30,7 @@ class ZeroesThePrompt(DALLE):
                 if empty:
                     text *= 0
                 said.append(self(text, codes.view(-1, grid, grid)).image[0][:, n])
-            codes[:, n] = draw(guide(*said, sampling.guidance), sampling, generator)
+            codes[:, n] = sample_token(guide(*said, sampling.guidance), sampling, generator)
         return codes.view(-1, grid, grid)
 
 

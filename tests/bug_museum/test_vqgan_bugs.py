@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from helpers.mutants import exposes
 from helpers.tiny import generator, noise
-from torch import Tensor, nn
+from torch import Tensor
 
-from minimodal.blocks.discriminator import adversarial_ramp, weigh
-from minimodal.blocks.quantizer import Codebook, Quantizer
+from minimodal.blocks.discriminator import adversarial_ramp
+from minimodal.blocks.quantizer import Codebook
 from minimodal.blocks.quantizer_variants import GradientQuantizer, GumbelQuantizer
 
 Z = noise(2, 4, 3, 5)
@@ -42,31 +42,6 @@ def beta_weighs_the_commitment(quantizer: GradientQuantizer) -> bool:
 
 def test_beta_sits_on_the_commitment_term():
     exposes(beta_weighs_the_commitment, ours=GradientQuantizer(7, 4), mutant=BetaOnTheCodes(7, 4))
-
-
-# --- an averaged codebook that crashes -----------------------------------------------------------
-# taming-transformers' EMAVectorQuantizer, merged untested in 2021, reads two names that its
-# constructor never got (pull request 267): nobody could make one.
-
-
-class UndefinedNames(Quantizer):
-    def __init__(self, sizes: tuple[int, ...], width: int) -> None:
-        super().__init__(sizes, width)
-        self.codebook_dim = codebook_dim  # noqa: F821
-
-
-def can_be_made_and_used(make: Callable) -> bool:
-    try:
-        quantizer = make((7,), 4)
-    except NameError:
-        return False
-    quantizer.start(Z, generator())
-    quantizer.update(Z, generator())
-    return bool(torch.isfinite(quantizer(Z).z).all())
-
-
-def test_the_averaged_codebook_does_not_crash():
-    exposes(can_be_made_and_used, ours=Quantizer, mutant=UndefinedNames)
 
 
 # --- a code that nothing uses --------------------------------------------------------------------
@@ -158,39 +133,3 @@ def kl_does_not_grow_with_the_batch(quantizer: GumbelQuantizer) -> bool:
 def test_the_kl_term_is_the_same_for_a_batch_and_the_batch_twice():
     with torch.random.fork_rng(devices=[]):
         exposes(kl_does_not_grow_with_the_batch, ours=GumbelQuantizer(7, 4), mutant=SummedKL(7, 4))
-
-
-# --- a λ for every process -----------------------------------------------------------------------
-# Under data parallelism each process of taming-transformers computes λ from its own pictures: the
-# averaged gradient is then that of no single loss, and depends on how the batch was dealt out.
-
-
-def lambdas(shared: bool) -> list[float]:
-    """λ of two processes with a picture each, with gradients averaged between them or not."""
-    w = nn.Parameter(torch.tensor([1.0, 2.0]))
-    shards = [torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.5])]
-
-    def gradients(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        painted = w * x
-        return painted.abs().sum(), painted.square().sum(), painted
-
-    def own(loss: int, x: Tensor) -> Tensor:
-        return torch.autograd.grad(gradients(x)[loss], w)[0]
-
-    means = [torch.stack([own(loss, x) for x in shards]).mean(0) for loss in (0, 1)]
-    found = []
-    for x in shards:
-        queue = iter(means)
-        average = (lambda g, queue=queue: next(queue)) if shared else (lambda g: g)
-        rec, gan, painted = gradients(x)
-        found.append(weigh(rec, gan, painted, w, average=average).weight.item())
-    return found
-
-
-def processes_agree(shared: bool) -> bool:
-    first, second = lambdas(shared)
-    return bool(np.isclose(first, second))
-
-
-def test_all_processes_weigh_the_game_alike():
-    exposes(processes_agree, ours=True, mutant=False)

@@ -22,11 +22,11 @@ from minimodal.cli import common
 from minimodal.cli import train as training
 from minimodal.cli.common import HOME, run_command
 from minimodal.cli.main import main
-from minimodal.clip import CLIP, clip_preprocess
+from minimodal.clip import CLIP
+from minimodal.data.preprocessing import clip_preprocess
 from minimodal.data.words import KnownWords
 from minimodal.runs import load
-from minimodal.training.build import build_clip
-from minimodal.training.recipes import recipe_for
+from minimodal.training.recipes import clip, recipe_for
 from minimodal.uses.search import read_picture
 from minimodal.uses.zero_shot import ZeroShotClassifier, default_prompts
 
@@ -162,7 +162,7 @@ def test_a_known_first_word_is_read_as_captions_had_it(run):
 
 
 def test_a_clip_keeps_the_words_of_its_training(tmp_path):
-    task = build_clip(recipe_for("clip", "shapes"), "shapes:64")
+    task = clip.build(recipe_for("clip", "shapes"), "shapes:64")
     task.save_files(tmp_path)
     known = KnownWords.load(tmp_path / "words.json")
     assert known.unknown("a large red circle") == [] and known.unknown("a zebra") == ["zebra"]

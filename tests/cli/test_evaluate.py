@@ -157,7 +157,6 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
         (("{demo}", "--data", "folder:{demo}"), "several runs"),
         (("{demo}/clip", "--data", "folder:{demo}/nowhere"), "no such folder"),
         (("{demo}/vqgan", "--templates", "t.txt"), "are for a clip"),
-        (("{demo}/vqgan", "--study"), "--study is for a dalle"),
         (("{demo}/dalle", "-n", "0"), "-n 0: expected 1 or more"),
         (("{demo}/dalle", "--pictures", "p"), "--pictures are of a vqgan"),
         (("{demo}", "--pictures", "p"), "give one of them with --pictures"),
@@ -213,15 +212,12 @@ def test_a_run_on_shapes_is_scored_by_the_oracle(run, demo, monkeypatch):
     assert json.loads(out)["manifest"]["world_seed"] == 7
 
 
-def test_a_dalle_on_pictures_with_captions_is_scored_by_a_clip(run, demo, tmp_path):
+def test_a_dalle_on_pictures_with_captions_is_scored_by_a_clip(run, tmp_path):
     data = f"folder:{captioned(tmp_path / 'own')}"
-    own = open_data(data, image_size=6).fingerprint()
-    training = {"pictures": 20, "flip": False, "data": own}
-    demo = write_demo(tmp_path / "demo", data=data, training=training, temperature=1.0)
+    demo = write_demo(tmp_path / "demo", data=data, temperature=1.0)
     words = (demo / "dalle", "--data", data, "--clip", demo / "clip", "-n", "4", "--out", "e.json")
     status, out, _ = run(*words, "--json")
-    scores = json.loads(out)["scores"]
-    assert status == 0 and 0 <= scores["clip_recall_at_1"] <= 1 and "nearer" in scores
+    assert status == 0 and 0 <= json.loads(out)["scores"]["clip_recall_at_1"] <= 1
 
 
 def test_captions_longer_than_those_of_training_are_cut_and_counted(run, tmp_path):
@@ -230,8 +226,7 @@ def test_captions_longer_than_those_of_training_are_cut_and_counted(run, tmp_pat
     val = open_data(data, image_size=6, split="val")
     number = int(val.all_captions(0)[0].split()[1])
     (own / f"{number:02}.txt").write_text("far more words than any caption of the training had")
-    training = {"pictures": 20, "flip": False, "data": "elsewhere"}
-    demo = write_demo(tmp_path / "demo", data=data, training=training, temperature=1.0)
+    demo = write_demo(tmp_path / "demo", data=data, temperature=1.0)
     words = (demo / "dalle", "--data", data, "--clip", demo / "clip", "-n", "4", "--out", "e.json")
     status, out, err = run(*words, "--json")
     assert status == 0 and f"1 of {min(4, len(val))} captions are cut to 20 tokens" in err
@@ -244,30 +239,8 @@ def test_the_manifest_counts_the_pictures_drawn_for_each_score(run, tmp_path, mo
     judge.to = lambda device: judge
     monkeypatch.setattr("minimodal.cli.evaluate.load_judge", lambda path: judge)
     monkeypatch.setattr("minimodal.cli.evaluate.class_captions", lambda name: [name[:3]])
-    training = {"pictures": 20, "flip": False, "data": "gone"}
-    demo = write_demo(tmp_path / "demo", data=data, training=training, temperature=1.0)
+    demo = write_demo(tmp_path / "demo", data=data, temperature=1.0)
     words = (demo / "dalle", "--data", data, "--judge", "j", "--clip", demo / "clip", "-n", "25")
     status, out, _ = run(*words, "--json")
     assert status == 0 and seen == [20]  # two of each of ten classes
     assert json.loads(out)["manifest"]["pictures"] == {"judge": 20, "clip": 10}
-
-
-def test_a_study_writes_its_heat_maps(run, tmp_path, monkeypatch):
-    folder = write_demo(tmp_path / "own", temperature=0.8, guidance=1.0)
-    for name, value in (
-        ("template_scores", {"seen_shape": 0.5}),
-        ("copies_of_training", {"nearer": 0.5}),
-        ("reading_scores", {"seen_color": 0.75}),
-        ("variety", {"places": 12.0}),
-    ):
-        monkeypatch.setattr(f"minimodal.cli.evaluate.{name}", lambda *_, value=value, **__: value)
-    monkeypatch.setattr("minimodal.cli.evaluate.draw", lambda *_, **__: None)
-    table = {"seen": np.full((5, 4), 0.25)}
-    monkeypatch.setattr("minimodal.cli.evaluate.sweep", lambda *_, **__: table)
-    monkeypatch.setattr("minimodal.cli.evaluate.dalle_scores", lambda *_, **__: {"seen": 0.1})
-    status, out, _ = run(folder / "dalle", "--study", "--json")
-    scores = json.loads(out)["scores"]
-    assert scores["reads_seen_color"] == 0.75 and scores["baseline_chance"] == 0
-    assert status == 0 and scores["template_seen_shape"] == 0.5
-    assert scores["sweep_seen_g1.5_t0.5"] == 0.25
-    assert (folder / "dalle" / "sweep-seen.png").exists()

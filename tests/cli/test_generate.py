@@ -15,9 +15,10 @@ from helpers.commands import SIDE, pixels, refusal, write_demo, write_run
 from helpers.tiny import make_dalle
 from PIL import Image, ImageSequence
 
-from minimodal.cli import generate
+from minimodal.blocks.sampling import SamplingConfig
 from minimodal.cli.common import Parser, run_command
-from minimodal.cli.generate import in_rows, make_parser
+from minimodal.cli.generate import METHODS, make_parser, shared
+from minimodal.cli.generate.shared import in_rows
 from minimodal.dalle import DALLE
 from minimodal.data.words import KnownWords
 from minimodal.drawing import MARGIN, grid
@@ -89,7 +90,7 @@ def test_the_first_picture_is_the_one_that_clip_finds_best(run, demo):
 
 def test_rerank_writes_clips_scores_below_the_pictures_best_first(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(generate, "grid", lambda *x, **how: (seen.append(how), grid(*x, **how))[1])
+    monkeypatch.setattr(shared, "grid", lambda *x, **how: (seen.append(how), grid(*x, **how))[1])
     run("a red circle", "-n", "2", "--out", "plain.png")
     told = json.loads(run("a red circle", "-n", "2", "--rerank", "9", "--json")[1])["pictures"]
     assert [how["notes"] for how in seen] == [[], [f"CLIP {one['clip']:.4f}" for one in told]]
@@ -110,13 +111,13 @@ def test_rerank_below_n_still_shows_n(run):
 
 def test_the_runs_own_sampling_is_the_default_and_flags_win(run, demo, tmp_path, monkeypatch):
     seen = []
-    original = DALLE.generate
+    original = DALLE.draw
 
-    def spy(self, *args, **named):
-        seen.append((named["temperature"], named["guidance"]))
-        return original(self, *args, **named)
+    def spy(self, prompts, request, sampling, **named):
+        seen.append((sampling.temperature, sampling.guidance))
+        return original(self, prompts, request, sampling, **named)
 
-    monkeypatch.setattr(DALLE, "generate", spy)
+    monkeypatch.setattr(DALLE, "draw", spy)
     run("a red circle", "-n", "1")
     run("a red circle", "-n", "1", "--temperature", "0", "--guidance", "1")
     run("a red circle", "-n", "1", folder=write_demo(tmp_path / "plain"))
@@ -126,24 +127,24 @@ def test_the_runs_own_sampling_is_the_default_and_flags_win(run, demo, tmp_path,
 def test_every_flag_of_drawing_reaches_the_model(run, monkeypatch):
     Image.fromarray(np.full((SIDE, SIDE, 3), 90, np.uint8)).save("half.png")
     words = """a red circle|a blue square|-n|2|--temperature|0.7|--top-k|3|--top-p|0.9|--min-p|0.05
-        |--guidance|3|--negative|a red square|--complete|half.png|--redraw|2,2,6,4
+        |--guidance|3|--complete|half.png|--redraw|2,2,6,4
         |--seeds|4,5,6,7|--truncate|--allow-unseen|--gif|d.gif""".split("|")
-    seen, original = {}, DALLE.generate
+    seen, original = [], DALLE.draw
 
     def spy(self, *args, **named):
-        seen.update(named, given=args)
+        seen.extend((*args, named))
         return original(self, *args, **named)
 
-    monkeypatch.setattr(DALLE, "generate", spy)
+    monkeypatch.setattr(DALLE, "draw", spy)
     assert run(*map(str.strip, words))[0] == 0
-    assert (seen.pop("complete") == 90).all()
-    assert callable(seen.pop("progress")) and callable(seen.pop("partial"))
-    assert seen == {
-        "given": (["a red circle", "a blue square"], 2), "temperature": 0.7, "top_k": 3,
-        "top_p": 0.9, "min_p": 0.05, "guidance": 3.0,
-        "negative": "a red square", "redraw": (2, 2, 6, 4), "seeds": [4, 5, 6, 7],
-        "truncate": True, "allow_unseen": True, "first": None,
-    }  # fmt: skip
+    prompts, request, sampling, named = seen
+    assert prompts == ["a red circle", "a blue square"]
+    assert (request.n, request.seeds, request.generator) == (2, [4, 5, 6, 7], None)
+    assert callable(request.progress) and callable(request.partial)
+    assert sampling == SamplingConfig(0.7, 3, 0.9, 3.0, 0.05)
+    given = named.pop("given")
+    assert (given.complete == 90).all() and given[1:] == ((2, 2, 6, 4), None)
+    assert named == {"truncate": True, "allow_unseen": True}
 
 
 def test_a_dalle_run_by_itself_will_do_and_finds_the_clip_beside_it(run, demo):
@@ -216,8 +217,6 @@ def test_words_that_training_never_had_are_named_unless_they_are_allowed(run, tm
     KnownWords.of(["a large red circle"]).save(folder / "dalle" / "words.json")
     said = refusal(run("a large zebra", folder=folder))
     assert "no caption of the training had 'zebra'" in said
-    said = refusal(run("a large circle", "--negative", "zebra", "--guidance", "2", folder=folder))
-    assert "no caption of the training had 'zebra'" in said
     assert run("a large zebra", "--allow-unseen", folder=folder)[0] == 0
     for prompt in ("a large red circle", "red  circle ", "Circle."):
         assert run(prompt, "-n", "1", folder=folder)[0] == 0
@@ -228,8 +227,6 @@ def test_guidance_needs_a_run_that_saw_empty_captions(run, tmp_path):
     said = refusal(run("a red circle", "--guidance", "2", folder=folder))
     assert "--guidance 2: the run never saw an empty caption" in said
     assert run("a red circle", "-n", "1", folder=folder)[0] == 0
-    compared = ("--guidance", "2", "--negative", "a star")  # which is no empty caption
-    assert run("a red circle", "-n", "1", *compared, folder=folder)[0] == 0
 
 
 def test_json_gives_each_picture_the_seed_that_draws_it_again(run):
@@ -266,8 +263,6 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a", "--top-p", "1.5"), "top-p 1.5: expected more than 0"),
         (("a", "--temperature", "nan"), "temperature nan: expected 0"),
         (("a", "--guidance", "-2"), "guidance -2.0: expected 0"),
-        (("a red circle", "--negative", "a star", "--guidance", "1"), "with guidance alone"),
-        (("a red circle", "--negative", " "), "a negative caption is empty"),
         (("a", "--seed", "-1"), "--seed -1: expected from 0"),
         (("a", "--method", "magic"), "invalid choice: 'magic'"),
         (("a", "--temprature", "1"), "did you mean --temperature?"),
@@ -286,7 +281,9 @@ def test_a_long_prompt_is_refused_unless_it_may_be_cut(run):
         (("a red circle", "--stride", "3"), "--stride is for --method vqgan-prior"),
         (("a red circle", "--clip", "nope"), "--clip is for --rerank"),
         (("a red circle", "--merges", "nope"), "--merges is for --rerank"),
-        (("--method", "vqgan-prior", "--negative", "a"), "--negative is for --method dalle"),
+        (("--method", "vqgan-prior", "--rerank", "4"), "--rerank is for --method dalle"),
+        (("--method=vqgan-prior", "--redraw=0,0,1,1"), "--redraw is for --method dalle"),
+        (("--method", "vqgan-prior", "--strid", "3"), "did you mean --stride?"),
         (("--method", "vqgan-prior", "--seeds", "1"), "1 --seeds for 4 pictures"),
         (("a red circle", "--temperature", "1e-40"), "temperature 1e-40: expected 0 (the"),
         (("a red circle", "--guidance", "1e38"), "guidance 1e+38: expected 0 to 1000"),
@@ -319,7 +316,7 @@ def test_rerank_without_a_clip_says_how_to_give_one(run, demo, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_drawing(run, monkeypatch):
-    monkeypatch.setattr(DALLE, "generate", lambda *_, **__: pytest.fail("it drew"))
+    monkeypatch.setattr(DALLE, "draw", lambda *_, **__: pytest.fail("it drew"))
     Path("file").touch()
     Path("folder.png").mkdir()
     for out, message in (
@@ -331,7 +328,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_drawing(run, monkeypat
 
 
 def test_a_gif_that_is_a_folder_is_refused_before_drawing(run, monkeypatch):
-    monkeypatch.setattr(DALLE, "generate", lambda *_, **__: pytest.fail("it drew"))
+    monkeypatch.setattr(DALLE, "draw", lambda *_, **__: pytest.fail("it drew"))
     Path("old.gif").mkdir()
     assert "--gif old.gif is a folder" in refusal(run("a red circle", "--gif", "old.gif"))
     clash = ("--out", "new.gif.png", "--gif", "new.gif")  # where the single pictures go
@@ -369,7 +366,7 @@ def test_a_run_with_normalised_queries_and_keys_is_refused_by_name(run, tmp_path
 
 
 def test_no_bar_is_drawn_before_a_refusal(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "tqdm", lambda **_: pytest.fail("a bar"))
+    monkeypatch.setattr(shared, "tqdm", lambda **_: pytest.fail("a bar"))
     folder = write_demo(tmp_path / "always", training={"caption_dropout": 0.0})
     refusal(run("a red circle", "--guidance", "2", folder=folder))
 
@@ -378,7 +375,7 @@ def test_ctrl_c_leaves_with_130_and_no_picture(run, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(DALLE, "generate", stop)
+    monkeypatch.setattr(DALLE, "draw", stop)
     status, out, err = run("a red circle")
     assert status == 130 and out == "" and "Traceback" not in err
     assert not Path("pictures.png").exists()
@@ -401,11 +398,14 @@ def test_other_errors_are_not_hidden():
         run_command(lambda argv: 1 / 0, [])
 
 
-def test_help_names_the_default_of_every_flag():
-    parser = make_parser()
+@pytest.mark.parametrize("method", METHODS)
+def test_help_names_the_default_of_every_flag_and_has_no_other_methods_flags(method):
+    parser = make_parser(method)
     for action in parser._actions:
         if action.option_strings and action.nargs != 0:
             assert "default:" in action.help, action.option_strings
+    assert ("--rerank" in parser.format_help()) == (method == "dalle")
+    assert ("--stride" in parser.format_help()) == (method == "vqgan-prior")
 
 
 def test_an_abbreviated_flag_is_no_flag(capsys):

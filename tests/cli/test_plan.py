@@ -18,9 +18,9 @@ from minimodal.cli.plan import (
     read_plan,
 )
 from minimodal.errors import UserError
-from minimodal.training.recipes import clip_shapes, dalle_shapes, vqgan_shapes
+from minimodal.training.recipes import recipe_for
 
-RECIPES = {"vqgan": vqgan_shapes(), "clip": clip_shapes(), "dalle": dalle_shapes()}
+RECIPES = {name: recipe_for(name, "shapes") for name in demo.STAGES}
 STEPS = {name: recipe.engine.steps for name, recipe in RECIPES.items()}
 
 
@@ -149,8 +149,8 @@ def test_other_weights_than_those_scored_are_scored_again(tmp_path):
     assert demo.finished(tmp_path) is None
 
 
-def test_a_demo_of_before_plans_is_refused_in_one_line(tmp_path):
+def test_runs_that_no_demo_began_are_refused_in_one_line(tmp_path):
     (tmp_path / "vqgan").mkdir()
     (tmp_path / "vqgan" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="a demo without a plan"):
+    with pytest.raises(UserError, match="no plan.json of a demo"):
         demo.plan_of(arguments(tmp_path), None, 0.0)

@@ -1,18 +1,22 @@
 """train.py as a person meets it: what is wrong is said in one line, with status 2."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
-from helpers import systems
+from helpers import ROOT, systems
 from PIL import Image
 
 import minimodal
 from minimodal.cli.train import main
 from minimodal.errors import UserError
+from minimodal.training.checkpoint import lock
 from minimodal.training.engine import run
-from minimodal.training.recipes import scale_events, vqgan_shapes
+from minimodal.training.recipes import recipe_for, scale_events
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,8 @@ def flags(**changes) -> list:
         (["dalle", *flags()], "--vqgan"),
         (["dalle", *flags(vqgan="/no/such/run")], "/no/such/run"),
         (["demo", "--minutes", "-1"], "--minutes -1"),
+        (["demo", "--out", ""], "--out: is empty"),
+        (["clip", *flags(out="")], "--out: is empty"),
         (["painting"], "painting"),
         ([], "COMMAND"),
     ],
@@ -74,6 +80,7 @@ def test_bad_input_is_one_line_that_names_it(argv, expected, capsys, tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert expected in fails(argv, capsys)
     assert not (tmp_path / "unused" / "config.json").exists()
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_an_empty_folder_is_named(tmp_path, capsys):
@@ -96,14 +103,46 @@ def test_an_out_below_a_file_is_refused(tmp_path, capsys):
     assert "notes.txt is a file" in fails(argv, capsys)
 
 
+def test_a_second_demo_in_a_folder_is_refused_before_it_plans(tmp_path, capsys):
+    pytest.importorskip("fcntl")
+    with lock(tmp_path / "demo"):
+        said = fails(["demo", "--out", tmp_path / "demo", "--device", "cpu"], capsys)
+    assert f"process {os.getpid()} on" in said and "is training in" in said
+    assert not (tmp_path / "demo" / "plan.json").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full here")
+def test_a_stderr_that_cannot_be_written_ends_no_training(tmp_path):
+    command = [sys.executable, ROOT / "train.py", "vqgan", *flags(out=tmp_path / "run")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*map(str, command), "--channels", "16"], stderr=full)
+    assert done.returncode == 0
+    assert minimodal.load(tmp_path / "run").run["kind"] == "vqgan"
+
+
+@pytest.mark.parametrize(("kind", "names"), [
+    ("clip", ["tokenizer.json"]),
+    ("dalle", ["words.json", "vqgan/model.safetensors"]),
+])  # fmt: skip
+def test_a_finished_run_gets_lost_files_back(runs, tmp_path, kind, names):
+    out = shutil.copytree(runs / kind, tmp_path / kind)
+    if kind == "dalle":
+        shutil.copytree(runs / "dalle-vqgan", tmp_path / "dalle-vqgan")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for name in names:
+        (out / name).unlink()
+    systems.train(kind, out, resume=True)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
 def test_events_keep_their_place_in_a_run_of_other_steps():
-    given = vqgan_shapes()
+    given = recipe_for("vqgan", "shapes")
     short = given._replace(engine=replace(given.engine, steps=given.engine.steps // 10))
-    events = scale_events(short, given).training
+    events = scale_events("vqgan", short, given).training
     assert events.warm_start == round(given.training.warm_start / 10)
     assert events.gan_start == round(given.training.gan_start / 10)
     chosen = short._replace(training=replace(given.training, warm_start=7))
-    assert scale_events(chosen, given).training.warm_start == 7
+    assert scale_events("vqgan", chosen, given).training.warm_start == 7
 
 
 def test_a_vqgan_that_ended_in_its_warm_start_is_refused(tmp_path, capsys):

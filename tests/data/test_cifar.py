@@ -128,7 +128,7 @@ class Calls:
 def test_a_malicious_pickle_is_refused_by_file_and_global_and_does_not_run(tmp_path, protocol):
     target = tmp_path / "ran"
     write(tmp_path / "data_batch_1", {"data": Calls(os.mkdir, str(target))}, protocol)
-    with pytest.raises(UserError, match=r"data_batch_1: refused.*mkdir"):
+    with pytest.raises(UserError, match=r"data_batch_1: .*mkdir, which is refused"):
         read_pickle(tmp_path / "data_batch_1")
     assert not target.exists()
 

@@ -295,6 +295,8 @@ TABLES = {
     "metadata.jsonl": "\n".join(json.dumps({"file_name": n, "text": f"of {n}"}) for n in TEN),
     "metadata.csv": "file_name,text\n" + "\n".join(f"{n},of {n}" for n in TEN),
     "data.CSV": "Title;FilePath\n" + "\n".join(f"of {n};{n}" for n in TEN),
+    "excel.csv": "sep=;\r\nfile;caption\r\n" + "".join(f"{n};of {n}\r\n" for n in TEN),
+    "quoted.csv": '"sep=\t"\nfile\tcaption\n' + "".join(f"{n}\tof {n}\n" for n in TEN),
     "captions.tsv": "Image Path\tCaption\n" + "\n".join(f"{n}\tof {n}" for n in TEN),
     "results.csv": "image_name| comment_number| comment\n"
     + "\n".join(f"{n}| 0| of {n}" for n in TEN),
@@ -380,6 +382,13 @@ def test_boxes_of_numbers_are_no_captions(tmp_path, capsys):
     write(tmp_path, "labels/a.txt", "0 0.5 0.5 0.25 0.1\n3 0.1 0.1 0.2 0.2\n")
     assert not open_folder(tmp_path, image_size=4).has_captions
     assert "1 .txt of boxes" in capsys.readouterr().err
+
+
+def test_a_row_below_excels_first_line_is_named_by_its_line_in_the_file(tmp_path):
+    draw(tmp_path, "a.jpg")
+    write(tmp_path, "captions.csv", "sep=;\nfile;caption\na.jpg;x;y\n")
+    with pytest.raises(UserError, match="line 3: 3 fields, the header has 2"):
+        read_folder(tmp_path)
 
 
 def test_a_table_that_cannot_be_used_says_why(tmp_path, capsys):

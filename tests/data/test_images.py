@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minimodal.data import images as im
+from minimodal.data.captions import clean_caption
 from minimodal.errors import UserError
 
 
@@ -279,13 +280,13 @@ def test_resizing_in_memory_agrees_with_decoding_a_file():
 
 
 def test_captions_are_put_on_one_line():
-    assert im.clean_caption("  a\tred \n circle ") == "a red circle"
+    assert clean_caption("  a\tred \n circle ") == "a red circle"
 
 
 @pytest.mark.parametrize("text", ["", " \n", None, 3, ["a"], "half \ud800", "c\0a\0t"])
 def test_a_caption_that_no_tokenizer_can_read_is_refused(text):
     with pytest.raises(ValueError):
-        im.clean_caption(text)
+        clean_caption(text)
 
 
 NAMES = [f"pictures/{i}.png" for i in range(2000)]

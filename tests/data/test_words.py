@@ -9,9 +9,9 @@ from minimodal.data.images import ImageSource
 from minimodal.data.tokenizer import Tokenizer, split
 from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
-from minimodal.shapes.source import ShapesSource, parse
-from minimodal.training.build import captions_of
-from minimodal.training.checkpoint import check_same, save_config
+from minimodal.shapes.language import parse
+from minimodal.shapes.source import ShapesSource
+from minimodal.training.captions import captions_of
 
 CAPTIONS = ["a red circle", "Two small stars", "don't  stop\tnow", "5 cats, 12 dogs"]
 KNOWN = KnownWords.of(CAPTIONS)
@@ -113,13 +113,3 @@ def test_the_file_holds_them(tmp_path):
     (tmp_path / "words.json").write_text("{}")
     with pytest.raises(UserError, match="words.json is damaged"):
         KnownWords.load(tmp_path / "words.json")
-
-
-def test_a_run_that_kept_tokens_instead_can_be_resumed_and_another_change_is_named(tmp_path):
-    model = {"width": 16}
-    save_config(tmp_path, {"kind": "dalle", "model": {**model, "known_tokens": [3, 7]},
-                           "data": "shapes", "train": {}})  # fmt: skip
-    new = {"kind": "dalle", "data": "shapes", "train": {}}
-    check_same(tmp_path, {**new, "model": model})
-    with pytest.raises(UserError, match="trained with --width 16, not --width 32"):
-        check_same(tmp_path, {**new, "model": {"width": 32}})

@@ -5,12 +5,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import noise
+from helpers.worlds import Painter, Reader, wrong_background
 from torch import Tensor
 
 from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
 from minimodal.evaluation import on_data
-from minimodal.evaluation.on_data import Networks, vqgan_on_data
+from minimodal.evaluation.on_data import (
+    Networks,
+    class_scores,
+    recall_of_captions,
+    vqgan_on_data,
+)
 from minimodal.evaluation.scoreboard import Redrawn
 
 SHOWN = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])  # what the judge sees in each picture
@@ -112,3 +119,52 @@ def test_too_few_pictures_for_distances_are_an_error(scores, n):
 def test_four_pictures_are_enough_and_without_networks_one_is(scores):
     assert "clip_kid" in scores(same, CLIP, 4)
     assert "ssim" in scores(same, Networks(), 1)
+
+
+# --- drawn from text ----------------------------------------------------------------------------
+
+
+class Sighted:
+    """A judge that reads the number that `Numbers` painted."""
+
+    def classify(self, pictures):
+        return pictures[:, 0, 0, 0].long()
+
+
+class Numbers(Painter):
+    """Paints the number of the caption, but every odd picture of class 1 as class 0."""
+
+    def __call__(self, prompts, n, seed):
+        wanted = torch.tensor([int(p.split()[-1]) for p in prompts for _ in range(n)])
+        odd = torch.arange(len(wanted)) % 2 == 1
+        wanted = torch.where((wanted == 1) & odd, 0, wanted)
+        return wanted.byte().view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+
+
+def test_the_judge_counts_the_classes_that_were_asked_for():
+    captions = ["number 0", "number 1", "number 2"]
+    scores = class_scores(Numbers(), ["zero", "one", "two"], captions, Sighted(), seed=0, n=12)
+    assert scores["judge_agrees"] == pytest.approx(10 / 12, abs=1e-3)
+    assert (scores["judge_agrees_zero"], scores["judge_agrees_one"]) == (1.0, 0.5)
+
+
+def test_recall_is_whether_a_clip_finds_the_caption_of_a_drawn_picture():
+    prompts = [
+        "a large red circle on white",
+        "a small blue star on gray",
+        "a small red ring on black",
+    ]
+    found = recall_of_captions(Painter(), Reader(), prompts, seed=0)
+    assert found["clip_recall_at_1"] == 1 and found["chance_at_1"] == pytest.approx(1 / 3, abs=1e-3)
+    spoilt = recall_of_captions(Painter(wrong_background), Reader(), prompts, seed=0)
+    assert spoilt["clip_recall_at_1"] < 1
+
+
+def test_recall_is_not_understated_by_rounding(monkeypatch):
+    # Every picture has its caption's own vector, so each finds its caption, or the sum is wrong.
+    vectors = torch.nn.functional.normalize(noise(200, 128), dim=1)
+    assert torch.equal((vectors @ vectors.T).argmax(1), torch.arange(200))
+    for name in ("embed_pictures", "embed_captions"):
+        monkeypatch.setattr(on_data, name, lambda *_: vectors)
+    found = recall_of_captions(lambda *_: None, None, [""] * 200, seed=0)
+    assert found["clip_recall_at_1"] == found["clip_recall_at_5"] == 1

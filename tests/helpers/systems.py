@@ -11,16 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from minimodal.training import probe
-from minimodal.training.build import build_clip, build_dalle, build_vqgan, build_vqgan_prior
 from minimodal.training.contract import Task, TrainConfig
 from minimodal.training.engine import run
-from minimodal.training.recipes import (
-    clip_shapes,
-    dalle_shapes,
-    vqgan_prior_shapes,
-    vqgan_shapes,
-    vqgan_small,
-)
+from minimodal.training.recipes import clip, dalle, recipe_for, vqgan, vqgan_prior
 
 probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
 
@@ -32,19 +25,20 @@ ENGINE = TrainConfig(
 
 def make_vqgan(engine: TrainConfig = ENGINE, *, codes: tuple[int, ...] = (8, 8)) -> Task:
     """Warm start, k-means, discriminator and its ramp all happen within ten steps."""
-    recipe = vqgan_shapes()
+    recipe = recipe_for("vqgan", "shapes")
     model = replace(recipe.model, channels=16, codes=codes, code_width=8)
     training = replace(
         recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
         discriminator_channels=8,
     )  # fmt: skip
-    return build_vqgan(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
+    recipe = recipe._replace(model=model, training=training, engine=engine)
+    return vqgan.build(recipe, "shapes:400")
 
 
 def make_plain_vqgan(engine: TrainConfig = ENGINE, *, quantizer: str) -> Task:
     """A VQGAN with another quantizer. With groups of one channel the norms would leave the biases
     before them without a gradient but for rounding, which Adam turns into steps."""
-    recipe = vqgan_small()
+    recipe = recipe_for("vqgan", "cifar10")
     model = replace(
         recipe.model, patch=4, channels=24, multipliers=(1,), quantizer=quantizer, code_width=8,
         codes=(4, 3) if quantizer == "fsq" else (12,),
@@ -53,17 +47,18 @@ def make_plain_vqgan(engine: TrainConfig = ENGINE, *, quantizer: str) -> Task:
         recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
         discriminator_channels=8,
     )  # fmt: skip
-    return build_vqgan(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
+    recipe = recipe._replace(model=model, training=training, engine=engine)
+    return vqgan.build(recipe, "shapes:400")
 
 
 def make_clip(engine: TrainConfig = ENGINE) -> Task:
     """A CLIP of one layer a tower."""
-    recipe = clip_shapes()
+    recipe = recipe_for("clip", "shapes")
     model = replace(
         recipe.model, stem=(8,), vision_width=16, vision_depth=1, vision_heads=2, text_width=16,
         text_depth=1, text_heads=2, embed_width=16,
     )  # fmt: skip
-    return build_clip(recipe._replace(model=model, engine=engine), "shapes:400")
+    return clip.build(recipe._replace(model=model, engine=engine), "shapes:400")
 
 
 def short_vqgan(out: Path) -> Path:
@@ -77,19 +72,18 @@ def short_vqgan(out: Path) -> Path:
 
 def make_vqgan_prior(out: Path, engine: TrainConfig = ENGINE) -> Task:
     """A prior of one layer on the codes of a VQGAN trained for five steps."""
-    recipe = vqgan_prior_shapes()
+    recipe = recipe_for("vqgan-prior", "shapes")
     model = replace(recipe.model, width=16, depth=1, heads=2)
     recipe = recipe._replace(model=model, engine=engine)
-    return build_vqgan_prior(recipe, "shapes:400", vqgan_run=short_vqgan(out))
+    return vqgan_prior.build(recipe, "shapes:400", {"vqgan": short_vqgan(out)})
 
 
 def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
     """A DALL·E of one layer on the codes of a VQGAN trained for five steps."""
-    vqgan_run = short_vqgan(out)
-    recipe = dalle_shapes()
+    recipe = recipe_for("dalle", "shapes")
     model = replace(recipe.model, width=16, depth=1, heads=2)
     recipe = recipe._replace(model=model, engine=engine)
-    return build_dalle(recipe, "shapes:400", vqgan_run=vqgan_run)
+    return dalle.build(recipe, "shapes:400", {"vqgan": short_vqgan(out)})
 
 
 def train(kind: str, out: Path, engine: TrainConfig = ENGINE, *, resume: bool = False) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from minimodal.training import engine, probe
-from minimodal.training.engine import Phase, TrainConfig
+from minimodal.training.contract import Phase, Recipe, Task, TrainConfig
 
 probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
 
@@ -31,7 +31,7 @@ def mlp(sizes: tuple[int, ...], seed: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-2])
 
 
-class Line:
+class Line(Task):
     """Regression by an MLP: one phase."""
 
     name = "line"
@@ -39,23 +39,16 @@ class Line:
     def __init__(
         self, config: TrainConfig, *, width: int = 16, delay: float = 0.0, hang: int = -1
     ) -> None:
-        self.train_config, self.width, self.delay, self.hang = config, width, delay, hang
-        self.model = mlp((4, width, width, 1), config.seed)
-        self.phases = (Phase("all", (self.model,)),)
-        self.extra: dict[str, nn.Module] = {}
-        self.events: dict[str, int] = {}
-        self.gather = lambda x: x
+        super().__init__(Recipe(None, None, config), mlp((4, width, width, 1), config.seed))
+        self.width, self.delay, self.hang = width, delay, hang
 
     def batch(self, step, rows):
         if step == self.hang:  # whoever started this will end it
             time.sleep(3600)
-        rng = np.random.default_rng((self.train_config.seed, step))
-        x = rng.standard_normal((self.train_config.batch_size, 4), dtype=np.float32)
+        rng = np.random.default_rng((self.seed, step))
+        x = rng.standard_normal((self.batch_size, 4), dtype=np.float32)
         y = np.sin(x.sum(1, keepdims=True))
         return {"x": torch.from_numpy(x[rows]), "y": torch.from_numpy(y[rows])}
-
-    def before_step(self, step, batches):
-        pass
 
     def loss(self, batch, phase, step):
         time.sleep(self.delay)

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import MEAN, ORIGINAL, STD
+from minimodal.data.preprocessing import MEAN, ORIGINAL, STD
+from minimodal.shapes.language import parse
 from minimodal.shapes.oracle import read
-from minimodal.shapes.source import (
+from minimodal.shapes.world import (
     BACKGROUNDS,
     COLORS,
     RELATIONS,
     SHAPES,
     SIZES,
     Scenes,
-    parse,
     render,
     statements,
 )
@@ -48,15 +48,18 @@ def scenes_of(specs) -> Scenes:
 
 
 class Painter:
-    """A DALL·E that paints what the captions say; `spoil` changes the scenes before."""
+    """Draws what the captions say; `spoil` changes the scenes before. Also plays a DALL·E."""
 
     def __init__(self, spoil=lambda scenes, first: scenes) -> None:
         self.rows, self.spoil, self.calls = torch.zeros(1), spoil, []
 
-    def generate(self, prompts, n=1, *, temperature, guidance, **settings):
-        self.calls.append((len(prompts) * n, temperature, guidance))
+    def __call__(self, prompts, n, seed) -> Tensor:
         scenes = scenes_of([parse(p) for p in prompts for _ in range(n)])
         return torch.from_numpy(render(self.spoil(scenes, n == 1)))
+
+    def draw(self, prompts, request, sampling, **settings) -> Tensor:
+        self.calls.append((len(prompts) * request.n, sampling.temperature, sampling.guidance))
+        return self(prompts, request.n, 0)
 
 
 class Reader:

@@ -1,8 +1,11 @@
 """Checkpoints as they lie on disks: what is beside them, around them, or instead of them."""
 
 import argparse
+import builtins
+import errno
 import json
 import math
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -16,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minimodal.cli.which_clip import add_clip_flags, load_clip
-from minimodal.clip import MEAN, STD, embed_pictures
+from minimodal.clip import embed_pictures
+from minimodal.data.preprocessing import MEAN, STD
 from minimodal.errors import UserError
 from minimodal.pretrained import load_huggingface_clip, load_openai_clip, load_taming_transformer
 from minimodal.pretrained.beside import read_settings
@@ -187,6 +191,51 @@ def test_mean_and_deviation_beside_the_weights_count_for_pictures_of_any_size(tm
     torch.testing.assert_close(embed_pictures(clip, white), wanted)
 
 
+PARAMS = [  # a model of OpenCLIP's training, what is taken, and what is said
+    ("model: ViT-B-32-quickgelu", "quick_gelu", 8, "model ViT-B-32-quickgelu; taken to have quick"),
+    ("model: ViT-B-32\nforce_quick_gelu: True", "quick_gelu", 8, "model ViT-B-32; taken to have q"),
+    ("model: ViT-B-32\nforce_quick_gelu: False", "gelu", 8, "model ViT-B-32; taken to have gelu"),
+    ("model: ViT-H-14", "gelu", 6, "taken to have gelu and heads of 80"),
+    ("model: ViT-B-32\npretrained: openai", "gelu", 8, "nothing beside it says"),
+    ("model: hf-hub:me/mine", "gelu", 8, "nothing beside it says"),
+    ("garbage", "gelu", 8, "nothing beside it says"),
+]
+
+
+@pytest.mark.parametrize(("text", "activation", "heads", "said"), PARAMS)
+def test_the_model_in_open_clips_params_tells_activation_and_width_of_heads(
+    tmp_path, capsys, text, activation, heads, said
+):
+    wide = {name: t for name, t in RESAVED.items() if not name.startswith("visual.")}
+    width, embed = 512 if heads == 8 else 480, RESAVED["visual.proj"].shape[1]
+    block = "visual.transformer.resblocks.0."
+    wide |= {"visual.conv1.weight": torch.zeros(width, 3, 8, 8),
+             "visual.class_embedding": torch.zeros(width), "visual.proj": torch.zeros(width, embed),
+             "visual.positional_embedding": torch.zeros(5, width),
+             f"{block}attn.in_proj_weight": torch.zeros(3 * width, width),
+             f"{block}attn.in_proj_bias": torch.zeros(3 * width)}  # fmt: skip
+    for name in ("ln_pre", "ln_post", *(f"transformer.resblocks.0.ln_{n}" for n in (1, 2))):
+        wide |= {f"visual.{name}.{part}": torch.ones(width) for part in ("weight", "bias")}
+    for name in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
+        wide |= {block + f"{name}.weight": torch.zeros(width, width)}
+        wide |= {block + f"{name}.bias": torch.zeros(width)}
+    put(tmp_path / "checkpoints")
+    save_file(wide, tmp_path / "checkpoints" / "epoch_1.safetensors")
+    (tmp_path / "params.txt").write_text(text)
+    config = load(tmp_path / "checkpoints" / "epoch_1.safetensors").config
+    assert (config.vision_activation, config.vision_heads) == (activation, heads)
+    assert said in capsys.readouterr().err
+
+
+def test_a_processors_reading_of_pictures_counts_more_than_the_preprocessors(tmp_path):
+    files = (HUGGINGFACE / "config.json", HUGGINGFACE / "model.safetensors")
+    pictures = {"image_mean": [0.5, 0.5, 0.5]}
+    put(tmp_path, *files, processor_config={"image_processor": pictures})
+    assert load(tmp_path).config.preprocessing.mean == (0.5, 0.5, 0.5)
+    put(tmp_path, preprocessor_config={"image_mean": [0.25, 0.25, 0.25]})
+    assert load(tmp_path).config.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
@@ -203,19 +252,23 @@ def test_hugging_faces_preprocessor_config_is_followed(tmp_path, said, wanted):
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "why"),
     [
-        {"size": {"shortest_edge": 32}, "crop_size": 24},
-        {"do_normalize": False},
-        {"do_center_crop": False},
-        {"image_std": "0.5"},
-        {"resample": 17},
+        ({"size": {"shortest_edge": 32}, "crop_size": 24}, "expected 24 pixels, as in its weights"),
+        ({"size": {"longest_edge": 24}}, "expected 24 pixels"),
+        ({"do_normalize": False}, "do_normalize = False: expected True"),
+        ({"do_center_crop": False}, "expected a crop, or a size of height and width"),
+        ({"image_std": "0.5"}, "image_std = '0.5': expected three numbers"),
+        ({"image_std": [0.5, 0, 0.5]}, "expected three numbers of 0.001 or more"),
+        ({"resample": 17}, "resample = 17: expected 3 or"),
+        ({"rescale_factor": 1}, "rescale_factor = 1: expected 1/255"),
     ],
 )
-def test_a_reading_of_pictures_that_cannot_be_done_is_refused(tmp_path, said):
+def test_a_reading_of_pictures_that_cannot_be_done_is_refused(tmp_path, said, why):
     files = (HUGGINGFACE / "config.json", HUGGINGFACE / "model.safetensors")
     folder = put(tmp_path, *files, preprocessor_config=said)
-    assert "reads pictures in a way that cannot be done" in refused(folder)
+    found = refused(folder)
+    assert f"{folder}: its preprocessor_config.json says {[*said][0]} = " in found and why in found
 
 
 def test_parts_of_a_models_weights_are_read_without_an_index(tmp_path):
@@ -356,6 +409,20 @@ def test_of_trained_and_averaged_weights_the_averaged_ones_are_taken_and_it_is_s
     assert "'ema.module.'; not 'model.', which" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_of_a_vqgan_of_latent_diffusion_the_trained_weights_are_taken_as_it_decodes(
+    tmp_path, capsys, prefix
+):
+    inner = "first_stage_model."
+    state = {n.removeprefix(inner): t for n, t in read_tensors(TAMING / "last.ckpt").items()
+             if n.startswith(inner)}  # fmt: skip
+    averages = {f"model_ema.{n.replace('.', '')}": torch.zeros_like(t) for n, t in state.items()}
+    save_file({prefix + n: t for n, t in {**state, **averages}.items()}, tmp_path / "x.safetensors")
+    found = load(tmp_path / "x.safetensors", kind="vqgan").quantizer.codes
+    assert torch.equal(found, state["quantize.embedding.weight"])
+    assert "trained weights are taken; not their averages, model_ema" in capsys.readouterr().err
+
+
 # --- what is no checkpoint, or another's ----------------------------------------------------------
 
 KERNEL, BOOK = torch.zeros(4, 3, 3, 3), {"quantize.embedding.weight": torch.zeros(4, 4)}
@@ -379,7 +446,7 @@ def test_a_model_of_others_is_said_to_be_what_it_is(tmp_path, what, wrap):
 
 def test_a_folder_of_another_model_is_said_to_be_what_it_is(tmp_path):
     put(tmp_path, HUGGINGFACE / "model.safetensors", config={"model_type": "siglip"})
-    assert "its config.json is of a siglip" in refused(tmp_path)
+    assert "its config.json says model_type = 'siglip': expected 'clip'" in refused(tmp_path)
 
 
 INSTEAD = {
@@ -430,6 +497,31 @@ def test_a_file_may_have_any_name_that_others_gave_it(tmp_path):
         assert read_tensors(tmp_path / name).keys() == OPENAI.keys()
 
 
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("content", [{"a": np.ones(3)}, np.ones(3), [1, "x"]], ids=type)
+def test_pickled_arrays_are_refused_in_one_line_and_torch_says_nothing(
+    tmp_path, recwarn, protocol, content
+):
+    (tmp_path / "x.pt").write_bytes(pickle.dumps(content, protocol))
+    assert "no " in refused(tmp_path / "x.pt") and not recwarn.list
+
+
+def test_a_demos_folder_is_said_to_be_runs_and_which_there_are(tmp_path):
+    for name in ("clip", "vqgan"):
+        a_run(put(tmp_path / name))
+    said = refused(tmp_path)
+    assert f"is a folder of runs: give one of them, {tmp_path}/clip or {tmp_path}/vqgan" in said
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m.onnx", "m.msgpack"])
+def test_a_folder_with_weights_of_another_program_names_them_and_what_to_give(tmp_path, name):
+    (tmp_path / name).write_bytes(b"GGUF\3\0\0\0")
+    said = refused(tmp_path)
+    assert f"but {name} (" in said and "give what it was made from" in said
+    put(tmp_path, config={"model_type": "clip"})
+    assert f"{name} (" in refused(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["ViT-B/32", "openai/clip-vit-base-patch32", "no/such/run"])
 def test_a_name_is_not_downloaded_and_it_is_said_what_to_give(name):
     said = refused(name)
@@ -453,6 +545,21 @@ def test_a_file_of_a_run_stands_for_its_folder(tmp_path, capsys, name):
     with pytest.raises(UserError, match=f"{run}: model.safetensors does not fit config.json"):
         load(run / name)
     assert f"is a part of the run {run}, which is used" in capsys.readouterr().err
+
+
+def test_weights_that_may_not_be_read_are_not_said_to_be_damaged(tmp_path, monkeypatch):
+    run, usual = a_run(tmp_path), builtins.open
+    save_file({"a": torch.ones(1)}, run / "model.safetensors")
+
+    def locked(file, *how, **more):
+        if Path(file).name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return usual(file, *how, **more)
+
+    monkeypatch.setattr("builtins.open", locked)
+    for read in (lambda: load_weights(run), lambda: read_tensors(run / "model.safetensors")):
+        with pytest.raises(UserError, match=f"cannot read {run}/model.safetensors: Permission den"):
+            read()
 
 
 def test_damaged_weights_name_the_way_out_that_there_is(tmp_path):

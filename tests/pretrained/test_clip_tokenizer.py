@@ -15,9 +15,10 @@ from helpers import FIXTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minimodal.data.mending import clean, mend
 from minimodal.errors import UserError
 from minimodal.pretrained import clip_tokenizer as module
-from minimodal.pretrained.clip_tokenizer import clean, load_clip_tokenizer, mend, split
+from minimodal.pretrained.clip_tokenizer import load_clip_tokenizer, split
 
 TINY_FILE = FIXTURES / "tiny_merges.txt"
 TINY = load_clip_tokenizer(TINY_FILE)
@@ -373,9 +374,11 @@ def test_plain_text_named_gz_is_named(tmp_path):
         load_clip_tokenizer(path)
 
 
-@pytest.mark.parametrize("name", ["nowhere.txt", ""])
-def test_a_missing_file_or_a_folder_is_named(name, tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere.txt", "nowhere.txt: no such file"), ("", "no file but a folder")]
+)
+def test_a_missing_file_or_a_folder_is_named(name, why, tmp_path):
+    with pytest.raises(UserError, match=why):
         load_clip_tokenizer(tmp_path / name)
 
 

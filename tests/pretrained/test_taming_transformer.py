@@ -64,7 +64,7 @@ def test_logits_and_losses_are_the_originals(original):
 @torch.no_grad()
 def test_a_class_and_codes_give_the_originals_predictions(original):
     prior, io, _ = original
-    codes, labels = prior.encode_pictures(io["in.image"]), io["in.class_label"]
+    codes, labels = prior.painter.vqgan.encode(io["in.image"]).indices, io["in.class_label"]
     close(codes, "out.z_indices", original)
     close(prior.condition(labels), "out.c_indices", original)
     close(prior.code_logits(codes, labels), "out.net2net.logits", original)
@@ -79,7 +79,7 @@ def test_greedy_drawing_is_the_originals(original):
     labels, start = io["in.class_label"], io["out.z_indices"][:, :7]
     whole = prior.generate_codes(labels, generator=generator(), sampling=GREEDY)
     close(whole, "out.greedy_codes", original)
-    close(prior.decode_indices(whole), "out.greedy_image", original)
+    close(prior.painter.vqgan.decode_indices(whole), "out.greedy_image", original)
     rest = prior.generate_codes(labels, generator=generator(), sampling=GREEDY, start=start)
     close(rest, "out.greedy_codes_after_prefix", original)
 

@@ -16,8 +16,9 @@ from minimodal.shapes.edits import (
     write,
 )
 from minimodal.shapes.oracle import read
-from minimodal.shapes.oracle_edits import expected, score_edits
+from minimodal.shapes.oracle_edits import expected
 from minimodal.shapes.world import COLORS, SHAPES, Scenes, has_held_out, render
+from minimodal.shapes.worlds import WORLDS
 
 NUMBERS = np.arange(600)
 PAIRS = draw_pairs(0, NUMBERS)
@@ -68,7 +69,7 @@ def test_an_edit_changes_what_it_names_and_nothing_else():
 
 def test_objects_never_overlap_after_an_edit():
     after = render(PAIRS.after)
-    assert all(v.exact for v in score_edits(PAIRS.after[NUMBERS[:200]], after[:200]))
+    assert all(v.exact for v in WORLDS["edits"].score(PAIRS.after[NUMBERS[:200]], after[:200]))
     two = PAIRS.after.count == 2
     apart = np.maximum(*(np.abs(np.diff(v[two])) for v in (PAIRS.after.x, PAIRS.after.y)))[:, 0]
     assert (apart >= np.array([4, 7])[PAIRS.after.size[two]].sum(axis=1) + 2).all()
@@ -143,15 +144,15 @@ def test_the_oracle_agrees_with_rendered_pairs_and_not_with_unchanged_ones():
     before, after = render(PAIRS.before[rows]), render(PAIRS.after[rows])
     for row in rows.tolist():
         wanted = expected(CAPTIONS[row], before[row])  # read from the picture, not known
-        assert score_edits(wanted, after[row : row + 1])[0].exact
-    assert not any(verdict.exact for verdict in score_edits(PAIRS.after[rows], before))
+        assert WORLDS["edits"].score(wanted, after[row : row + 1])[0].exact
+    assert not any(verdict.exact for verdict in WORLDS["edits"].score(PAIRS.after[rows], before))
 
 
 def test_an_object_that_has_moved_is_no_longer_the_same():
     here, there = scene("circle", "square"), scene("circle", "square", y=(20, 16))
-    verdict = score_edits(here, render(there))[0]
+    verdict = WORLDS["edits"].score(here, render(there))[0]
     assert not verdict.place and verdict.color and verdict.shape and not verdict.exact
-    assert not score_edits(here, render(scene("circle")))[0].count
+    assert not WORLDS["edits"].score(here, render(scene("circle")))[0].count
 
 
 def test_an_unclear_first_picture_is_said():

@@ -15,8 +15,9 @@ from minimodal.shapes.hard import (
     render_hard,
 )
 from minimodal.shapes.language import parse
-from minimodal.shapes.oracle_hard import read_hard, score_hard
+from minimodal.shapes.oracle_hard import read_hard
 from minimodal.shapes.world import BACKGROUNDS, COLORS, HELD_OUT, RADIUS, SHAPES
+from minimodal.shapes.worlds import WORLDS
 
 NUMBERS = np.arange(300)
 SCENES = draw_hard(0, NUMBERS)
@@ -135,7 +136,7 @@ def test_the_spec_opens_it():
 
 
 def exact(captions, pictures) -> float:
-    return np.mean([verdict.exact for verdict in score_hard(captions, pictures)])
+    return np.mean([verdict.exact for verdict in WORLDS["hard"].score(captions, pictures)])
 
 
 def test_the_oracle_reads_nearly_every_picture_back():
@@ -166,7 +167,7 @@ def test_captions_of_other_pictures_do_not_match():
     ],
 )
 def test_a_wrong_attribute_is_named(changes, attribute):
-    (verdict,) = score_hard(["a large red circle on white"], render_hard(one(**changes)))
+    (verdict,) = WORLDS["hard"].score(["a large red circle on white"], render_hard(one(**changes)))
     assert getattr(verdict, attribute) is False
 
 

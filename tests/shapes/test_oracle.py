@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minimodal.shapes.language import DRAWS
+from minimodal.shapes.language import DRAWS, captions, parse
 from minimodal.shapes.oracle import Reading, Verdict, matches, read, score
-from minimodal.shapes.source import (
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import (
     BACKGROUNDS,
     COLORS,
     RADIUS,
@@ -15,11 +16,8 @@ from minimodal.shapes.source import (
     SHAPES,
     SIZES,
     Scenes,
-    ShapesSource,
-    captions,
     coverage,
     draw_scenes,
-    parse,
     render,
     swap,
 )

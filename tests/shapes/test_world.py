@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from minimodal.data.tokenizer import split
 from minimodal.errors import UserError
-from minimodal.shapes.language import DRAWS, LONGEST, LOOSE_DRAWS
-from minimodal.shapes.source import (
+from minimodal.shapes.language import DRAWS, LONGEST, LOOSE_DRAWS, captions, parse
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT,
@@ -23,13 +24,10 @@ from minimodal.shapes.source import (
     SHAPES,
     SIZES,
     Scenes,
-    ShapesSource,
-    captions,
     concatenate,
     draw_contrast,
     draw_scenes,
     has_held_out,
-    parse,
     render,
     swap,
     without_relation,

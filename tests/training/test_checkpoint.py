@@ -216,6 +216,17 @@ def test_with_no_complete_state_left_the_trained_weights_are_not_overwritten(tmp
     assert (out / "model.safetensors").read_bytes() == weights
 
 
+def test_a_state_of_an_older_minimodal_is_said_to_be_one(tmp_path):
+    toys.train("line", tmp_path / "run")
+    state = checkpoint.newest_state(tmp_path / "run")
+    del state["pace"]["planned"]
+    checkpoint.save_state(tmp_path / "run", state)
+    with pytest.raises(
+        UserError, match="of an older minimodal and lacks 'planned'.* another --out"
+    ):
+        toys.train("line", tmp_path / "run", resume=True)
+
+
 def test_a_run_is_not_overwritten_without_resume(finished):
     out, _ = finished
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -390,7 +401,9 @@ def test_of_a_group_of_settings_only_the_changed_one_is_named(tmp_path):
         checkpoint.check_same(tmp_path, described(True))
 
 
-ALL_GONE = {"game": "hinge", "r1": 0.0, "unique": False}
+ALL_GONE = {
+    "game": "hinge", "r1": 0.0, "unique": False, "label_smoothing": 0.0, "word_dropout": 0.0,
+}  # fmt: skip
 
 
 def before_deletions(out: Path, *, qk_norm: bool = False, **training) -> None:
@@ -412,6 +425,8 @@ def test_a_setting_that_is_gone_and_was_off_is_no_difference(tmp_path):
         ({"game": "non-saturating"}, "--game non-saturating"),
         ({"r1": 0.5}, "--r1 0.5"),
         ({"unique": True}, "--unique yes"),
+        ({"label_smoothing": 0.1}, "--label-smoothing 0.1"),
+        ({"word_dropout": 0.15}, "--word-dropout 0.15"),
         ({"qk_norm": True}, "--qk-norm yes"),
         ({"r1": 0.5, "game": "non-saturating"}, "--game non-saturating --r1 0.5"),
     ],

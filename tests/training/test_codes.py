@@ -12,19 +12,22 @@ import torch
 from helpers import FIXTURES
 from helpers.commands import write_run
 from helpers.systems import ENGINE
-from helpers.tiny import generator, integers, make_painter, make_vqgan, noise, pictures
+from helpers.tiny import generator, integers, make_painter, make_prior, make_vqgan, noise
 from PIL import Image
 
-from minimodal.blocks.pixels import to_uint8
+from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.blocks.quantizer_variants import QUANTIZERS
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.shapes.source import ShapesSource
-from minimodal.training.build import build_dalle, encode_data
+from minimodal.training.contract import Recipe
 from minimodal.training.engine import run
-from minimodal.training.recipes import dalle_shapes
+from minimodal.training.opening import encode_data
+from minimodal.training.recipes import dalle as system
+from minimodal.training.recipes import recipe_for
 from minimodal.training.tasks.codes import cached_codes, tokenize_pictures
 from minimodal.training.tasks.common import seeded
-from minimodal.vqgan import QUANTIZERS, VQGAN, VQGANConfig
+from minimodal.vqgan import VQGAN, VQGANConfig
 
 ORIGINAL = FIXTURES / "vqgan_taming"
 SOURCE = ShapesSource(image_size=16)
@@ -111,10 +114,9 @@ def test_kept_codes_are_of_these_weights_and_these_pictures(tmp_path, changed):
         for number, pixels in enumerate(integers(256, 6, 16, 16, 3, seed=int(has["data"]))):
             picture = Image.fromarray(pixels.numpy().astype(np.uint8))
             picture.save(tmp_path / "data" / f"{number}.png")
-        return encode_data(
-            f"folder:{tmp_path / 'data'}", tmp_path / "vqgan", pool=3 if has["pool"] else 4,
-            flip=has["flip"], device="cpu", limit=None,
-        ).codes  # fmt: skip
+        training = SimpleNamespace(pool=3 if has["pool"] else 4, flip=has["flip"])
+        recipe = Recipe(None, training, replace(ENGINE, limit=None))
+        return encode_data(recipe, f"folder:{tmp_path / 'data'}", tmp_path / "vqgan", "cpu").codes
 
     first, again, other = encode(False), encode(False), encode(True)
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -130,34 +132,34 @@ def test_codes_are_computed_in_full_float32_and_the_callers_settings_come_back()
                 torch.is_autocast_enabled("cpu"))  # fmt: skip
 
     vqgan = make_vqgan()
-    original, before = vqgan.encode, settings()
-    vqgan.encode = lambda x: (seen.append((*settings(), x.dtype)), original(x))[1]
+    original, before = vqgan.latents, settings()
+    vqgan.latents = lambda x: (seen.append((*settings(), x.dtype)), original(x))[1]
     torch.set_float32_matmul_precision("high")
     try:
         with torch.autocast("cpu", torch.bfloat16):
             inside = settings()
             tokenize_pictures(vqgan, SOURCE, n=2, flip=False, device=device)
-            painter = make_painter()
-            painter.paint_with(vqgan)
-            painter.encode_pictures(torch.zeros(1, 3, 16, 16))
+            for painter in (make_painter(), make_prior()):
+                painter.paint_with(vqgan)
+                painter.painter.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
             assert settings() == inside == ("high", True, True)
     finally:
         torch.set_float32_matmul_precision(before[0])
-    assert seen == [("highest", False, False, torch.float32)] * 2
+    assert seen == [("highest", False, False, torch.float32)] * 3
 
 
 def test_dalle_trains_and_draws_on_the_codes_of_an_original_checkpoint(tmp_path):
     shutil.copytree(ORIGINAL, tmp_path / "theirs")
     checkpoint = tmp_path / "theirs" / "last.ckpt"
-    recipe, engine = dalle_shapes(), replace(ENGINE, steps=2)
+    recipe, engine = recipe_for("dalle", "shapes"), replace(ENGINE, steps=2)
     recipe = recipe._replace(model=replace(recipe.model, width=16, depth=1, heads=2), engine=engine)
-    task = build_dalle(recipe, "shapes:40", vqgan_run=checkpoint)
+    task = system.build(recipe, "shapes:40", {"vqgan": checkpoint})
     run(task, engine, tmp_path / "run", data_spec="shapes:40", device="cpu")
     assert list((tmp_path / "theirs" / "last.ckpt.codes").glob("*.npy"))
     shutil.rmtree(tmp_path / "theirs")  # the run works wherever it is moved
     dalle = load(tmp_path / "run", kind="dalle")
     picture = dalle.generate("a red circle", generator=generator())
-    assert picture.shape[2] == dalle.config.grid * dalle.factor
+    assert picture.shape[2] == dalle.config.grid * dalle.painter.factor
 
 
 BOOKS = {name: (12,) for name in QUANTIZERS} | {"fsq": (4, 3, 5), "two codebooks": (5, 4)}
@@ -169,19 +171,19 @@ def test_dalle_trains_and_draws_on_the_codes_of_every_quantizer(tmp_path, name):
     shape = {"quantizer": quantizer, "codes": BOOKS[name], "code_width": 6, "patch": 4,
              "multipliers": (1,)}  # fmt: skip
     theirs = load(write_vqgan(tmp_path / "vqgan", **shape))
-    recipe, engine = dalle_shapes(), replace(ENGINE, steps=1)
+    recipe, engine = recipe_for("dalle", "shapes"), replace(ENGINE, steps=1)
     recipe = recipe._replace(model=replace(recipe.model, width=16, depth=1, heads=2), engine=engine)
-    task = build_dalle(recipe, "shapes:20", vqgan_run=tmp_path / "vqgan")
+    task = system.build(recipe, "shapes:20", {"vqgan": tmp_path / "vqgan"})
     run(task, engine, tmp_path / "run", data_spec="shapes:20", device="cpu")
     assert len(task.codes.unique()) > 1 and task.codes.max() < math.prod(BOOKS[name])
 
     dalle = load(tmp_path / "run", kind="dalle")
-    x = pictures(3, 3, 16, 16)
-    codes = dalle.encode_pictures(x)
+    x = integers(256, 3, 3, 16, 16).byte()
+    codes = dalle.painter.encode(x)
     assert dalle.config.codes == theirs.quantizer.sizes
-    torch.testing.assert_close(dalle.decode_indices(codes), theirs(x).pictures.clamp(-1, 1))
-    drawn = []
-    dalle.decode_indices = lambda codes: (drawn.append(codes), theirs.decode_indices(codes))[1]
+    assert torch.equal(dalle.painter.decode(codes), to_uint8(theirs(to_float(x)).pictures))
+    drawn, decode = [], dalle.painter.decode
+    dalle.painter.decode = lambda codes: (drawn.append(codes), decode(codes))[1]
     painted = dalle.generate("a red circle", 3, generator=generator())
     assert torch.equal(painted, to_uint8(theirs.decode_indices(drawn[0])))
     assert painted.shape == (3, 3, 16, 16) and len(painted.flatten(1).unique(dim=0)) > 1

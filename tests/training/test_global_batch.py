@@ -11,10 +11,9 @@ from helpers import systems
 from helpers.processes import together
 
 from minimodal.training import distributed
-from minimodal.training.build import build_clip
 from minimodal.training.engine import train_step
 from minimodal.training.prepare import build, micro_rows, wrap
-from minimodal.training.recipes import clip_shapes
+from minimodal.training.recipes import clip, recipe_for
 
 SETTINGS = {
     "softmax": {},
@@ -26,14 +25,14 @@ SETTINGS = {
 def gradients(name: str, *, accumulate: int = 1) -> dict[str, torch.Tensor]:
     """What one step of the engine gives the optimiser, and the loss that it reports."""
     engine = replace(systems.ENGINE, batch_size=16, accumulate=accumulate, clip_norm=0.0)
-    recipe = clip_shapes()
+    recipe = recipe_for("clip", "shapes")
     training = replace(recipe.training, difference_weight=0.0, **SETTINGS[name])
     model = replace(
         recipe.model, stem=(8,), vision_width=16, vision_depth=1, vision_heads=2, text_width=16,
         text_depth=1, text_heads=2, embed_width=16,
     )  # fmt: skip
     here = distributed.start("cpu")
-    task = build_clip(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
+    task = clip.build(recipe._replace(model=model, training=training, engine=engine), "shapes:400")
     run = build(task, engine, here=here)
     wrap(run)
     found = {}

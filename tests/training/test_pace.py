@@ -81,12 +81,6 @@ def test_more_minutes_for_a_finished_run_let_it_go_on():
     assert seconds == pytest.approx(120, rel=TOLERANCE)
 
 
-def test_a_run_that_kept_no_path_goes_on_where_its_clock_stands():
-    pace = Pace(1000, 1.0)
-    pace.restore(None, step=5000, seconds=15.0)
-    assert pace.progress(5000) == pytest.approx(0.25)
-
-
 def test_more_steps_for_a_finished_run_let_it_go_on():
     longer = Pace(400)
     longer.restore(Pace(100).state(), step=100, seconds=5.0)
@@ -128,11 +122,3 @@ def test_events_of_a_run_of_steps_go_on_from_its_place_when_it_gets_minutes():
     steps, clock = Pace(1000), Pace(3000, 10.0)
     clock.restore(steps.state(), step=400, seconds=60.0)
     assert clock.when(400) == 400 and clock.when(4000) == 1000
-
-
-def test_on_the_clock_of_an_older_minimodal_what_has_begun_goes_on():
-    pace = Pace(3000, 1.0)
-    pace.restore({"limit": 60.0, "legs": [[0, 0.0, 1000]]}, step=500, seconds=30.0)
-    assert pace.when(500) == 1500  # half of the run
-    pace.restore({"limit": 60.0, "legs": [[0, 0.0, 10000]]}, step=2500, seconds=15.0)
-    assert pace.when(2500) == 2500

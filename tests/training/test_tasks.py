@@ -13,9 +13,9 @@ from minimodal.blocks.pixels import to_float
 from minimodal.data.loading import batch_indices
 from minimodal.errors import UserError
 from minimodal.shapes.source import ShapesSource
-from minimodal.training.build import build_clip, learn_words
+from minimodal.training.captions import learn_words
 from minimodal.training.checkpoint import read_metrics
-from minimodal.training.recipes import clip_small
+from minimodal.training.recipes import clip, recipe_for
 from minimodal.training.tasks.common import flip_some, seeded, shift_all
 
 
@@ -35,19 +35,24 @@ def test_rows_of_a_batch_are_the_same_whoever_asks_for_them(tmp_path):
             assert torch.equal(value, torch.cat([half[name] for half in halves])), name
 
 
+def test_a_clip_knows_the_words_of_the_captions_that_it_reads_and_no_others():
+    known = systems.make_clip().known.words
+    assert "square" in known and "squares" not in known  # which count, and contrasts do not
+
+
 def test_captions_of_one_class_can_be_positives_of_each_other(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     write(folder / "data_batch_1", batch(40, 1))
     write(folder / "test_batch", batch(8, 2))
     write(folder / "batches.meta", {"label_names": NAMES_10})
-    recipe = clip_small()
+    recipe = recipe_for("clip", "cifar10")
     assert recipe.training.same_class
-    task = build_clip(recipe, f"cifar10:{tmp_path}")
+    task = clip.build(recipe, f"cifar10:{tmp_path}")
     found = task.batch(0, slice(0, 64))["captions"]
     rows = batch_indices(40, 64, 0, seed=0)
     assert found.tolist() == task.train.labels[rows].tolist()
     with pytest.raises(UserError, match="no classes"):
-        build_clip(recipe, "shapes:400")
+        clip.build(recipe, "shapes:400")
 
 
 def test_bytes_become_floats_between_minus_one_and_one():
@@ -88,7 +93,9 @@ def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
 
 def test_a_dalle_with_bpe_dropout_has_room_for_captions_that_it_tears():
     source = ShapesSource(0, length=2000)
-    plain, torn = (learn_words(source, 512, 256, dropout=dropout) for dropout in (0.0, 0.1))
+    plain, torn = (
+        learn_words(source, 512, 256, read=[], dropout=dropout) for dropout in (0.0, 0.1)
+    )
     rng = np.random.default_rng(5)
     captions = source.captions(np.arange(1000), rng)
     lengths = np.array([len(torn.tokenizer.encode(c, dropout=0.1, rng=rng)) for c in captions])

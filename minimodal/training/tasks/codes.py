@@ -8,6 +8,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +16,39 @@ from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
-from minimodal.blocks.precision import full_float32
 from minimodal.data.loading import DataSource
 from minimodal.errors import UserError
-from minimodal.files import make_folder
-from minimodal.training.checkpoint import save_config, save_weights, write_atomically
+from minimodal.files import make_folder, write_atomically
+from minimodal.training.checkpoint import save_config, save_weights
+from minimodal.training.tasks.common import EVALUATION_PICTURES
 from minimodal.vqgan import VQGAN
+
+
+class Encoded(NamedTuple):
+    """A trained VQGAN and what it makes of a data source.
+
+    codes: (N, h, w) int32 of the training pictures; mirror images, if any, behind them
+    """
+
+    train: DataSource
+    val: DataSource
+    vqgan: VQGAN
+    run: Path  # where the VQGAN is from: a run folder or an original checkpoint
+    digest: str  # of its weights
+    codes: Tensor
+    pictures: int  # that the codes are of, mirror images not counted
+
+    def inputs(self) -> dict[str, Any]:
+        """What a training on the codes depends on."""
+        data = self.train.fingerprint()
+        return {"pictures": len(self.codes), "vqgan": self.digest, "data": data}
 
 
 @torch.no_grad()
 def tokenize_pictures(
     vqgan: VQGAN, source: DataSource, *, n: int, flip: bool, device: torch.device
 ) -> Tensor:
-    """The codes of a source's first n pictures, computed in float32 proper.
+    """The codes of a source's first n pictures.
 
     Of pairs, pictures (B, 3, 2*S, S), each is encoded by itself; their codes lie one above the
     other as they do.
@@ -36,16 +57,25 @@ def tokenize_pictures(
     # What 32 pictures need fits a CPU's cache; 256 at once take it twice the time.
     some = 32 if device.type == "cpu" else 256
     codes = []
-    with full_float32(device):
-        for mirrored in (False, True) if flip else (False,):
-            for start in range(0, n, some):
-                images = source.images(np.arange(start, min(start + some, n)))
-                images = images[..., ::-1] if mirrored else images
-                x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-                single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
-                grids = vqgan.encode(single).indices.cpu().int()
-                codes.append(rearrange(grids, "(B p) h w -> B (p h) w", B=len(x)))
+    for mirrored in (False, True) if flip else (False,):
+        for start in range(0, n, some):
+            images = source.images(np.arange(start, min(start + some, n)))
+            images = images[..., ::-1] if mirrored else images
+            x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+            single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
+            grids = vqgan.encode(single).indices.cpu().int()
+            codes.append(rearrange(grids, "(B p) h w -> B (p h) w", B=len(x)))
     return torch.cat(codes)
+
+
+def unseen_codes(encoded: Encoded, device: torch.device) -> Tensor:
+    """The codes of the pictures that scores are measured on.
+
+    returns: (N, h, w) int32
+    """
+    n = min(EVALUATION_PICTURES, len(encoded.val))
+    vqgan = encoded.vqgan.to(device)
+    return tokenize_pictures(vqgan, encoded.val, n=n, flip=False, device=device)
 
 
 def cached_codes(
@@ -87,11 +117,12 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def copy_vqgan(vqgan: VQGAN, run: Path, out: Path) -> None:
-    """A copy of a VQGAN inside another run, which then works wherever it is moved.
+def copy_vqgan(encoded: Encoded, out: Path) -> None:
+    """Copy the VQGAN into the run `out`, which then works wherever it is moved.
 
     Of a run its files, of an original checkpoint the converted weights.
     """
+    vqgan, run = encoded.vqgan, encoded.run
     make_folder(out / "vqgan")
     if not run.is_dir():
         model = {**asdict(vqgan.config), "training": {}}

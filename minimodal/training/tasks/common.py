@@ -15,11 +15,6 @@ from minimodal.data.loading import DataSource
 EVALUATION_PICTURES = 512  # unseen ones that the scores of a run are measured on
 
 
-def identity(x: Tensor) -> Tensor:
-    """What gathering does on a single process."""
-    return x
-
-
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     """Make a module whose random start depends on the seed alone; nobody else's draws change."""
     # The constructors of torch.nn take no generator: the default one is lent and put back.

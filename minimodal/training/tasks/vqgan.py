@@ -8,15 +8,13 @@ Read `minimodal/vqgan.py` before.
 
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimodal.blocks.discriminator import (
     PatchDiscriminator,
@@ -34,17 +32,16 @@ from minimodal.blocks.quantizer import perplexity, usage
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr
-from minimodal.training.contract import Phase
+from minimodal.training.contract import Phase, Recipe, Task
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
     all_pictures,
     draws,
     flip_some,
-    identity,
     seeded,
     tile,
 )
-from minimodal.vqgan import VQGAN, Reconstruction, VQGANConfig
+from minimodal.vqgan import VQGAN, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,16 @@ class VQGANTraining:
     gumbel_kl: float = 5e-4  # weight of the KL term at the end
     perceptual: str = ""  # compare pictures by a CLIP (run or checkpoint) or a VGG16 file
     perceptual_heads: str = ""  # LPIPS's channel weights, for VGG16
-    perceptual_weight: float = 1.0
+    perceptual_weight: float = 1.0  # of that comparison beside L1
     perceptual_layers: int = 2  # of a CLIP, counted from the picture; 0: all
     perceptual_shift: int = 3  # compare pictures moved by up to so many pixels
     discriminator_start: int = 3000  # steps before D begins to learn
     gan_start: int = 4000  # steps before D's verdict reaches the generator
     gan_ramp: int = 500  # steps over which its weight grows to gan_weight
-    gan_weight: float = 0.1  # differs from the paper (1): small pictures; 0: no discriminator
-    discriminator_channels: int = 32
-    discriminator_depth: int = 2
+    # differs from the paper: a GAN weight of 0.1 instead of 1, since the pictures are small.
+    gan_weight: float = 0.1  # 0: no discriminator
+    discriminator_channels: int = 32  # of its first layer
+    discriminator_depth: int = 2  # its layers that halve the picture
     discriminator_refine: bool = False  # one more layer without halving, as the original has
     discriminator_lr: float = 0.5  # share of lr
     flip: bool = False  # mirror half of the pictures
@@ -89,22 +87,16 @@ class VQGANTraining:
             raise UserError("perceptual_heads are for a VGG16: give its file as perceptual")
 
 
-class VQGANTask:
+class VQGANTask(Task):
     """Reconstruction, commitment and the patch discriminator's game."""
 
     name = "vqgan"
 
     def __init__(
-        self,
-        config: VQGANConfig,
-        training: VQGANTraining,
-        *,
-        train: DataSource,
-        val: DataSource,
-        batch_size: int,
-        seed: int,
-        perceptual: PerceptualDistance | None = None,
-    ) -> None:
+        self, recipe: Recipe, train: DataSource, val: DataSource,
+        *, perceptual: PerceptualDistance | None = None,
+    ) -> None:  # fmt: skip
+        config, training, seed = recipe.model, recipe.training, recipe.engine.seed
         seen = 0 if perceptual is None else perceptual.size or config.image_size
         if seen and training.perceptual_shift >= seen:
             raise UserError(
@@ -117,15 +109,11 @@ class VQGANTask:
                 f"discriminator_depth {halvings}: pictures of {config.image_size} pixels are too "
                 "small for so many halvings"
             )
-        self.perceptual = perceptual
-        self.training, self.train, self.val = training, train, val
-        self.batch_size, self.seed = batch_size, seed
-        self.model = seeded(lambda: VQGAN(config), seed)
+        super().__init__(recipe, seeded(lambda: VQGAN(config), seed))
+        self.train, self.val, self.perceptual = train, val, perceptual
         self.discriminator = seeded(
             lambda: PatchDiscriminator(
-                channels=training.discriminator_channels,
-                depth=training.discriminator_depth,
-                refine=training.discriminator_refine,
+                channels=training.discriminator_channels, depth=halvings, refine=refine
             ),
             seed,
         )
@@ -138,9 +126,7 @@ class VQGANTask:
                 betas=(0.5, 0.9),
             ),
         )
-        self.extra: dict[str, nn.Module] = {"discriminator": self.discriminator}
-        self.gather: Callable[[Tensor], Tensor] = identity
-        self.when: Callable[[int], float] = float  # without an engine steps are what counts
+        self.extra = {"discriminator": self.discriminator}
         self.warm_start = training.warm_start if self.model.quantizer.needs_start else 0
         self.placed = False  # the codes, as far as has been looked
         self.events = {"its codes were in use": self.warm_start}
@@ -226,6 +212,8 @@ class VQGANTask:
         return generator_loss(self.discriminator(painted).float())
 
     @torch.enable_grad()
+    # differs from the paper: λ is that of the global batch, whatever `--accumulate` and the number
+    # of processes.
     def joint_weight(self, batches: list[dict], step: int) -> Tensor:
         """λ of all micro-batches of all processes, at the price of one more pass of each.
 
@@ -315,14 +303,10 @@ class VQGANTask:
         """PSNR of unseen pictures, and how their codes are used."""
         images = torch.from_numpy(all_pictures(self.val, EVALUATION_PICTURES))
         device = model.last_layer.device
-        painted, indices = [], []
-        for part in images.split(64):
-            x = to_float(part.to(device))
-            codes = model.encode(x)
-            painted.append(to_uint8(model.decode(codes.z)).cpu())
-            indices.append(codes.indices.cpu())
-        scores = {"val_psnr": psnr(torch.cat(painted), images)}
-        parts = model.quantizer.factors(torch.cat(indices))
+        codes = [model.encode(to_float(part.to(device))) for part in images.split(64)]
+        painted = torch.cat([to_uint8(model.decode(part.z)).cpu() for part in codes])
+        scores = {"val_psnr": psnr(painted, images)}
+        parts = model.quantizer.factors(torch.cat([part.indices.cpu() for part in codes]))
         for name, part, size in zip(("", "_2"), parts, model.config.vocabulary, strict=False):
             used = usage(part, size)
             scores |= {f"codes_used{name}": used.share, f"perplexity{name}": used.perplexity}
@@ -337,11 +321,6 @@ class VQGANTask:
         painted = to_uint8(model.decode(model.encode(x).z)).cpu()
         pairs = torch.stack([images, painted], dim=1).flatten(0, 1)
         return tile(pairs, 8 if len(pairs) % 8 == 0 else 2)
-
-    def config(self) -> dict[str, Any]:
-        """The model's configuration and what else shaped the training."""
-        training = {**asdict(self.training), "data": self.train.fingerprint()}
-        return {**asdict(self.model.config), "training": training}
 
     def save_files(self, out: Path) -> None:
         """No files beside the weights; says what the discriminator will look at."""

@@ -4,24 +4,22 @@ A trained VQGAN turns the pictures into codes once. Read `minimodal/vqgan_prior.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
-from minimodal.training.contract import Phase
-from minimodal.training.tasks.codes import copy_vqgan, tokenize_pictures
-from minimodal.training.tasks.common import EVALUATION_PICTURES, draws, identity, seeded, tile
-from minimodal.vqgan import VQGAN
-from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
+from minimodal.training.contract import Phase, Recipe, Task
+from minimodal.training.tasks.codes import Encoded, copy_vqgan, unseen_codes
+from minimodal.training.tasks.common import draws, seeded, tile
+from minimodal.vqgan_prior import VQGANPrior
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class VQGANPriorTraining:
     class_dropout: float = 0.1  # share of classes left unsaid, for classifier-free guidance
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
-    temperature: float = 1.0  # what generate.py uses by default; also the next
-    guidance: float = 1.0
+    temperature: float = 1.0  # that generate.py samples at by default
+    guidance: float = 1.0  # that generate.py samples with by default
 
     def __post_init__(self) -> None:
         if self.pool < 1:
@@ -43,36 +41,17 @@ class VQGANPriorTraining:
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
 
 
-class VQGANPriorTask:
+class VQGANPriorTask(Task):
     """Next-code prediction over the codes of pictures."""
 
     name = "vqgan-prior"
 
-    def __init__(
-        self,
-        config: VQGANPriorConfig,
-        training: VQGANPriorTraining,
-        *,
-        train: DataSource,
-        val: DataSource,
-        vqgan: VQGAN,
-        vqgan_run: Path,
-        vqgan_digest: str,
-        codes: Tensor,
-        batch_size: int,
-        seed: int,
-    ) -> None:
-        self.training, self.train, self.val = training, train, val
-        self.batch_size, self.seed = batch_size, seed
-        self.vqgan, self.vqgan_run, self.codes = vqgan, vqgan_run, codes
-        self.vqgan_digest = vqgan_digest
-        self.mirrors = 2 if training.flip else 1
-        self.names = list(train.class_names or []) if config.classes else []
-        self.model = seeded(lambda: VQGANPrior(config), seed)
+    def __init__(self, recipe: Recipe, encoded: Encoded) -> None:
+        super().__init__(recipe, seeded(lambda: VQGANPrior(recipe.model), recipe.engine.seed))
         self.phases = (Phase("prior", (self.model,)),)
-        self.extra: dict[str, nn.Module] = {}
-        self.events: dict[str, int] = {}
-        self.gather: Callable[[Tensor], Tensor] = identity
+        self.encoded, self.train, self.val = encoded, encoded.train, encoded.val
+        self.codes = encoded.codes
+        self.names = list(encoded.train.class_names or []) if recipe.model.classes else []
 
     def labels(self, source: DataSource, numbers: np.ndarray) -> np.ndarray:
         """The classes of pictures, -1 where none is said.
@@ -88,7 +67,7 @@ class VQGANPriorTask:
         """True codes, what is read instead of them, and classes, some of which are dropped."""
         config, rng = self.model.config, draws(self.seed, step)
         indices = batch_indices(len(self.codes), self.batch_size, step, seed=self.seed)
-        labels = self.labels(self.train, indices % (len(self.codes) // self.mirrors))
+        labels = self.labels(self.train, indices % self.encoded.pictures)
         dropped = rng.random(len(indices)) < self.training.class_dropout
         labels = np.where(dropped, -1, labels)[rows]
         codes = self.codes[torch.from_numpy(indices[rows])].long()  # (b, h, w)
@@ -98,23 +77,16 @@ class VQGANPriorTask:
         read = torch.where(kept, codes, noise)
         return {"codes": codes, "read": read, "labels": torch.from_numpy(labels)}
 
-    def before_step(self, step: int, batches: list[dict]) -> None:
-        """Nothing: each picture's loss is its own."""
-
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over codes."""
         return self.model.loss(batch["codes"], batch["labels"], replaced=batch["read"]), {}
 
-    def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
-        """Nothing follows."""
-        return {}
-
     @torch.no_grad()
     def evaluate(self, model: VQGANPrior) -> dict[str, float]:
         """The loss on unseen pictures, in nats and in bits a code."""
-        n = min(EVALUATION_PICTURES, len(self.val))
         device = model.positions.device
-        codes = tokenize_pictures(self.vqgan.to(device), self.val, n=n, flip=False, device=device)
+        codes = unseen_codes(self.encoded, device)
+        n = len(codes)
         labels = torch.from_numpy(self.labels(self.val, np.arange(n)))
         total = 0.0
         for part, said in zip(codes.split(64), labels.split(64), strict=True):
@@ -134,26 +106,20 @@ class VQGANPriorTask:
             generator=torch.Generator(device).manual_seed(self.seed),
             sampling=SamplingConfig(self.training.temperature, guidance=guidance),
         )
-        pictures = self.vqgan.to(device).decode_indices(codes)
+        pictures = self.encoded.vqgan.to(device).decode_indices(codes)
         pictures = to_uint8(pictures).cpu()
         return tile(pictures, 8 if len(pictures) % 8 == 0 else 2)
 
+    def inputs(self) -> dict[str, Any]:
+        """The data, and the VQGAN that made codes of it."""
+        return self.encoded.inputs()
+
     def config(self) -> dict[str, Any]:
-        """The model's configuration and what else shaped the training."""
+        """The model's configuration, how it is sampled, and what else shaped the training."""
         guidance = self.training.guidance if self.names else 1.0
-        training = {
-            **asdict(self.training),
-            "pictures": len(self.codes),
-            "vqgan": self.vqgan_digest,  # so that resuming notices another VQGAN or other data
-            "data": self.train.fingerprint(),
-        }
-        return {
-            **asdict(self.model.config),
-            "class_names": self.names,
-            "sampling": {"temperature": self.training.temperature, "guidance": guidance},
-            "training": training,
-        }
+        sampling = {"temperature": self.training.temperature, "guidance": guidance}
+        return {**super().config(), "class_names": self.names, "sampling": sampling}
 
     def save_files(self, out: Path) -> None:
         """A copy of the VQGAN: the run works wherever it is moved."""
-        copy_vqgan(self.vqgan, self.vqgan_run, out)
+        copy_vqgan(self.encoded, out)

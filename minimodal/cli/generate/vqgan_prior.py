@@ -6,24 +6,26 @@ pictures than those of the training, with `--complete` the upper part of a pictu
 """
 
 import argparse
-import sys
+from pathlib import Path
 
-from torch import Tensor
-from tqdm import tqdm
-
-from minimodal.cli.common import randomness, read_picture
+from minimodal.cli.common import Parser, read_picture
+from minimodal.cli.generate.shared import Drawn, add_sampling_flags, requested, sampling_of
 from minimodal.errors import UserError
-from minimodal.runs import load, run_of
+from minimodal.runs import find
+from minimodal.runs import load as load_run
 from minimodal.vqgan_prior import VQGANPrior
 
 
-def add_prior_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that only this method has."""
-    add = parser.add_argument_group("vqgan-prior").add_argument
+def add_flags(parser: Parser) -> None:
+    """The flags of the method."""
+    add_sampling_flags(parser)
+    add = parser.add_argument
     add("--size", metavar="WxH",
         help="width and height in pixels, such as 96x64 (default: as trained)")  # fmt: skip
+    add("--complete", type=Path, metavar="IMG",
+        help="a picture whose upper part is kept (default: none)")  # fmt: skip
     add("--keep", type=float, metavar="P",
-        help="how much of the picture to --complete stays (default: 0.5, upper half)")  # fmt: skip
+        help="share of the picture to --complete that is kept (default: 0.5)")  # fmt: skip
     add("--stride", type=int, default=1, metavar="S",
         help="the sliding window moves S codes at a time: faster (default: 1)")  # fmt: skip
 
@@ -41,46 +43,29 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     return width, height
 
 
-def load_prior(arguments: argparse.Namespace, device: str) -> VQGANPrior:
-    """The model of a command line, with what it is asked for checked."""
+def load(arguments: argparse.Namespace, device: str) -> VQGANPrior:
+    """The model of a command line, with what it asks for checked."""
     if arguments.keep is not None and arguments.complete is None:
         raise UserError("--keep is how much of a picture stays: give one with --complete IMG")
-    prior = load(run_of("vqgan-prior", arguments.run, "--run"), kind="vqgan-prior").to(device)
+    sampling_of(arguments, {})  # refuses what is out of range
+    path = find(arguments.run, "vqgan-prior", flag="--run")
+    prior = load_run(path, kind="vqgan-prior").to(device)
     for name in arguments.prompts:
         prior.label_of(name)
     return prior
 
 
-def draw_prior(arguments: argparse.Namespace, prior: VQGANPrior, device: str) -> Tensor:
-    """All pictures, on the CPU.
-
-    returns: (N, 3, H, W) uint8
-    """
+def draw(arguments: argparse.Namespace, prior: VQGANPrior, device: str) -> Drawn:
+    """All pictures."""
     size, complete = read_size(arguments.size), None
     if arguments.complete is not None:
         complete = read_picture(arguments.complete)
         size = size or (complete.shape[2], complete.shape[1])
     own = prior.run["model"].get("sampling", {})
-    guidance = own.get("guidance", 1.0) if arguments.prompts else 1.0
-    chosen = {
-        "temperature": own.get("temperature", 1.0)
-        if arguments.temperature is None
-        else arguments.temperature,
-        "guidance": guidance if arguments.guidance is None else arguments.guidance,
-    }
-    bar = tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False)
-    with bar:
-        return prior.generate(
-            arguments.prompts,
-            arguments.n,
-            top_k=arguments.top_k,
-            top_p=arguments.top_p,
-            min_p=arguments.min_p,
-            size=size,
-            complete=complete,
-            keep=0.5 if arguments.keep is None else arguments.keep,
-            stride=arguments.stride,
-            progress=lambda done: bar.update(int(100 * done) - bar.n),
-            **chosen,
-            **randomness(arguments, device),
-        ).cpu()
+    own = own if arguments.prompts else own | {"guidance": 1.0}  # by no class
+    with requested(arguments, device) as request:
+        pictures = prior.draw(
+            arguments.prompts, request, sampling_of(arguments, own), size=size, complete=complete,
+            keep=0.5 if arguments.keep is None else arguments.keep, stride=arguments.stride,
+        )  # fmt: skip
+    return Drawn(pictures.cpu(), seeds=arguments.seeds)

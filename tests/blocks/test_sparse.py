@@ -6,8 +6,9 @@ from helpers.tiny import noise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from minimodal.blocks.attention import KINDS, Pattern, attend, rotary_angles, schedule
-from minimodal.blocks.transformer import Transformer, rotate
+from minimodal.blocks.attention import attend
+from minimodal.blocks.sparse import KINDS, SparsePattern, schedule
+from minimodal.blocks.transformer import Transformer
 from minimodal.errors import UserError
 from minimodal.training.tasks.common import seeded
 
@@ -32,7 +33,7 @@ def by_definition(kind: str, ahead: int, grid: int, kernel: int, q: int, k: int)
     return any(q - up * grid - r <= k <= q - up * grid + r for up in range(r + 1))
 
 
-def written_out(pattern: Pattern, length: int) -> torch.Tensor:
+def written_out(pattern: SparsePattern, length: int) -> torch.Tensor:
     """returns: (T, T) bool"""
     shape = (pattern.kind, pattern.ahead, pattern.grid, pattern.kernel)
     rows = [[by_definition(*shape, q, k) for k in range(length)] for q in range(length)]
@@ -42,7 +43,7 @@ def written_out(pattern: Pattern, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @every_shape
 def test_the_mask_is_the_papers_definition(kind, ahead, grid, kernel):
-    pattern, length = Pattern(kind, ahead, grid, kernel), ahead + grid**2 - 1
+    pattern, length = SparsePattern(kind, ahead, grid, kernel), ahead + grid**2 - 1
     expected = written_out(pattern, length)
     assert torch.equal(pattern.mask(length, length, CPU), expected)
     assert torch.equal(pattern.mask(3, length, CPU), expected[-3:])
@@ -51,7 +52,7 @@ def test_the_mask_is_the_papers_definition(kind, ahead, grid, kernel):
 @pytest.mark.parametrize("kind", KINDS)
 @every_shape
 def test_a_new_token_gathers_the_keys_of_its_row_of_the_mask(kind, ahead, grid, kernel):
-    pattern, length = Pattern(kind, ahead, grid, kernel), ahead + grid**2
+    pattern, length = SparsePattern(kind, ahead, grid, kernel), ahead + grid**2
     for place, seen in enumerate(written_out(pattern, length)):
         visible = pattern.visible(place, CPU)
         expected = seen.nonzero().flatten()
@@ -63,7 +64,7 @@ def test_a_new_token_gathers_the_keys_of_its_row_of_the_mask(kind, ahead, grid, 
 @every_shape
 @pytest.mark.parametrize("missing", [0, 1, "a row and one"])
 def test_attention_in_blocks_equals_attention_with_the_mask(kind, ahead, grid, kernel, missing):
-    pattern = Pattern(kind, ahead, grid, kernel)
+    pattern = SparsePattern(kind, ahead, grid, kernel)
     length = ahead + grid**2 - (grid + 1 if missing == "a row and one" else missing)
     mask = pattern.mask(length, length, CPU)
     found, plain = [], []
@@ -81,7 +82,7 @@ def test_attention_in_blocks_equals_attention_with_the_mask(kind, ahead, grid, k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_layers_receptive_field_is_the_pattern(kind):
-    pattern = Pattern(kind, 3, 4, 3)
+    pattern = SparsePattern(kind, 3, 4, 3)
     model = seeded(lambda: Transformer(16, 1, 2, causal=True, patterns=[pattern]), 0)
     x = noise(1, 18, 16).requires_grad_()
     y = model(x)
@@ -92,7 +93,7 @@ def test_one_layers_receptive_field_is_the_pattern(kind):
 
 
 def test_a_row_layer_and_a_column_layer_together_see_all_rows_above():
-    patterns = [Pattern("row", 1, 4), Pattern("column", 1, 4)]
+    patterns = [SparsePattern("row", 1, 4), SparsePattern("column", 1, 4)]
     model = seeded(lambda: Transformer(16, 2, 2, causal=True, patterns=patterns), 0)
     x = noise(1, 17, 16).requires_grad_()
     (grad,) = torch.autograd.grad((model(x)[0, 16] * noise(16, seed=7)).sum(), x)
@@ -110,7 +111,7 @@ def test_a_sparse_pattern_computes_at_most_three_fifths_of_the_causal_scores(kin
 
     full = flops(lambda q, k, v: torch.softmax(q @ k.transpose(-2, -1), -1) @ v)
     causal = full / 2  # the kernel leaves out the half above the diagonal
-    assert flops(Pattern(kind, 16, 16, 5).blocked) < 0.6 * causal
+    assert flops(SparsePattern(kind, 16, 16, 5).blocked) < 0.6 * causal
 
 
 def scores_of(model: Transformer, x: torch.Tensor, **settings) -> int:
@@ -123,7 +124,7 @@ def scores_of(model: Transformer, x: torch.Tensor, **settings) -> int:
 
 def layers_of(kind: str) -> Transformer:
     """Two layers over 16 tokens and 16 x 16 codes."""
-    patterns = [Pattern(kind, 16, 16, 5)] * 2
+    patterns = [SparsePattern(kind, 16, 16, 5)] * 2
     return seeded(lambda: Transformer(32, 2, 2, causal=True, patterns=patterns), 0)
 
 
@@ -143,30 +144,6 @@ def test_a_cached_step_computes_the_scores_of_the_keys_it_sees_alone(kind):
     model(noise(1, place, 32), cache=cache)
     seen = sum(by_definition(kind, 16, 16, 5, place, k) for k in range(place + 1))
     assert scores_of(model, noise(1, 1, 32), cache=cache) == 2 * 2 * (2 * seen * 32)
-
-
-def test_rotary_angles_are_of_rows_and_of_columns():
-    """Ahead of a picture of 3 x 3 codes stand 4 tokens on a diagonal; then rows and columns."""
-    angles = rotary_angles(torch.arange(13), ahead=4, grid=3, pairs=2)
-    rows = [0, 1, 2, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6]
-    columns = [0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 4, 5, 6]
-    expected = [[r, r / 10, c, c / 10] for r, c in zip(rows, columns, strict=True)]
-    torch.testing.assert_close(angles, torch.tensor(expected))
-
-
-@pytest.mark.parametrize("moved", [(1, 0), (0, 1), (2, 3)])
-def test_rotary_scores_depend_on_the_distance_in_rows_and_columns_alone(moved):
-    down, right = moved
-    q, k = noise(1, 1, 1, 8).double(), noise(1, 1, 1, 8, seed=1).double()
-
-    def score(row: int, column: int, other_row: int, other_column: int) -> torch.Tensor:
-        places = torch.tensor([5 * row + column, 5 * other_row + other_column])
-        a, b = rotary_angles(places, ahead=0, grid=5, pairs=2).double().split(1)
-        return (rotate(q, a) * rotate(k, b)).sum()
-
-    same = score(1, 1, 0, 0), score(1 + down, 1 + right, down, right)
-    torch.testing.assert_close(*same, rtol=0, atol=1e-6)
-    assert not torch.isclose(same[0], score(1 + down, 1 + right, 0, 0), atol=1e-3)
 
 
 def test_the_papers_order_of_patterns():

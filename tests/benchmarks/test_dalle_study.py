@@ -1,43 +1,32 @@
 """Studies of a DALL·E against painters whose answers are known."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import generator, noise
-from helpers.worlds import Painter, Reader, scenes_of, wrong_background
+from helpers import script
+from helpers.commands import write_demo
+from helpers.tiny import generator
+from helpers.worlds import Painter, scenes_of, wrong_background
+from PIL import Image
 
-from minimodal.blocks.pixels import to_uint8
 from minimodal.data.loading import open_data
 from minimodal.data.words import KnownWords
-from minimodal.drawing import heat_map
-from minimodal.evaluation import dalle_study
-from minimodal.evaluation.dalle_study import (
-    asked,
-    class_scores,
-    copies_of_training,
-    copying,
-    nearest_distance,
-    negation_scores,
-    places,
-    reading_scores,
-    recall_of_captions,
-    sweep,
-    template_scores,
-    variety,
-)
+from minimodal.shapes.language import parse
 from minimodal.shapes.oracle import read, score
-from minimodal.shapes.source import COLORS, ShapesSource, parse, render
-from minimodal.training.build import captions_of
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import render
+from minimodal.training.captions import captions_of
 
-SAMPLING = {"temperature": 0.7, "guidance": 2.0}
+dalle_study = script("dalle_study")
 
 
 class Filling(Painter):
     """Paints what is said, and anything where nothing is said: red, small, white, side by side."""
 
-    def generate(self, prompts, n=1, **settings):
+    def __call__(self, prompts, n, seed):
         specs = []
         for spec in (parse(p) for p in prompts for _ in range(n)):
             objects = tuple(
@@ -52,49 +41,28 @@ class Filling(Painter):
 def test_templates_ask_for_more_and_more_of_a_scene():
     scenes = ShapesSource(0, split="val").scenes(np.arange(40))
     one, two = (int(np.flatnonzero(scenes.count == count)[0]) for count in (1, 2))
-    assert list(asked(scenes, one)) == ["shape", "color_shape", "all_of_one"]
-    assert list(asked(scenes, two))[:2] == ["relation", "all_of_two"]
-    for prompts in (asked(scenes, one), asked(scenes, two)):
+    assert list(dalle_study.asked(scenes, one)) == ["shape", "color_shape", "all_of_one"]
+    assert list(dalle_study.asked(scenes, two))[:2] == ["relation", "all_of_two"]
+    for prompts in (dalle_study.asked(scenes, one), dalle_study.asked(scenes, two)):
         said = [parse(prompt) for prompt in prompts.values()]
         assert all(spec.count == said[0].count for spec in said)
-    full = parse(asked(scenes, two)["all_of_two"])
+    full = parse(dalle_study.asked(scenes, two)["all_of_two"])
     assert full.background and full.relation and all(all(thing) for thing in full.objects)
 
 
 def test_templates_ask_in_words_that_the_captions_of_training_have():
     known = KnownWords.of(captions_of(ShapesSource(0), 3000))
     scenes = ShapesSource(0, split="val", pairs="all").scenes(np.arange(300))
-    known.check(prompt for row in range(300) for prompt in asked(scenes, row).values())
+    known.check(prompt for row in range(300) for prompt in dalle_study.asked(scenes, row).values())
 
 
 def test_a_painter_who_does_what_is_said_has_full_marks_in_every_template():
-    scores = template_scores(Filling(), sampling=SAMPLING, n=8)
+    scores = dalle_study.template_scores(Filling(), n=8)
     names = ("shape", "color_shape", "all_of_one", "relation", "all_of_two", "counting")
     templates = {f"{pairs}_{name}" for pairs in ("seen", "held_out") for name in names}
     templates.remove("held_out_shape")  # names no colour
-    assert templates | {"negation", "negation_ignored"} < set(scores)
+    assert templates < set(scores)
     assert {scores[name] for name in templates} == {1.0}
-
-
-class Avoiding(Filling):
-    """Where a negative caption is given: blue, or orange instead of a blue that is not wanted."""
-
-    def generate(self, prompts, n=1, *, negative=None, **settings):
-        if negative is not None:
-            wanted = ["orange" if "blue" in caption else "blue" for caption in negative]
-            prompts = [p.replace("a ", f"a {c} ") for p, c in zip(prompts, wanted, strict=True)]
-        return super().generate(prompts, n, **settings)
-
-
-def test_negation_is_right_where_the_shape_is_drawn_in_any_colour_but_that_of_the_negative():
-    scenes = ShapesSource(0, split="val").scenes(np.arange(60))
-    scenes = scenes[np.flatnonzero(scenes.count == 1)]
-    not_red = (scenes.color[:, 0] != list(COLORS).index("red")).mean()
-    how = {"sampling": SAMPLING, "seed": 0}
-    ignoring, avoiding = (negation_scores(one, scenes, **how) for one in (Filling(), Avoiding()))
-    assert 0 < not_red < 1
-    assert ignoring == {"negation": not_red, "negation_ignored": not_red}  # it paints all in red
-    assert avoiding == {"negation": 1, "negation_ignored": not_red}
 
 
 class Eyes:
@@ -102,8 +70,7 @@ class Eyes:
 
     rows = torch.zeros(1)
 
-    def encode_pictures(self, pictures):
-        return to_uint8(pictures)
+    painter = SimpleNamespace(encode=lambda pictures: pictures)
 
 
 def likelihood(dalle, codes, captions):
@@ -132,7 +99,7 @@ def test_what_a_model_reads_is_scored_by_the_oracle(says, true, whole, monkeypat
 
     monkeypatch.setattr(dalle_study, "caption_scores", likelihood)
     monkeypatch.setattr(dalle_study, "describe", describe)
-    scores = reading_scores(Eyes(), n=10, written=4)
+    scores = dalle_study.reading_scores(Eyes(), n=10, written=4)
     for pairs in ("seen", "held_out"):
         found = {name: scores[f"{pairs}_{name}"] for name in ("color", "shape", "true", "whole")}
         assert found == {"color": 1, "shape": 1, "true": true, "whole": whole}
@@ -146,13 +113,13 @@ def test_a_classifier_that_always_says_the_same_is_right_where_that_is_so(monkey
     monkeypatch.setattr(dalle_study, "describe", lambda dalle, codes, *, generator: told)
     scenes = ShapesSource(0, split="val").scenes(np.arange(320))
     single = scenes[np.flatnonzero(scenes.count == 1)[:40]]
-    scores = reading_scores(Eyes(), n=40, written=1)
+    scores = dalle_study.reading_scores(Eyes(), n=40, written=1)
     assert scores["seen_color"] == round(float((single.color[:, 0] == 0).mean()), 4) < 0.5
     assert scores["seen_shape"] == round(float((single.shape[:, 0] == 0).mean()), 4) < 0.5
 
 
 def test_a_wrong_background_fails_only_the_templates_that_name_one():
-    scores = template_scores(Filling(wrong_background), sampling=SAMPLING, n=8)
+    scores = dalle_study.template_scores(Filling(wrong_background), n=8)
     assert scores["seen_all_of_one"] == scores["held_out_all_of_two"] == 0
     assert scores["seen_shape"] == scores["held_out_relation"] == 1
     assert scores["seen_all_of_two_background"] == 0
@@ -162,7 +129,7 @@ def test_a_wrong_background_fails_only_the_templates_that_name_one():
 
 def test_the_sweep_scores_every_pair_of_settings():
     painter = Painter()
-    tables = sweep(painter, guidances=(1.0, 2.0, 3.0), temperatures=(0.5, 1.0), n=4)
+    tables = dalle_study.sweep(painter, guidances=(1.0, 2.0, 3.0), temperatures=(0.5, 1.0), n=4)
     assert {table.shape for table in tables.values()} == {(3, 2)}
     assert all((table == 1).all() for table in tables.values())
     assert {(t, g) for _, t, g in painter.calls} == {
@@ -172,7 +139,9 @@ def test_the_sweep_scores_every_pair_of_settings():
 
 def test_a_heat_map_shows_every_share():
     table = np.array([[0.0, 0.5], [1.0, 0.25]])
-    picture = np.asarray(heat_map(table, ["guidance 1", "guidance 2"], ["T 0.5", "T 1"]))
+    picture = np.asarray(
+        dalle_study.heat_map(table, ["guidance 1", "guidance 2"], ["T 0.5", "T 1"])
+    )
     colors = {tuple(row) for row in picture.reshape(-1, 3)}
     for share in table.flatten():
         wanted = (round(230 * min(1, 2 - 2 * share)), round(200 * min(1, 2 * share)), 80)
@@ -183,16 +152,18 @@ def test_the_nearest_distance_is_that_of_a_plain_loop():
     a, b = (torch.randint(256, (n, 3, 4, 4), generator=generator(n)).byte() for n in (5, 7))
     differences = (a[:, None].float() - b[None].float()).square().mean(dim=(2, 3, 4)).sqrt()
     torch.testing.assert_close(
-        nearest_distance(a, b.split(3)), differences.amin(1), rtol=1e-4, atol=1e-3
+        dalle_study.nearest_distance(a, b.split(3)), differences.amin(1), rtol=1e-4, atol=1e-3
     )
 
 
 def test_a_copier_is_found_out_and_the_world_itself_is_not():
     train, val = ShapesSource(0), ShapesSource(0, split="val")
-    copied = copying(torch.from_numpy(train.images(np.arange(60))), train, val, pool=300)
+    copied = dalle_study.copying(
+        torch.from_numpy(train.images(np.arange(60))), train, val, pool=300
+    )
     assert copied["nearest_training_picture"] == 0 and copied["nearer"] == 1
     fresh = ShapesSource(5, split="val").images(np.arange(60))
-    assert 0.2 < copying(torch.from_numpy(fresh), train, val, pool=300)["nearer"] < 0.8
+    assert 0.2 < dalle_study.copying(torch.from_numpy(fresh), train, val, pool=300)["nearer"] < 0.8
 
 
 class Mirrors(ShapesSource):
@@ -205,8 +176,8 @@ class Mirrors(ShapesSource):
 def test_a_mirrored_copy_is_a_copy_where_training_had_mirror_images():
     train, val = ShapesSource(0), ShapesSource(0, split="val")
     drawn = torch.from_numpy(Mirrors(0).images(np.arange(40)))
-    plain = copying(drawn, train, val, pool=40)
-    mirrored = copying(drawn, train, val, pool=40, flip=True)
+    plain = dalle_study.copying(drawn, train, val, pool=40)
+    mirrored = dalle_study.copying(drawn, train, val, pool=40, flip=True)
     assert plain["nearest_training_picture"] > 0 == mirrored["nearest_training_picture"]
 
 
@@ -225,10 +196,10 @@ def test_copies_are_looked_for_in_the_runs_own_training_pictures(side, flip):
         for first in (40, 60)
     )
     run = trained("shapes", side=side, flip=flip)
-    assert copies_of_training(run, inside)["nearer"] == 1
-    assert copies_of_training(run, outside)["nearest_training_picture"] > 0
+    assert dalle_study.copies_of_training(run, inside)["nearer"] == 1
+    assert dalle_study.copies_of_training(run, outside)["nearest_training_picture"] > 0
     limited = trained("shapes", side=side, flip=flip, limit=60)
-    assert copies_of_training(limited, inside)["nearest_training_picture"] == 0
+    assert dalle_study.copies_of_training(limited, inside)["nearest_training_picture"] == 0
 
 
 def test_where_the_training_data_has_changed_or_gone_it_is_said(capsys):
@@ -237,71 +208,54 @@ def test_where_the_training_data_has_changed_or_gone_it_is_said(capsys):
     changed.run["model"]["training"]["data"] = "another"
     gone.run["data"] = "folder:nowhere"
     for run, said in ((changed, "no longer what it was"), (gone, "no such folder")):
-        assert copies_of_training(run, drawn) == {} and said in capsys.readouterr().err
+        assert dalle_study.copies_of_training(run, drawn) == {} and said in capsys.readouterr().err
 
 
 def test_training_data_that_has_moved_is_found_where_the_run_is_measured():
     moved = trained("shapes")
     moved.run["data"] = "folder:nowhere"
     inside = torch.from_numpy(ShapesSource(0).images(np.arange(40, 50)))
-    assert copies_of_training(moved, inside, "shapes")["nearest_training_picture"] == 0
-
-
-class Sighted:
-    """A judge that reads the number that `Numbers` painted."""
-
-    def classify(self, pictures):
-        return pictures[:, 0, 0, 0].long()
-
-
-class Numbers(Painter):
-    """Paints the number of the caption, but every odd picture of class 1 as class 0."""
-
-    def generate(self, prompts, n=1, **settings):
-        wanted = torch.tensor([int(p.split()[-1]) for p in prompts for _ in range(n)])
-        odd = torch.arange(len(wanted)) % 2 == 1
-        wanted = torch.where((wanted == 1) & odd, 0, wanted)
-        return wanted.byte().view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
-
-
-def test_the_judge_counts_the_classes_that_were_asked_for():
-    captions = ["number 0", "number 1", "number 2"]
-    scores = class_scores(
-        Numbers(), ["zero", "one", "two"], captions, Sighted(), seed=0, n=12, sampling=SAMPLING
-    )
-    assert scores["judge_agrees"] == pytest.approx(10 / 12, abs=1e-3)
-    assert (scores["judge_agrees_zero"], scores["judge_agrees_one"]) == (1.0, 0.5)
-
-
-def test_recall_is_whether_a_clip_finds_the_caption_of_a_drawn_picture():
-    prompts = [
-        "a large red circle on white",
-        "a small blue star on gray",
-        "a small red ring on black",
-    ]
-    found = recall_of_captions(Painter(), Reader(), prompts, seed=0, sampling=SAMPLING)
-    assert found["clip_recall_at_1"] == 1 and found["chance_at_1"] == pytest.approx(1 / 3, abs=1e-3)
-    spoilt = recall_of_captions(
-        Painter(wrong_background), Reader(), prompts, seed=0, sampling=SAMPLING
-    )
-    assert spoilt["clip_recall_at_1"] < 1
-
-
-def test_recall_is_not_understated_by_rounding(monkeypatch):
-    # Every picture has its caption's own vector, so each finds its caption, or the sum is wrong.
-    vectors = torch.nn.functional.normalize(noise(200, 128), dim=1)
-    assert torch.equal((vectors @ vectors.T).argmax(1), torch.arange(200))
-    for name in ("draw", "embed_pictures", "embed_captions"):
-        monkeypatch.setattr(f"minimodal.evaluation.dalle_study.{name}", lambda *_, **__: vectors)
-    found = recall_of_captions(None, None, [""] * 200, seed=0, sampling={})
-    assert found["clip_recall_at_1"] == found["clip_recall_at_5"] == 1
+    assert dalle_study.copies_of_training(moved, inside, "shapes")["nearest_training_picture"] == 0
 
 
 def test_objects_in_one_place_have_one_place_and_a_painter_of_the_world_has_all_of_its():
     scenes = ShapesSource(0, split="val").scenes(np.arange(300))
     single = scenes[np.flatnonzero(scenes.count == 1)]
-    assert places(render(single[np.zeros(20, int)])) == pytest.approx(1)
+    assert dalle_study.places(render(single[np.zeros(20, int)])) == pytest.approx(1)
     two = single[np.array([0, np.flatnonzero(single.y[:, 0] != single.y[0, 0])[0]])]
-    assert places(render(two)) == pytest.approx(2)
-    found = variety(Filling(), sampling=SAMPLING, n=60)
+    assert dalle_study.places(render(two)) == pytest.approx(2)
+    found = dalle_study.variety(Filling(), n=60)
     assert found["places_of_world"] > 15 > found["places"] >= 1  # it places them as it pleases
+
+
+def test_the_command_prints_and_keeps_all_numbers_and_the_heat_maps(tmp_path, monkeypatch, capsys):
+    folder = write_demo(tmp_path / "own", temperature=0.8, guidance=1.0) / "dalle"
+    for name, value in (
+        ("template_scores", {"seen_shape": 0.5}),
+        ("copies_of_training", {"nearer": 0.5}),
+        ("reading_scores", {"seen_color": 0.75}),
+        ("variety", {"places": 12.0}),
+        ("sweep", {"seen": np.full((5, 4), 0.25)}),
+    ):
+        monkeypatch.setattr(dalle_study, name, lambda *_, value=value, **__: value)
+    monkeypatch.setattr(dalle_study, "draw_with", lambda *_: lambda *_: None)
+    dalle_study.main([str(folder), "--device", "cpu"])
+    scores = json.loads(capsys.readouterr().out)
+    assert scores == json.loads((folder / "study.json").read_text())
+    assert scores["reads_seen_color"] == 0.75 and scores["template_seen_shape"] == 0.5
+    assert scores["sweep_seen_g1.5_t0.5"] == 0.25 and scores["nearer"] == 0.5
+    assert (folder / "sweep-seen.png").exists()
+
+
+def test_on_other_data_it_looks_for_copies_alone(tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    for i in range(30):
+        Image.new("RGB", (9, 9), (8 * i, 0, 99)).save(tmp_path / "own" / f"{i:02}.png")
+        (tmp_path / "own" / f"{i:02}.txt").write_text(f"number {i}")
+    data = f"folder:{tmp_path / 'own'}"
+    own = open_data(data, image_size=6).fingerprint()
+    training = {"pictures": 20, "flip": False, "data": own}
+    folder = write_demo(tmp_path / "demo", data=data, training=training, temperature=1.0) / "dalle"
+    dalle_study.main([str(folder), "--device", "cpu"])
+    scores = json.loads(capsys.readouterr().out)
+    assert set(scores) == {"nearest_training_picture", "nearest_of_unseen_real", "nearer"}

@@ -1,47 +1,43 @@
-"""Studies of a DALL·E: how hard a caption may be, how to sample, whether it copies.
+"""A study of a DALL·E: how hard a caption may be, how to sample, whether it copies.
 
-`template_scores` asks for scenes of the Shapes world in words of growing difficulty,
-`reading_scores` has the model say what pictures show, `sweep` tries guidance against temperature,
-`variety` counts where objects are drawn, `copies_of_training` looks for the training picture
-nearest to each drawn one, and `class_scores` and `recall_of_captions` have a judge or a CLIP say
-what was drawn where there is no oracle.
+    python benchmarks/dalle_study.py runs/demo/dalle
+    python benchmarks/dalle_study.py RUN --data cifar10:PATH     # copies alone: there is no oracle
 
-Models in, dicts of numbers between 0 and 1 out. Read `scoreboard.py` before.
+On the Shapes world `template_scores` asks for scenes in words of growing difficulty,
+`reading_scores` has the model say what pictures show, `sweep` tries guidance against temperature
+(also as heat maps) and `variety` counts where objects are drawn; on any data `copies_of_training`
+looks for the training picture nearest to each drawn one. The numbers are printed as JSON and kept
+in RUN/study.json, with RUN/sweep-seen.png and RUN/sweep-held_out.png beside.
 """
 
+import argparse
 import itertools
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from minimodal.blocks.pixels import to_float
 from minimodal.blocks.quantizer import usage
-from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.dalle import DALLE
-from minimodal.data.loading import DataSource, open_data
+from minimodal.data.loading import DataSource, open_data, parse_spec
+from minimodal.drawing import INK, MARGIN, PAPER, save_png
 from minimodal.errors import UserError
-from minimodal.evaluation.judge import Judge
-from minimodal.evaluation.scoreboard import by_attribute, draw, exact, rounded, shares
-from minimodal.shapes.language import article, plural
+from minimodal.evaluation.scoreboard import Draw, by_attribute, draw_with, exact, rounded, shares
+from minimodal.runs import load
+from minimodal.shapes.language import article, parse, plural
 from minimodal.shapes.oracle import read, score
-from minimodal.shapes.source import (
-    BACKGROUNDS,
-    COLORS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    Scenes,
-    ShapesSource,
-    parse,
-)
+from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scenes
+from minimodal.training.distributed import pick_device
 from minimodal.uses.reading import caption_scores, describe
 
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
-NEGATION = 2.0  # guidance away from what is not to be drawn
 WORDS_OF = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
@@ -88,34 +84,11 @@ def of_one_object(source: ShapesSource, n: int) -> np.ndarray:
     return np.flatnonzero(source.scenes(np.arange(8 * n)).count == 1)[:n]
 
 
-def negation_scores(dalle: DALLE, scenes: Scenes, *, sampling: dict, seed: int) -> dict[str, float]:
-    """A circle, but not a red one: the caption "a circle", and "a red circle" as the negative.
-
-    Captions have no word for "not", so guidance says it. Right is a circle that is not red, which
-    is likely without any negative, too: `negation_ignored` is the share among pictures without.
-    """
-    rows = range(len(scenes))
-    prompts = [article(named(scenes, row, 0, color=False)) for row in rows]
-    negative = [article(named(scenes, row, 0)) for row in rows]
-    scores = {}
-    for name, how in (
-        ("negation", {"guidance": NEGATION, "negative": negative}),
-        ("negation_ignored", {"guidance": 1.0}),
-    ):
-        pictures = draw(dalle, prompts, 1, seed=seed, sampling={**sampling, **how}).numpy()
-        right = exact(score(prompts, pictures)) & ~exact(score(negative, pictures))
-        scores[name] = right.mean()
-    return scores
-
-
-def template_scores(
-    dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 100
-) -> dict[str, float]:
+def template_scores(draw: Draw, *, seed: int = 0, n: int = 100) -> dict[str, float]:
     """Share of pictures that hold what a caption says, for each template and kind of pairs: all of
     it, and each attribute that it names.
 
     Counting ("two red circles") asks for two equal objects of a scene's first pair.
-    sampling: settings of `DALLE.generate`
     """
     scores = {}
     for pairs in ("seen", "held_out"):
@@ -132,13 +105,9 @@ def template_scores(
         if pairs == "held_out":
             prompts.pop("shape", None)  # names no colour, so nothing that was held out
         for template, texts in prompts.items():
-            pictures = draw(dalle, texts, 1, seed=seed, sampling=sampling)
-            verdicts = score(texts, pictures.numpy())
+            verdicts = score(texts, draw(texts, 1, seed).numpy())
             scores[f"{pairs}_{template}"] = exact(verdicts).mean()
             scores |= shares(by_attribute(f"{pairs}_{template}", verdicts))
-        if pairs == "seen":
-            single = scenes[np.flatnonzero(scenes.count == 1)[:n]]
-            scores |= negation_scores(dalle, single, sampling=sampling, seed=seed)
     return rounded(scores)
 
 
@@ -161,7 +130,7 @@ def reading_scores(
         source = ShapesSource(seed, split="val", pairs=pairs)
         numbers = of_one_object(source, n)
         scenes, pictures = source.scenes(numbers), source.images(numbers)
-        codes = dalle.encode_pictures(to_float(torch.from_numpy(pictures).to(device)))
+        codes = dalle.painter.encode(torch.from_numpy(pictures).to(device))
         for what, names in (("color", tuple(COLORS)), ("shape", SHAPES)):
             true = getattr(scenes, what)[:, 0]
             found = [
@@ -205,7 +174,6 @@ def sweep(
     temperatures: Sequence[float] = TEMPERATURES,
     seed: int = 0,
     n: int = 100,
-    settings: dict | None = None,
 ) -> dict[str, np.ndarray]:
     """Exact match at each guidance and temperature: a (G, T) table for seen and held-out pairs."""
     tables = {}
@@ -215,9 +183,8 @@ def sweep(
         table = np.zeros((len(guidances), len(temperatures)))
         for i, guidance in enumerate(guidances):
             for j, temperature in enumerate(temperatures):
-                sampling = {**(settings or {}), "guidance": guidance, "temperature": temperature}
-                pictures = draw(dalle, prompts, 1, seed=seed, sampling=sampling)
-                table[i, j] = exact(score(prompts, pictures.numpy())).mean()
+                draw = draw_with(dalle, {"guidance": guidance, "temperature": temperature})
+                table[i, j] = exact(score(prompts, draw(prompts, 1, seed).numpy())).mean()
         tables[pairs] = table
     return tables
 
@@ -233,15 +200,12 @@ def places(pictures: np.ndarray) -> float:
     return usage(cells, 64).perplexity
 
 
-def variety(dalle: DALLE, *, sampling: dict, seed: int = 0, n: int = 300) -> dict[str, float]:
-    """Whether single objects are in as many places as in the world (`places`); n scenes at most.
-
-    sampling: settings of `DALLE.generate`
-    """
+def variety(draw: Draw, *, seed: int = 0, n: int = 300) -> dict[str, float]:
+    """Whether single objects are in as many places as in the world (`places`); n scenes at most."""
     source = ShapesSource(seed, split="val")
     one = of_one_object(source, n)
     prompts = source.full_captions(one, np.random.default_rng(seed))
-    drawn = draw(dalle, prompts, 1, seed=seed, sampling=sampling).numpy()
+    drawn = draw(prompts, 1, seed).numpy()
     return {"places": places(drawn), "places_of_world": places(source.images(one))}
 
 
@@ -256,8 +220,8 @@ def nearest_distance(pictures: Tensor, others: Iterable[Tensor]) -> Tensor:
     nearest = torch.full((len(a),), float("inf"))
     for part in others:
         b = part.flatten(1).float()  # (M, D)
-        # cdist subtracts sums of squares, which leaves a rest where a picture is the same: it
-        # says which is the nearest, and the difference of the two how far that is.
+        # cdist subtracts sums of squares, which is not quite zero for equal pictures: it only says
+        # which is the nearest, and the distance to that one is computed anew.
         closest = b[torch.cdist(a, b).argmin(dim=1)]  # (N, D)
         nearest = torch.minimum(nearest, (a - closest).square().mean(dim=1).sqrt())
     return nearest
@@ -278,9 +242,10 @@ def parts_of(source: DataSource, n: int, *, flip: bool) -> Iterator[Tensor]:
 def copying(
     drawn: Tensor, train: DataSource, val: DataSource, *, pool: int, flip: bool = False
 ) -> dict[str, float]:
-    """Does a model copy? How near drawn pictures are to training pictures, beside how near unseen
-    real pictures are: `nearer` is the share of drawn ones that are nearer than half of the unseen
-    real ones, ½ for a model that copies as little as the world itself does.
+    """Distances of drawn pictures to the nearest training picture, and those of unseen real ones.
+
+    `nearer` is the share of drawn pictures that are nearer than the median unseen one: ½ for a
+    model that does not copy.
 
     drawn: (N, 3, H, W) uint8
     pool: pictures that the model was trained on, the first of `train`
@@ -327,33 +292,74 @@ def copies_of_training(
     return {}
 
 
-def class_scores(
-    dalle: DALLE, names: Sequence[str], captions: Sequence[str], judge: Judge, *, seed: int,
-    n: int, sampling: dict,
-) -> dict[str, float]:  # fmt: skip
-    """How often a judge sees the class that was asked for, in all and for each class.
+# --- the command ---------------------------------------------------------------------------------
 
-    captions: one for each class
-    n: pictures in all
+
+def heat_map(table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:
+    """A table of shares as tiles, from red (0) over yellow to green (1), each with its percent.
+
+    table: (R, C) between 0 and 1
     """
-    each = max(1, n // len(names))
-    pictures = draw(dalle, list(captions), each, seed=seed, sampling=sampling)
-    seen = judge.classify(pictures).view(len(names), each)  # (K, n / K)
-    right = (seen == torch.arange(len(names))[:, None]).float()
-    scores = {"judge_agrees": right.mean()}
-    scores |= {f"judge_agrees_{name}": row.mean() for name, row in zip(names, right, strict=True)}
-    return rounded(scores)
+    font, (width, height) = ImageFont.load_default(size=12), (72, 40)
+    left = 2 * MARGIN + int(max(font.getlength(row) for row in rows))
+    canvas = Image.new("RGB", (left + len(columns) * width + MARGIN,
+                               (len(rows) + 1) * height + MARGIN), PAPER)  # fmt: skip
+    pen = ImageDraw.Draw(canvas)
+    for j, name in enumerate(columns):
+        pen.text((left + j * width + MARGIN, height // 2), name, fill=INK, font=font)
+    for i, name in enumerate(rows):
+        top = (i + 1) * height
+        pen.text((MARGIN, top + height // 3), name, fill=INK, font=font)
+        for j, share in enumerate(table[i]):
+            color = (round(230 * min(1, 2 - 2 * share)), round(200 * min(1, 2 * share)), 80)
+            x = left + j * width
+            pen.rectangle((x, top, x + width - 2, top + height - 2), fill=color)
+            pen.text((x + width // 4, top + height // 3), f"{100 * share:.0f} %", INK, font=font)
+    return canvas
 
 
-@torch.no_grad()
-def recall_of_captions(
-    dalle: DALLE, clip: CLIP, captions: Sequence[str], *, seed: int, sampling: dict
-) -> dict[str, float]:
-    """Whether a CLIP finds each drawn picture's caption among all of them."""
-    pictures = draw(dalle, list(captions), 1, seed=seed, sampling=sampling)
-    image, text = embed_pictures(clip, pictures), embed_captions(clip, list(captions))
-    # The right one's similarity is taken from the same product: another sum rounds differently.
-    similarity = image @ text.T  # (N, N)
-    rank = (similarity > similarity.diagonal()[:, None]).sum(1)  # (N,) 0 = the first
-    scores = {f"clip_recall_at_{k}": (rank < k).float().mean() for k in (1, 5)}
-    return rounded(scores | {"chance_at_1": 1 / len(captions)})
+def study_on_shapes(dalle: DALLE, draw: Draw, folder: Path, *, seed: int) -> dict[str, float]:
+    """All that the oracle can say, and the heat maps."""
+    found = template_scores(draw, seed=seed)
+    scores = {f"template_{name}": value for name, value in found.items()}
+    scores |= {f"reads_{name}": value for name, value in reading_scores(dalle, seed=seed).items()}
+    scores |= variety(draw, seed=seed)
+    for pairs, table in sweep(dalle, seed=seed).items():
+        rows, columns = [f"guidance {g:g}" for g in GUIDANCES], [f"T {t:g}" for t in TEMPERATURES]
+        save_png(heat_map(table, rows, columns), folder / f"sweep-{pairs}.png")
+        names = itertools.product(GUIDANCES, TEMPERATURES)
+        scores |= {
+            f"sweep_{pairs}_g{g:g}_t{t:g}": share
+            for (g, t), share in zip(names, table.flatten(), strict=True)
+        }
+    return scores
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Study a run, print the numbers and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a dalle")
+    parser.add_argument("--data", metavar="SPEC", help="captions (default: the data of the run)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    given = parser.parse_args(argv)
+    dalle = load(given.run, kind="dalle").to(pick_device(given.device))
+    spec, seed = given.data or dalle.run["data"], given.seed
+    how = dalle.run["model"]["sampling"]
+    if parse_spec(spec).kind == "shapes":
+        draw = draw_with(dalle, how)
+        scores = study_on_shapes(dalle, draw, given.run, seed=seed)
+        source = ShapesSource(seed, split="val")
+        prompts = source.full_captions(np.arange(200), np.random.default_rng(seed))
+    else:
+        draw, scores = draw_with(dalle, how), {}
+        val = open_data(spec, image_size=dalle.config.grid * dalle.painter.factor, split="val")
+        prompts = [val.all_captions(i)[0] for i in range(min(100, len(val)))]
+    scores |= copies_of_training(dalle, draw(prompts, 1, seed), spec)
+    text = json.dumps(rounded(scores), indent=2)
+    (given.run / "study.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""`python generate.py PROMPT …`: pictures from DALL·E. With `--first` a run on pairs draws what a
+prompt makes of that picture ("the same in red"). Read `dalle.DALLE.draw` before.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from minimodal.blocks.given import Given
+from minimodal.cli.common import Parser, read_picture
+from minimodal.cli.generate.shared import (
+    Drawn,
+    add_rerank_flags,
+    add_sampling_flags,
+    choose,
+    clip_for,
+    each,
+    in_rows,
+    judged,
+    requested,
+    sampling_of,
+)
+from minimodal.clip import CLIP
+from minimodal.dalle import DALLE
+from minimodal.drawing import save_gif
+from minimodal.errors import UserError
+from minimodal.runs import find
+from minimodal.runs import load as load_run
+
+
+def read_box(text: str) -> tuple[int, ...]:
+    """`0,16,32,32` as left, top, right and bottom."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected four numbers such as 0,16,32,32")
+    return tuple(int(part) for part in parts)
+
+
+def add_flags(parser: Parser) -> None:
+    """The flags of the method."""
+    add_sampling_flags(parser)
+    add_rerank_flags(parser)
+    add = parser.add_argument
+    add("--truncate", action="store_true", help="cut prompts that are too long")
+    add("--allow-unseen", action="store_true",
+        help="draw for words, too, that no caption of the training had")  # fmt: skip
+    add("--complete", type=Path, metavar="IMG",
+        help="a picture that is kept but for a rectangle (default: none)")  # fmt: skip
+    add("--redraw", type=read_box, metavar="L,T,R,B",
+        help="the rectangle to draw anew: left, top, right, bottom in pixels "
+             "(default: the lower half)")  # fmt: skip
+    add("--first", type=Path, metavar="IMG",
+        help="first picture of a pair, with a run on pairs (default: none)")  # fmt: skip
+    add("--gif", type=Path, metavar="GIF",
+        help="the drawing, row by row, as a moving picture (default: none)")  # fmt: skip
+
+
+def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None]:
+    """The DALL·E of a command line and the CLIP that chooses, with what it asks for checked."""
+    if not arguments.prompts:
+        raise UserError("no PROMPT; say what to draw, such as 'a red circle'")
+    if arguments.redraw and not arguments.complete:
+        raise UserError("--redraw needs the picture: --complete IMG")
+    if arguments.first and (arguments.complete or arguments.rerank):
+        other = "--complete" if arguments.complete else "--rerank"
+        raise UserError(f"--first and {other} do not go together: leave one of them out")
+    if arguments.gif and arguments.gif.suffix.lower() != ".gif":
+        raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
+    sampling_of(arguments, {})  # refuses what is out of range
+    folder = find(arguments.run, "dalle", flag="--run")
+    dalle = load_run(folder, kind="dalle").to(device)
+    return dalle, clip_for(arguments, folder, device)
+
+
+def draw(arguments: argparse.Namespace, loaded: tuple[DALLE, CLIP | None], device: str) -> Drawn:
+    """All pictures, chosen and judged; the first ones row by row as a GIF where asked for."""
+    dalle, clip = loaded
+    model = dalle.run["model"]
+    sampling = sampling_of(arguments, model.get("sampling", {}))
+    if sampling.guidance != 1 and model.get("training", {}).get("caption_dropout") == 0:
+        raise UserError(
+            f"--guidance {sampling.guidance:g}: the run never saw an empty caption "
+            "(caption_dropout 0), which guidance compares with; give --guidance 1"
+        )
+    complete = read_picture(arguments.complete) if arguments.complete else None
+    first = read_picture(arguments.first) if arguments.first else None
+    frames: list[Tensor] = []
+
+    def row(pictures: Tensor, done: int) -> None:
+        if done == 0:  # of the first batch
+            frames.append(pictures.cpu())
+
+    with requested(arguments, device, partial=row if arguments.gif else None) as request:
+        pictures = dalle.draw(
+            arguments.prompts, request, sampling, given=Given(complete, arguments.redraw, first),
+            truncate=arguments.truncate, allow_unseen=arguments.allow_unseen,
+        ).cpu()  # fmt: skip
+    if arguments.gif:
+        grids = [in_rows(frame, arguments.prompts, each(arguments)) for frame in frames]
+        save_gif(grids, arguments.gif)
+    drawn = choose(arguments, clip, pictures)
+    verdicts = judged(str(dalle.run["data"]), arguments.prompts, drawn.pictures, first=first)
+    return drawn._replace(verdicts=verdicts)
