@@ -39,14 +39,14 @@ class SearchConfig:
     """How long and how the search looks."""
 
     evaluations: int = 4096  # of the score, beside the pool
-    members: int = 16
+    members: int = 32
     donors: int = 64  # of the pool, to copy from
-    children: int = 4  # of each member a round
+    children: int = 2  # of each member a round
     likelihood: float = 1.0  # λ
     ordinary: float = 0.1  # the share of the pool that is less likely than p₀
     temperature: float = 0.0  # nats, falls to 0 at the end; 0: only what is better
     moves: tuple[str, ...] = ("redraw", "redraw", "exchange", "transplant", "copy", "shift")
-    renew: int = 8  # rounds after which the worst quarter give way to the best; 0: never
+    renew: int = 16  # rounds after which the worst quarter give way to the best; 0: never
     sides: tuple[int, int] = (3, 6)  # of rectangles, in codes
     enough: float = float("inf")  # a J that ends the search
 
@@ -186,17 +186,38 @@ def rectangle_about(codes: Tensor, dice: Dice, sides: tuple[int, int]) -> Tensor
     return keep
 
 
+class Breeding(NamedTuple):
+    """How children are made of members."""
+
+    dice: Dice
+    config: SearchConfig
+    sizes: tuple[int, ...]
+    redraw: Redraw
+
+    def children(self, name: str, members: Tensor, donors: Tensor) -> Tensor:
+        """n children of each member by a move, those of one member side by side.
+
+        members: (M, h, w) int64
+        donors: (D, h, w) int64 what they may take from, beside each other
+        returns: (N, h, w) int64, n times the members
+        """
+        dice, c = self.dice, self.config
+        parents = members.repeat_interleave(c.children, 0)  # (M n, h, w)
+        if name == "redraw":
+            about = members[dice.below(len(members))]
+            return self.redraw(parents, rectangle_about(about, dice, c.sides))
+        others = torch.cat([donors, members])
+        return torch.stack([
+            ALONE[name](Parents(own, dice.of(others), self.sizes, c.sides), dice)
+            for own in parents
+        ])  # fmt: skip
+
+
 def search(
-    pool: Tensor,
-    *,
-    score: Score,
-    log_likelihood: Score,
-    redraw: Redraw,
-    sizes: tuple[int, ...],
-    generator: torch.Generator,
-    config: SearchConfig = SearchConfig(),
+    pool: Tensor, *, score: Score, log_likelihood: Score, redraw: Redraw, sizes: tuple[int, ...],
+    generator: torch.Generator, config: SearchConfig = SearchConfig(),
     on_round: Callable[[Tensor, Tensor], bool | None] | None = None,
-) -> Found:
+) -> Found:  # fmt: skip
     """Improve the best of a pool.
 
     pool: (P, h, w) int64 codes to begin with
@@ -204,6 +225,7 @@ def search(
     on_round: called with all members (M, h, w) and their J (M,); True ends the search
     """
     dice, c = Dice(generator), config
+    breeding = Breeding(dice, c, sizes, redraw)
     floor = log_likelihood(pool).quantile(c.ordinary)
 
     def strange(codes: Tensor) -> Tensor:
@@ -221,15 +243,7 @@ def search(
     used = rounds = 0
     while used < c.evaluations and best_value < c.enough:
         name = c.moves[dice.below(len(c.moves))]
-        parents = members.repeat_interleave(c.children, 0)  # (M n, h, w)
-        if name == "redraw":
-            children = redraw(parents, rectangle_about(members[dice.below(M)], dice, c.sides))
-        else:
-            others = torch.cat([donors, members])
-            children = torch.stack([
-                ALONE[name](Parents(own, dice.of(others), sizes, c.sides), dice)
-                for own in parents
-            ])  # fmt: skip
+        children = breeding.children(name, members, donors)  # (M n, h, w)
         found, at = score(children).view(M, -1).max(dim=1)  # (M,), (M,)
         used, rounds = used + len(children), rounds + 1
         children = children.view(M, -1, h, w)[torch.arange(M), at]  # each member's best
