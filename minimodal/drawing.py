@@ -3,7 +3,7 @@
 uint8 pictures (N, 3, H, W) in, a Pillow picture out; models never see what is drawn here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,9 +117,14 @@ def grid(
     return canvas
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG; one that `grid` drew says so, and is then no picture among the data."""
+def save_png(picture: Image.Image, path: Path, *, told: Mapping[str, str] | None = None) -> None:
+    """Write a PNG; one that `grid` drew says so, and is then no picture among the data.
+
+    told: text for the file, by keys such as "prompt"
+    """
     mark = PngImagePlugin.PngInfo()
+    for key, text in (told or {}).items():
+        mark.add_text(key, text)
     if DRAWN in picture.info:
         mark.add_text("Software", DRAWN)
     save_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=mark))

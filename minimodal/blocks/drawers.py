@@ -268,15 +268,20 @@ class StackDrawer:
 DRAWERS = ("vqgan", "codes", "pixels", "fourier", "stack")
 
 
+def check_drawer(name: str) -> None:
+    """Refuse a name that no drawer has."""
+    if name not in DRAWERS:
+        close = difflib.get_close_matches(name, DRAWERS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"drawer {name}: expected one of {', '.join(DRAWERS)}{hint}")
+
+
 def make_drawer(name: str, pictures: Tensor, *, vqgan: nn.Module | None = None) -> Drawer:
     """The drawer of a name, at its start.
 
     pictures: (B, 3, H, W) in [-1, 1] what it begins with
     """
-    if name not in DRAWERS:
-        close = difflib.get_close_matches(name, DRAWERS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"drawer {name}: expected one of {', '.join(DRAWERS)}{hint}")
+    check_drawer(name)
     if name in ("vqgan", "codes"):
         if vqgan is None:
             raise UserError(f"drawer {name} needs a trained VQGAN")

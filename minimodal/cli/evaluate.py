@@ -234,9 +234,7 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     return {"scores": rounded(found.scores), "manifest": manifest | found.manifest}
 
 
-def score_guided(
-    folder: Path, seed: int, device: str, *, n: int
-) -> dict[str, dict[str, float]]:
+def score_guided(folder: Path, seed: int, device: str, *, n: int) -> dict[str, dict[str, float]]:
     """VQGAN+CLIP of a demo folder, the pool it begins with, DALL·E, and the nearest caption."""
     prior, clip = prior_of(folder, device), load(folder / "clip", kind="clip").to(device)
     pool = pool_of(folder, prior, [Guide(clip, ())])

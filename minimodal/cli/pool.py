@@ -34,11 +34,13 @@ def prior_of(folder: Path, device: str | torch.device) -> Prior:
     )
 
 
-def pool_of(folder: Path, prior: Prior, guides: Sequence[Guide], size: int = SIZE) -> Pool:
+def pool_of(folder: Path, prior: Prior, guides: Sequence[Guide], size: int = 0) -> Pool:
     """The pool of a folder, drawn where it is not kept already.
 
     guides: one for each CLIP
+    size: 0 for SIZE
     """
+    size = size or SIZE
     place = folder / f"pool-{fingerprint(prior.model)[:12]}.safetensors"
     kept: dict[str, Tensor] = {}
     if place.exists():

@@ -72,6 +72,24 @@ def pieces(n: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, n)) for first in range(0, n, size)]
 
 
+def kept_for_gradient(forward: Callable[[], Tensor], models: Sequence[Tensor]) -> int:
+    """Bytes that a forward pass keeps until its gradient is known.
+
+    models: weights, which are there anyway
+    """
+    sizes, there = {}, {p.data_ptr() for p in models}
+
+    def kept(x: Tensor) -> Tensor:
+        if x.data_ptr() not in there:
+            sizes[x.data_ptr()] = max(x.numel() * x.element_size(), sizes.get(x.data_ptr(), 0))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
+        result = forward()  # alive to here, so no address is used twice
+    del result
+    return sum(sizes.values())
+
+
 class Optimisation:
     """Pictures on their way: parameters, optimiser, random numbers, and the best so far.
 
@@ -153,6 +171,22 @@ class Optimisation:
                 (found.sum() * share).backward()
                 losses.index_add_(0, whose, found.detach() * share)
         return losses, leaf.grad
+
+    def memory(self) -> int:
+        """Bytes that a step will need for gradients: the drawer's, and those of a chunk of views as
+        far as one view tells. No random numbers of the run are used."""
+        drawn = kept_for_gradient(self.drawer.pictures, self.drawer.parameters)
+        leaf, most = self.best[:1].clone().requires_grad_(), 0
+        for guide in self.guides:
+            for wanted in guide.wanted:
+                draws = draw_views(self.views, 1, torch.Generator().manual_seed(0))
+
+                def see_one(guide: Guide = guide, wanted: Wanted = wanted, draws=draws) -> Tensor:
+                    return self.view_losses(guide, wanted, leaf, draws)
+
+                most = max(most, kept_for_gradient(see_one, list(guide.clip.parameters())))
+        views = len(self.best) * self.config.views
+        return drawn + most * min(self.config.chunk or views, views)
 
     def asked_beside(self, pictures: Tensor) -> Tensor:
         """What regularisers add.

@@ -1,4 +1,4 @@
-"""What a search begins with and how it ends: a pool of pictures without a prompt, and CLIP's choice.
+"""What a search begins with and how it ends: a pool of pictures of anything, and CLIP's choice.
 
     pool    what a prior draws when it is told nothing, once for all prompts
     score   CLIP's scale times the cosine of picture and prompt
@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimodal.blocks.pixels import to_float
-from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
 from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.search import Found, SearchConfig, search
@@ -153,7 +152,9 @@ def resized(pictures: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def embed_codes(prior: Prior, guide: Guide, codes: Tensor, region: Callable = lambda x: x) -> Tensor:
+def embed_codes(
+    prior: Prior, guide: Guide, codes: Tensor, region: Callable = lambda x: x
+) -> Tensor:
     """What a CLIP makes of codes, painted and rounded to bytes as a file of them would be.
 
     codes: (N, h, w) int64
@@ -218,7 +219,7 @@ class Judges:
 
 def find(
     prior: Prior, guides: Sequence[Guide], pool: Pool, *, seed: int, skip: int = 0,
-    config: SearchConfig | None = SearchConfig(), seconds: float = float("inf"),
+    config: SearchConfig | None, seconds: float = float("inf"),
 ) -> Found:  # fmt: skip
     """The best codes for what the guides want: of the pool, and where that is not good enough
     searched for.
