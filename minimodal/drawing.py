@@ -124,7 +124,8 @@ def save_png(picture: Image.Image, path: Path, *, told: Mapping[str, str] | None
     """
     mark = PngImagePlugin.PngInfo()
     for key, text in (told or {}).items():
-        mark.add_text(key, text)
+        # What the shell passed on that is no text becomes question marks.
+        mark.add_text(key, text.encode("utf-8", "replace").decode("utf-8"))
     if DRAWN in picture.info:
         mark.add_text("Software", DRAWN)
     save_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=mark))

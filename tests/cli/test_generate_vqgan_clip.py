@@ -75,8 +75,6 @@ def test_stopped_and_resumed_is_as_if_never_stopped(guided, monkeypatch):
         losses = step(self)
         done.append(self.number)
         if len(done) == 12:
-            import signal
-
             signal.raise_signal(signal.SIGINT)
         return losses
 
