@@ -123,11 +123,11 @@ def save_png(picture: Image.Image, path: Path, *, told: Mapping[str, str] | None
     told: text for the file, by keys such as "prompt"
     """
     mark = PngImagePlugin.PngInfo()
+    if DRAWN in picture.info:  # first: readers look for it near the start
+        mark.add_text("Software", DRAWN)
     for key, text in (told or {}).items():
         # What the shell passed on that is no text becomes question marks.
         mark.add_text(key, text.encode("utf-8", "replace").decode("utf-8"))
-    if DRAWN in picture.info:
-        mark.add_text("Software", DRAWN)
     save_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=mark))
 
 
