@@ -3,7 +3,7 @@
 uint8 pictures (N, 3, H, W) in, a Pillow picture out; models never see what is drawn here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +117,17 @@ def grid(
     return canvas
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG; one that `grid` drew says so, and is then no picture among the data."""
+def save_png(picture: Image.Image, path: Path, *, told: Mapping[str, str] | None = None) -> None:
+    """Write a PNG; one that `grid` drew says so, and is then no picture among the data.
+
+    told: text for the file, by keys such as "prompt"
+    """
     mark = PngImagePlugin.PngInfo()
-    if DRAWN in picture.info:
+    if DRAWN in picture.info:  # first: readers look for it near the start
         mark.add_text("Software", DRAWN)
+    for key, text in (told or {}).items():
+        # What the shell passed on that is no text becomes question marks.
+        mark.add_text(key, text.encode("utf-8", "replace").decode("utf-8"))
     save_whole(path, lambda file: picture.save(file, format="PNG", pnginfo=mark))
 
 

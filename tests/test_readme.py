@@ -18,6 +18,7 @@ from helpers.tiny import noise, pictures
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from minimodal.cli import pool
 from minimodal.cli.main import main
 from minimodal.evaluation.judge import Judge
 
@@ -165,6 +166,7 @@ def place(tmp_path_factory) -> Path:
 def here(place, tmp_path, monkeypatch) -> Path:
     """A copy of it, as the current folder."""
     monkeypatch.setattr(systems.probe, "PEAK_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "SIZE", 64)
     shutil.copytree(place, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -202,7 +204,7 @@ def shown_flags(capsys) -> set[str]:
     """All flags that some --help shows."""
     shown = set()
     trained = [["train", system, "--data", "shapes"] for system in TINY]
-    drawn = [["generate", "--method", method] for method in ("dalle", "vqgan-prior")]
+    drawn = [["generate", "--method", method] for method in ("dalle", "vqgan-prior", "vqgan-clip")]
     others = ("classify", "search", "reconstruct", "caption", "evaluate")
     for words in (["train", "demo"], *trained, *drawn, *([name] for name in others)):
         with pytest.raises(SystemExit):

@@ -8,14 +8,17 @@ into RUN/evaluation.json. A folder of runs (the demo's) gives the scoreboard of 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minimodal.cli.common import check_seed
 from minimodal.cli.demo import score_stages
+from minimodal.cli.pool import pool_of, prior_of
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
@@ -23,6 +26,7 @@ from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.errors import UserError
 from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
+from minimodal.evaluation.guided import guided_scores, nearest_captions
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import (
     Evaluation,
@@ -33,6 +37,7 @@ from minimodal.evaluation.on_data import (
     vqgan_on_data,
 )
 from minimodal.evaluation.scoreboard import (
+    Draw,
     baseline_scores,
     clip_scores,
     dalle_scores,
@@ -50,6 +55,10 @@ from minimodal.training.recipes import SYSTEMS
 from minimodal.uses.search import fingerprint
 from minimodal.uses.zero_shot import read_lines
 from minimodal.vqgan import VQGAN
+from minimodal.vqgan_clip.guide import Guide, make_guide
+from minimodal.vqgan_clip.pool import find
+from minimodal.vqgan_clip.prompts import Prompt
+from minimodal.vqgan_clip.search import SearchConfig
 
 ABOUT = "scores of a run or an original CLIP, with a manifest of how they were measured"
 
@@ -71,8 +80,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--judge", type=Path, metavar="FILE",
         help="of a VQGAN or DALL·E on CIFAR-10: does this ResNet-20 see the class? "
              "(default: none)")  # fmt: skip
-    add("-n", type=int, default=500, metavar="N",
-        help="pictures that a DALL·E draws for a score (default: 500)")  # fmt: skip
+    add("-n", type=int, metavar="N",
+        help="pictures that are drawn for a score (default: 500, with --method 50)")  # fmt: skip
+    add("--method", choices=("vqgan-clip",),
+        help="of a demo folder: score its VQGAN+CLIP, beside what it has to beat")  # fmt: skip
     add_merges_flag(parser)
     add("--seed", type=int, default=0, metavar="S", help="of the Shapes world (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -223,6 +234,30 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     return {"scores": rounded(found.scores), "manifest": manifest | found.manifest}
 
 
+def score_guided(folder: Path, seed: int, device: str, *, n: int) -> dict[str, dict[str, float]]:
+    """VQGAN+CLIP of a demo folder, the pool it begins with, DALL·E, and the nearest caption."""
+    prior, clip = prior_of(folder, device), load(folder / "clip", kind="clip").to(device)
+    pool = pool_of(folder, prior, [Guide(clip, ())])
+
+    def drawing(config: SearchConfig | None) -> Draw:
+        def draw(prompts: Sequence[str], n: int, seed: int) -> Tensor:
+            codes = [
+                find(prior, [make_guide(clip, [Prompt(text)])], pool,
+                     seed=seed + i, skip=j, config=config).codes[:1]
+                for i, text in enumerate(prompts) for j in range(n)
+            ]  # fmt: skip
+            return prior.painter.decode(torch.cat(codes).to(prior.device)).cpu()
+
+        return draw
+
+    systems = {"vqgan_clip": drawing(SearchConfig()), "best_of_pool": drawing(None)}
+    if (folder / "dalle" / "config.json").exists():
+        dalle = load(folder / "dalle", kind="dalle").to(device)
+        systems["dalle"] = draw_with(dalle, dalle.run["model"]["sampling"])
+    systems["nearest_caption"] = nearest_captions(seed=seed)
+    return guided_scores(systems, n=n, seed=seed)
+
+
 def is_demo(folder: Path) -> bool:
     """Whether a folder holds runs and is none itself."""
     inside = any((folder / part / "config.json").exists() for part in SYSTEMS)
@@ -240,6 +275,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, write, print."""
     target = arguments.target
     check_seed(arguments.seed)
+    arguments.n = (50 if arguments.method else 500) if arguments.n is None else arguments.n
     device = pick_device(arguments.device)
     if not target.exists():
         raise UserError(f"{target}: no such run; `python -m minimodal train demo` makes runs/demo")
@@ -247,10 +283,15 @@ def run(arguments: argparse.Namespace) -> None:
         flag = "--pictures" if arguments.pictures else "--data"
         if arguments.pictures or arguments.data not in (None, "shapes"):
             raise UserError(f"{target} holds several runs: give one of them with {flag}")
-        board = score_stages(target, arguments.seed, device, n=arguments.n)
+        if arguments.n < 1:
+            raise UserError(f"-n {arguments.n}: expected 1 or more pictures")
+        score = score_guided if arguments.method else score_stages
+        board = score(target, arguments.seed, device, n=arguments.n)
         manifest = {"run": str(target), "data": "shapes", "world_seed": arguments.seed}
         result = {"scores": board, "manifest": manifest | {"versions": versions()}}
         words = format_scoreboard(board)
+    elif arguments.method:
+        raise UserError(f"--method {arguments.method} needs a demo folder, with vqgan and clip")
     else:
         result = evaluate_one(arguments, device)
         lines = result["scores"].items()

@@ -248,16 +248,30 @@ def places(arguments: argparse.Namespace) -> Iterator[None]:
         yield
 
 
+def asked(arguments: argparse.Namespace) -> dict[str, str]:
+    """What a picture's file says about how it was made: the prompts, and all settings as JSON."""
+    apart = ("prompts", "out", "json", "gif", "resume", "device")
+    settings = {
+        k: v for k, v in vars(arguments).items() if k not in apart and v not in (None, False)
+    }
+    prompts = " / ".join(arguments.prompts)
+    return {"prompt": prompts, "settings": json.dumps(settings, default=str, sort_keys=True)}
+
+
 def show(arguments: argparse.Namespace, drawn: Drawn) -> None:
     """Write the grid and the single pictures, and say so in words or as JSON."""
     prompts, n, (pictures, verdicts, scores, seeds) = arguments.prompts or [""], arguments.n, drawn
-    save_png(in_rows(pictures, prompts, n, verdicts=verdicts, scores=scores), arguments.out)
+    told_in_file = asked(arguments)
+    shown = in_rows(pictures, prompts, n, verdicts=verdicts, scores=scores)
+    save_png(shown, arguments.out, told=told_in_file)
     singles, told = arguments.out.with_suffix(""), []
     for i, picture in enumerate(pictures):
         one = {"prompt": prompts[i // n], "file": str(singles / f"{i // n:03d}-{i % n}.png")}
-        save_png(to_picture(picture), Path(one["file"]))
+        own = {"prompt": one["prompt"], "number": str(i)}  # of all that the seed has drawn
         if seeds:
             one["seed"] = seeds[i]
+            own["seed"] = str(seeds[i])
+        save_png(to_picture(picture), Path(one["file"]), told=told_in_file | own)
         if scores is not None:
             one["clip"] = round(scores[i], 4)
         if verdicts and verdicts[i] is not None:

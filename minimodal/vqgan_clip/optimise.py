@@ -1,0 +1,320 @@
+"""VQGAN+CLIP: follow CLIP's gradient to a picture (Crowson et al. 2022, "VQGAN-CLIP").
+
+    picture = drawer(parameters)                       VQGAN's decoder, or another drawer
+    loss    = mean over views of θ(CLIP(view), prompt)² / 2  + what else is asked
+    parameters ← Adam(∂loss / ∂parameters)
+
+B pictures are optimised side by side, each for itself, and each keeps its best step. Nothing but
+the generator of `Optimisation` is random; `state` and `restore` continue bit for bit. Read
+`guide.py` and `blocks/drawers.py` before.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimodal.blocks.cutouts import CAPTION_TRUE, Draws, Views, draw_views, see
+from minimodal.blocks.drawers import Drawer
+from minimodal.blocks.regularizers import (
+    FROM_START,
+    REGULARIZERS,
+    check_names,
+    from_start,
+    palette,
+)
+from minimodal.errors import UserError
+from minimodal.vqgan_clip.guide import Guide, Wanted
+
+
+@dataclass(frozen=True)
+class OptimiseConfig:
+    """How the gradient is followed."""
+
+    steps: int = 200
+    lr: float = 0.1
+    optimizer: str = "adam"  # adam or adamw
+    weight_decay: float = 0.0  # adamw
+    drops: tuple[float, ...] = (0.75,)  # at these shares of the steps lr falls
+    drop: float = 0.1  # to this share of what it was
+    views: int = 16  # of each picture, for each guide and region
+    chunk: int = 0  # views in memory at a time; 0: all
+    noise: float = 0.0  # deviation of what is added to parameters, falling to 0 at two thirds
+    patience: int = 0  # stop after so many steps without a better one; 0: never
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.views) < 1 or min(self.chunk, self.patience) < 0:
+            raise UserError("steps and views: expected 1 or more; chunk and patience: 0 or more")
+        if not 0 < self.lr < math.inf or not 0 < self.drop <= 1:
+            raise UserError(f"lr {self.lr}, drop {self.drop}: expected above 0 (drop at most 1)")
+        if self.optimizer not in ("adam", "adamw"):
+            raise UserError(f"optimizer {self.optimizer}: expected adam or adamw")
+        if not (0 <= self.noise < math.inf and 0 <= self.weight_decay < math.inf):
+            raise UserError("noise and weight_decay: expected 0 or more")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.lr * self.drop ** sum(step >= at * self.steps for at in self.drops)
+
+    def deviation(self, step: int) -> float:
+        """Of the parameters' noise: half a cosine."""
+        share = min(1.0, 1.5 * step / self.steps)
+        return self.noise * (1 + math.cos(math.pi * share)) / 2
+
+
+def pieces(n: int, size: int) -> list[tuple[int, int]]:
+    """The ranges of n things in chunks of `size` (0: one chunk)."""
+    size = size or n
+    return [(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def kept_for_gradient(forward: Callable[[], Tensor], models: Sequence[Tensor]) -> int:
+    """Bytes that a forward pass keeps until its gradient is known.
+
+    models: weights, which are there anyway
+    """
+    sizes, there = {}, {p.data_ptr() for p in models}
+
+    def kept(x: Tensor) -> Tensor:
+        if x.data_ptr() not in there:
+            sizes[x.data_ptr()] = max(x.numel() * x.element_size(), sizes.get(x.data_ptr(), 0))
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda x: x):
+        result = forward()  # alive to here, so no address is used twice
+    del result
+    return sum(sizes.values())
+
+
+class Optimisation:
+    """Pictures on their way: parameters, optimiser, random numbers, and the best so far.
+
+    best: (B, 3, H, W) the pictures of the best steps
+    best_loss: (B,)
+    """
+
+    def __init__(
+        self, drawer: Drawer, guides: Sequence[Guide], config: OptimiseConfig, *,
+        views: Views = CAPTION_TRUE, seed: int = 0, regularizers: dict[str, float] | None = None,
+        colors: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """regularizers: weights by name; colors: (P, 3) in [-1, 1] for "palette"."""
+        self.drawer, self.guides, self.config, self.views = drawer, list(guides), config, views
+        self.regularizers, self.colors = regularizers or {}, colors
+        check_names(self.regularizers)
+        if "palette" in self.regularizers and colors is None:
+            raise UserError("regulariser palette needs colours")
+        if not self.guides:
+            raise UserError("no CLIP: expected at least one")
+        self.generator = torch.Generator().manual_seed(seed)
+        self.number = 0  # of steps done
+        self.since_best = 0
+        with torch.no_grad():
+            self.best = drawer.pictures().clone()
+        self.best_loss = torch.full((len(self.best),), math.inf, device=self.best.device)
+        self.best_parameters = [p.detach().clone() for p in drawer.parameters]
+        self.begin()
+
+    def begin(self) -> None:
+        """Start an optimiser at the drawer's parameters, which regularisers then hold on to."""
+        self.first = [p.detach().clone() for p in self.drawer.parameters]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
+        self.optimizer = kind(
+            self.drawer.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are done, or the last so many brought nothing."""
+        tired = 0 < self.config.patience <= self.since_best
+        return self.number >= self.config.steps or tired
+
+    def ask(self, guides: Sequence[Guide]) -> None:
+        """Go on with other prompts, the next chapter of a story: old losses do not compare."""
+        self.guides, self.since_best = list(guides), 0
+        self.best_loss.fill_(math.inf)
+
+    def view_losses(self, guide: Guide, wanted: Wanted, pictures: Tensor, draws: Draws) -> Tensor:
+        """Losses of some views, one picture and one row of random numbers for each.
+
+        pictures: (N, 3, H, W)
+        returns: (N,)
+        """
+        seen = see(wanted.region.of(pictures), draws, guide.size, fill=self.views.fill)
+        return guide.losses(seen, wanted)
+
+    def guided(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """The guides' loss of pictures and its gradient, a chunk of views at a time.
+
+        The mean over views is a sum over chunks, and so is its gradient: each chunk's graph is gone
+        before the next is made, so memory grows with the chunk. All random numbers are drawn
+        first, so chunks of any size see the same views.
+
+        pictures: (B, 3, H, W)
+        returns: (B,) losses, (B, 3, H, W) gradient of their sum
+        """
+        B, n = len(pictures), self.config.views
+        leaf = pictures.detach().requires_grad_()
+        losses = torch.zeros(B, device=leaf.device)
+        owner = torch.arange(B, device=leaf.device).repeat_interleave(n)  # (N,), N = B n
+        asked = [(guide, wanted) for guide in self.guides for wanted in guide.wanted]
+        share = 1 / (n * len(asked))
+        for guide, wanted in asked:
+            draws = draw_views(self.views, B * n, self.generator)
+            for first, stop in pieces(B * n, self.config.chunk):
+                whose = owner[first:stop]
+                found = self.view_losses(guide, wanted, leaf[whose], draws.part(first, stop))
+                (found.sum() * share).backward()
+                losses.index_add_(0, whose, found.detach() * share)
+        return losses, leaf.grad
+
+    def memory(self) -> int:
+        """Bytes that a step will need for gradients: the drawer's, and those of a chunk of views as
+        far as one view tells. No random numbers of the run are used."""
+        drawn = kept_for_gradient(self.drawer.pictures, self.drawer.parameters)
+        leaf, most = self.best[:1].clone().requires_grad_(), 0
+        for guide in self.guides:
+            for wanted in guide.wanted:
+                draws = draw_views(self.views, 1, torch.Generator().manual_seed(0))
+
+                def see_one(guide: Guide = guide, wanted: Wanted = wanted, draws=draws) -> Tensor:
+                    return self.view_losses(guide, wanted, leaf, draws)
+
+                most = max(most, kept_for_gradient(see_one, list(guide.clip.parameters())))
+        views = len(self.best) * self.config.views
+        return drawn + most * min(self.config.chunk or views, views)
+
+    def asked_beside(self, pictures: Tensor) -> Tensor:
+        """What regularisers add.
+
+        pictures: (B, 3, H, W)
+        returns: (B,)
+        """
+        total = pictures.new_zeros(len(pictures))
+        for name, weight in self.regularizers.items():
+            if name in FROM_START:
+                total = total + weight * from_start(self.drawer.parameters, self.first, how=name)
+            elif name == "palette":
+                total = total + weight * palette(pictures, self.colors)
+            else:
+                total = total + weight * REGULARIZERS[name](pictures)
+        return total
+
+    def step(self) -> Tensor:
+        """One step of all pictures; what it started from is kept where it is the best.
+
+        returns: (B,) losses before the step
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(self.number)
+        pictures = self.drawer.pictures(self.generator)
+        losses, gradient = self.guided(pictures)
+        beside = self.asked_beside(pictures)
+        # One backward pass through the drawer, with the guides' gradient given.
+        self.optimizer.zero_grad()
+        surrogate = (pictures * gradient).sum() + beside.sum()
+        surrogate.backward()
+        losses = losses + beside.detach()
+        self.keep(losses, pictures.detach())
+        self.optimizer.step()
+        self.drawer.settle()
+        if deviation := self.config.deviation(self.number):
+            with torch.no_grad():
+                for p in self.drawer.parameters:
+                    p.add_(torch.randn(p.shape, generator=self.generator).to(p), alpha=deviation)
+        self.number += 1
+        return losses
+
+    def keep(self, losses: Tensor, pictures: Tensor) -> None:
+        """Remember the pictures that are the best of their run.
+
+        losses: (B,)
+        pictures: (B, 3, H, W)
+        """
+        better = losses < self.best_loss
+        self.since_best = 0 if bool(better.any()) else self.since_best + 1
+        self.best_loss = torch.where(better, losses, self.best_loss)
+
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+        self.best = chosen(pictures, self.best)
+        self.best_parameters = [
+            chosen(p.detach(), old)
+            for p, old in zip(self.drawer.parameters, self.best_parameters, strict=True)
+        ]
+
+    def run(self, on_step: Callable[["Optimisation", Tensor], None] | None = None) -> Tensor:
+        """Step until done.
+
+        on_step: called after each step, with the losses before it
+        returns: (B, 3, H, W) the best pictures
+        """
+        while not self.done:
+            losses = self.step()
+            if on_step is not None:
+                on_step(self, losses)
+        return self.best
+
+    def zoom(self, scale: float, shift: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Begin again from the picture enlarged and moved, for a film that flies into it.
+
+        shift: to the right and down, in shares of the side
+        """
+        with torch.no_grad():
+            moved = zoomed(self.drawer.pictures(), scale, shift)
+            self.drawer.start(moved)
+        self.best_loss.fill_(math.inf)
+        self.begin()
+
+    # --- to a file and back ----------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that changes: tensors and plain numbers, for torch.save."""
+        return {
+            "parameters": [p.detach().clone() for p in self.drawer.parameters],
+            "first": self.first,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "number": self.number,
+            "since_best": self.since_best,
+            "best": self.best,
+            "best_loss": self.best_loss,
+            "best_parameters": self.best_parameters,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        shapes = [p.shape for p in state["parameters"]]
+        if shapes != [p.shape for p in self.drawer.parameters]:
+            raise UserError("this state is of another drawer or another size of picture")
+        with torch.no_grad():
+            for p, stored in zip(self.drawer.parameters, state["parameters"], strict=True):
+                p.copy_(stored)
+        self.begin()
+        self.first = list(state["first"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.number, self.since_best = state["number"], state["since_best"]
+        self.best, self.best_loss = state["best"].clone(), state["best_loss"].clone()
+        self.best_parameters = list(state["best_parameters"])
+
+
+def zoomed(pictures: Tensor, scale: float, shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """Pictures seen from nearer (scale above 1) and from a place beside.
+
+    pictures: (B, 3, H, W)
+    shift: to the right and down, in shares of the side
+    returns: (B, 3, H, W)
+    """
+    if not 0 < scale < math.inf:
+        raise UserError(f"zoom {scale}: expected a number above 0")
+    map_ = torch.tensor([[1 / scale, 0, 2 * shift[0]], [0, 1 / scale, 2 * shift[1]]])
+    grid = F.affine_grid(
+        map_.to(pictures).expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False
+    )
+    return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
