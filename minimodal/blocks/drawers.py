@@ -114,7 +114,7 @@ class VQGANDrawer:
         z = self.parameters[0]
         # FSQ has no codebook: its own rounding passes gradients through.
         z = straight_through(z, self.books) if self.books else self.round_levels(z)
-        return clamp_through(self.vqgan.paint(z))
+        return clamp_through(self.vqgan.decode_unclamped(z))
 
     def round_levels(self, z: Tensor) -> Tensor:
         """Round to the levels of a finite scalar quantizer.
@@ -169,7 +169,7 @@ class CodesDrawer:
             hard = F.one_hot((logits.detach() + clocks).argmax(-1), len(book)).to(soft)
             vectors.append((hard + soft - soft.detach()) @ book)
         return clamp_through(
-            self.vqgan.paint(rearrange(torch.cat(vectors, -1), "B h w C -> B C h w"))
+            self.vqgan.decode_unclamped(rearrange(torch.cat(vectors, -1), "B h w C -> B C h w"))
         )
 
     def settle(self) -> None:

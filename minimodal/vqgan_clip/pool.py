@@ -155,7 +155,7 @@ def resized(pictures: Tensor, size: int) -> Tensor:
 def embed_codes(
     prior: Prior, guide: Guide, codes: Tensor, region: Callable = lambda x: x
 ) -> Tensor:
-    """What a CLIP makes of codes, painted and rounded to bytes as a file of them would be.
+    """What a CLIP makes of codes, decoded and rounded to bytes as a file of them would be.
 
     codes: (N, h, w) int64
     region: of pictures (N, 3, H, W), all by default
@@ -163,8 +163,8 @@ def embed_codes(
     """
     found = []
     for part in codes.split(2 * BATCH):
-        painted = to_float(prior.painter.decode(part.to(prior.device)))
-        found.append(guide.embed(resized(region(painted), guide.size)).cpu())
+        decoded = to_float(prior.painter.decode(part.to(prior.device)))
+        found.append(guide.embed(resized(region(decoded), guide.size)).cpu())
     return torch.cat(found)
 
 

@@ -93,9 +93,12 @@ def test_rounding_is_to_the_models_own_codes_and_settles_among_them(name):
     drawer.settle()
     with torch.no_grad():
         z, rounded = drawer.parameters[0], []
-        vqgan.paint, paint = lambda z: rounded.append(z) or paint(z), vqgan.paint
+        vqgan.decode_unclamped, original = (
+            lambda z: rounded.append(z) or original(z),
+            vqgan.decode_unclamped,
+        )
         drawer.pictures()
-        vqgan.paint = paint
+        vqgan.decode_unclamped = original
     every = vqgan.quantizer.vectors(torch.arange(vqgan.quantizer.size).view(1, 1, -1))
     flat = rounded[0].movedim(1, -1).flatten(0, -2)
     distance = (flat[:, None] - every[0, :, 0].T).abs().amax(dim=2).amin(dim=1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.tiny import make_dalle, make_vqgan
 
+from minimodal.blocks.painter import Painter
 from minimodal.errors import UserError
 from minimodal.vqgan_clip.pool import Prior, draw_pool
 
@@ -11,7 +12,7 @@ from minimodal.vqgan_clip.pool import Prior, draw_pool
 @pytest.fixture
 def prior() -> Prior:
     dalle = make_dalle().eval()
-    dalle.paint_with(make_vqgan().eval())
+    dalle.painter = Painter(make_vqgan().eval())
     return Prior(dalle)
 
 
