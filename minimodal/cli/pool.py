@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -46,7 +47,7 @@ def pool_of(folder: Path, prior: Prior, guides: Sequence[Guide], size: int = 0) 
     if place.exists():
         try:
             kept = load_file(place)
-        except Exception as error:  # safetensors has errors of its own
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{place} is damaged ({error}): remove it") from None
     before = len(kept)
     if len(kept.get("codes", ())) < size:
