@@ -35,7 +35,9 @@ def read_arguments(argv: Sequence[str], prog: str) -> argparse.Namespace:
     method = first.parse_known_args(argv)[0].method
     parser = make_parser(method, prog)
     for other in METHODS:
-        parser.elsewhere |= dict.fromkeys(make_parser(other).flags(), f"--method {other}")
+        for flag in make_parser(other).flags():
+            known = parser.elsewhere.get(flag)
+            parser.elsewhere[flag] = f"{known} or {other}" if known else f"--method {other}"
     return parser.parse_args(argv)
 
 
