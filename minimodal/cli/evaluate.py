@@ -83,7 +83,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("-n", type=int, metavar="N",
         help="pictures that are drawn for a score (default: 500, with --method 50)")  # fmt: skip
     add("--method", choices=("vqgan-clip",),
-        help="of a demo folder: score its VQGAN+CLIP, beside what it has to beat (default: none)")  # fmt: skip
+        help="of a demo folder: score its VQGAN+CLIP, beside what it has to beat "
+             "(default: none)")  # fmt: skip
     add_merges_flag(parser)
     add("--seed", type=int, default=0, metavar="S", help="of the Shapes world (default: 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
