@@ -97,6 +97,10 @@ def parse_spec(spec: str) -> Spec:
         return Spec(kind, limit=_count(rest, spec) if colon else None)
     if not rest:
         raise UserError(f"--data {spec}: a path is missing, write {kind}:PATH")
+    try:
+        os.fsencode(rest)
+    except UnicodeEncodeError:
+        raise UserError(f"--data {spec!a}: the path has letters that no file can have") from None
     pieces = rest.split(":")
     for cut in range(len(pieces), 0, -1):  # the longest path that exists
         path, tail = os.path.expanduser(":".join(pieces[:cut])), pieces[cut:]

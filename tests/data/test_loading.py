@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -94,6 +94,7 @@ def test_a_wrong_spec_says_what_is_wrong_in_one_line(tmp_path, spec, message):
     st.text(st.characters(exclude_characters="\0"), max_size=20),
     st.sampled_from(["", "coco:", "folder:", "shapes:"]),
 )
+@example("~\ud800", "coco:")
 def test_any_text_is_a_spec_or_a_user_error(text, start):
     try:
         assert parse_spec(start + text).kind
