@@ -26,7 +26,7 @@ from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.errors import UserError
 from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
-from minimodal.evaluation.guided import guided_scores, nearest_captions
+from minimodal.evaluation.guided import guided_scores
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import (
     Evaluation,
@@ -43,6 +43,7 @@ from minimodal.evaluation.scoreboard import (
     dalle_scores,
     draw_with,
     format_scoreboard,
+    nearest_captions,
     rounded,
     vqgan_scores,
 )

@@ -7,13 +7,11 @@ Read `scoreboard.py` before.
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from minimodal.evaluation.scoreboard import Draw, exact, words
+from minimodal.evaluation.scoreboard import Draw, exact
 from minimodal.shapes.source import ShapesSource
 from minimodal.shapes.worlds import WORLDS
 
@@ -31,21 +29,6 @@ def prompts_of(kind: str, n: int, *, seed: int) -> list[str]:
     source, numbers = ShapesSource(seed, split="val", pairs=pairs), np.arange(8 * n + 64)
     texts = source.full_captions(numbers, np.random.default_rng(seed))
     return [texts[i] for i in np.flatnonzero(source.scenes(numbers).count == count)[:n]]
-
-
-def nearest_captions(*, seed: int, pool: int = 20_000) -> Draw:
-    """A system without a model: the training picture whose caption shares most words (Jaccard)."""
-    train, numbers = ShapesSource(seed), np.arange(pool)
-    have = words(train.full_captions(numbers, np.random.default_rng(seed + 1)))  # (P, V)
-
-    def draw(prompts: Sequence[str], n: int, seed: int) -> Tensor:
-        want = words(list(prompts))  # (N, V)
-        both = want @ have.T  # (N, P)
-        either = want.sum(1)[:, None] + have.sum(1)[None] - both
-        found = train.images((both / either).argmax(axis=1))
-        return torch.from_numpy(found).repeat_interleave(n, 0)
-
-    return draw
 
 
 def guided_scores(

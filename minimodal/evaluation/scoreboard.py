@@ -296,27 +296,35 @@ def words(texts: Sequence[str]) -> np.ndarray:
     return found
 
 
+def nearest_captions(*, seed: int = 0, pool: int = 20_000, world: World = PLAIN) -> Draw:
+    """A system without a model: the training picture of the nearest caption, the one that shares
+    most words (the highest Jaccard index |A ∩ B| / |A ∪ B|)."""
+    train, numbers = world.source(seed), np.arange(pool)
+    have = words(train.full_captions(numbers, np.random.default_rng(seed + 1)))  # (P, V)
+
+    def draw(prompts: Sequence[str], n: int, seed: int) -> Tensor:
+        want = words(prompts)  # (N, V)
+        both = want @ have.T  # (N, P)
+        either = want.sum(1)[:, None] + have.sum(1)[None] - both
+        found = train.images((both / either).argmax(axis=1))
+        return torch.from_numpy(found).repeat_interleave(n, 0)
+
+    return draw
+
+
 def baseline_scores(
     *, seed: int = 0, n: int = 500, pool: int = 20_000, world: World = PLAIN
 ) -> dict[str, float]:
-    """Two answers without a generator: any training picture, and that of the nearest caption.
-
-    Nearest is the caption that shares most words (the highest Jaccard index |A ∩ B| / |A ∪ B|).
-    """
-    train = world.source(seed)
-    numbers = np.arange(pool)
-    have = words(train.full_captions(numbers, np.random.default_rng(seed + 1)))  # (pool, V)
+    """Two answers without a generator: any training picture, and that of the nearest caption."""
+    nearest = nearest_captions(seed=seed, pool=pool, world=world)
+    anything = world.source(seed).images(np.arange(n) % pool)
     scores = {}
     for name, pairs in (("", "seen"), ("_held_out", "held_out")):
         source = world.source(seed, split="val", pairs=pairs)
         prompts = source.full_captions(np.arange(n), np.random.default_rng(seed))
-        want = words(prompts)  # (n, V)
-        both = want @ have.T  # (n, pool)
-        either = want.sum(1)[:, None] + have.sum(1)[None] - both
-        nearest = train.images((both / either).argmax(axis=1))
-        anything = train.images(numbers[np.arange(n) % pool])
+        pictures = nearest(prompts, 1, seed).numpy()
         scores[f"chance{name}"] = exact(world.score(prompts, anything)).mean()
-        scores[f"nearest_caption{name}"] = exact(world.score(prompts, nearest)).mean()
+        scores[f"nearest_caption{name}"] = exact(world.score(prompts, pictures)).mean()
     return rounded(scores)
 
 

@@ -9,7 +9,8 @@ import torch
 from minimodal.cli import evaluate
 from minimodal.cli import pool as pool_file
 from minimodal.cli.main import main
-from minimodal.evaluation.guided import KINDS, guided_scores, nearest_captions, prompts_of
+from minimodal.evaluation.guided import KINDS, guided_scores, prompts_of
+from minimodal.evaluation.scoreboard import nearest_captions
 from minimodal.shapes.source import ShapesSource
 from minimodal.shapes.world import has_held_out, render
 from minimodal.vqgan_clip.search import SearchConfig
