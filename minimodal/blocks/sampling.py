@@ -95,6 +95,18 @@ def filter_logits(
 Generators = torch.Generator | Sequence[torch.Generator]  # one, or one for each row
 
 
+def normal(like: Tensor, generator: Generators) -> Tensor:
+    """Standard normal numbers; with a generator for each row, a row's depend on its own alone.
+
+    like: (B, D) of which shape, of any further dimensions
+    returns: (B, D) float32
+    """
+    where = {"device": like.device, "dtype": torch.float32}
+    if isinstance(generator, torch.Generator):
+        return torch.randn(like.shape, generator=generator, **where)
+    return torch.stack([torch.randn(like.shape[1:], generator=g, **where) for g in generator])
+
+
 def sample_token(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
     """One token a row. With a generator for each row, a row's token depends on its own alone.
 

@@ -1,0 +1,59 @@
+"""CLIP's image embeddings as numbers that a network can work with.
+
+CLIP's embeddings are unit vectors: each of their E numbers is small, and of different spread. A
+network wants numbers of about 1. Both the prior, which makes embeddings, and the decoder, which
+reads them, keep the statistics that they were trained with. (B, E) in and out.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from minimodal.errors import UserError
+
+SCALES = ("standard", "paper")
+
+
+class EmbeddingSpace(nn.Module):
+    """Unit vectors to numbers of mean 0 and deviation 1, dimension by dimension, and back.
+
+    The statistics are buffers: they are saved with the weights and fixed in training.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    @torch.no_grad()
+    def learn(self, embeddings: Tensor, scale: str) -> None:
+        """Take the statistics of training's embeddings.
+
+        embeddings: (N, E) unit vectors
+        scale: "standard", or "paper": all are multiplied by 17.2 (section 2.2 of the code's notes)
+        """
+        if scale not in SCALES:
+            raise UserError(f"scale {scale}: expected {' or '.join(SCALES)}")
+        if scale == "paper":
+            self.mean.zero_()
+            self.deviation.fill_(1 / 17.2)
+            return
+        # differs from the paper: each dimension by its own mean and deviation, since captions that
+        # differ in one word lie close together on the sphere.
+        self.mean.copy_(embeddings.mean(0))
+        self.deviation.copy_(embeddings.std(0).clamp(min=1e-4))
+
+    def standardize(self, embeddings: Tensor) -> Tensor:
+        """Unit vectors as a network sees them.
+
+        embeddings: (B, E)
+        returns: (B, E)
+        """
+        return (embeddings - self.mean) / self.deviation
+
+    def restore(self, standard: Tensor) -> Tensor:
+        """What a network made as unit vectors.
+
+        standard: (B, E)
+        returns: (B, E)
+        """
+        return nn.functional.normalize(standard * self.deviation + self.mean, dim=-1)
