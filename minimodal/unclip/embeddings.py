@@ -26,9 +26,9 @@ class EmbeddingSpace(nn.Module):
 
     @torch.no_grad()
     def learn(self, embeddings: Tensor, scale: str) -> None:
-        """Take the statistics of training's embeddings.
+        """Take the statistics of training's embeddings, or of a VQGAN's code vectors.
 
-        embeddings: (N, E) unit vectors
+        embeddings: (N, E)
         scale: "standard", or "paper": all are multiplied by 17.2 (section 2.2 of the code's notes)
         """
         if scale not in SCALES:
@@ -42,13 +42,23 @@ class EmbeddingSpace(nn.Module):
         self.mean.copy_(embeddings.mean(0))
         self.deviation.copy_(embeddings.std(0).clamp(min=1e-4))
 
-    def standardize(self, embeddings: Tensor) -> Tensor:
-        """Unit vectors as a network sees them.
+    def standardize(self, vectors: Tensor) -> Tensor:
+        """Vectors as a network sees them.
 
-        embeddings: (B, E)
-        returns: (B, E)
+        vectors: (B, E) or (B, E, h, w)
+        returns: the same shape
         """
-        return (embeddings - self.mean) / self.deviation
+        mean, deviation = (side(s, vectors) for s in (self.mean, self.deviation))
+        return (vectors - mean) / deviation
+
+    def undo(self, standard: Tensor) -> Tensor:
+        """The vectors that a network's numbers stand for.
+
+        standard: (B, E) or (B, E, h, w)
+        returns: the same shape
+        """
+        mean, deviation = (side(s, standard) for s in (self.mean, self.deviation))
+        return standard * deviation + mean
 
     def restore(self, standard: Tensor) -> Tensor:
         """What a network made as unit vectors.
@@ -56,4 +66,13 @@ class EmbeddingSpace(nn.Module):
         standard: (B, E)
         returns: (B, E)
         """
-        return nn.functional.normalize(standard * self.deviation + self.mean, dim=-1)
+        return nn.functional.normalize(self.undo(standard), dim=-1)
+
+
+def side(values: Tensor, like: Tensor) -> Tensor:
+    """One number per dimension, shaped to go along the second side of a batch.
+
+    values: (E,)
+    like: (B, E) or (B, E, h, w)
+    """
+    return values.view(1, -1, *(1,) * (like.ndim - 2))
