@@ -1,7 +1,8 @@
 """Convolutional blocks: VQGAN and unCLIP's U-Net are built from them.
 
 Residual block, attention over the pixels of a feature map, halving and doubling of the resolution,
-as in the VQGAN paper's table of layers (Esser et al. 2021, appendix A, after Ho et al. 2020). Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
+as in the VQGAN paper's table of layers (Esser et al. 2021, appendix A, after Ho et al. 2020).
+Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
 """
 
 import torch

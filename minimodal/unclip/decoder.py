@@ -145,6 +145,7 @@ class Decoder(nn.Module):
             nn.init.normal_(self.words.weight, std=0.5)
             self.text = Transformer(c.text_width, c.text_depth, c.text_heads, causal=False)
             self.text_norm = nn.LayerNorm(c.text_width)
+            self.of_text = nn.Linear(c.text_width, D)
         self.patch = 1 if c.latent else c.patch
         channels = c.shape[0] * self.patch**2
         self.unet = UNet(
@@ -168,14 +169,16 @@ class Decoder(nn.Module):
         D = self.config.width
         z = torch.where(told.embedded[:, None], told.embedding, self.no_embedding)  # (B, E)
         vector = self.of_time(time_features(t, D)) + self.of_embedding(z)  # (B, D)
-        vector = F.silu(vector + self.of_level(time_features(told.level, D)))
+        vector = vector + self.of_level(time_features(told.level, D))
         if self.text is None:
-            return vector, None
+            return F.silu(vector), None
         words = self.words(told.tokens) + self.places  # (B, T, W)
         words = torch.where(told.captioned[:, None, None], words, self.no_caption)
         words = self.text_norm(self.text(words))  # (B, T, W)
         image = rearrange(self.to_tokens(z), "B (n W) -> B n W", n=self.config.image_tokens)
-        return vector, torch.cat([image, words], dim=1)
+        # As in GLIDE the caption is summed up in the vector, too: attention alone learns it late.
+        vector = vector + self.of_text(words.mean(dim=1))
+        return F.silu(vector), torch.cat([image, words], dim=1)
 
     def forward(self, x_t: Tensor, t: Tensor, told: Conditions) -> Tensor:
         """What is said of noised pictures: x, ε or v, as the configuration has it.

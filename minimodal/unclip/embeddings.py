@@ -23,6 +23,8 @@ class EmbeddingSpace(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("basis", torch.eye(width))  # rows: principal directions, first first
 
     @torch.no_grad()
     def learn(self, embeddings: Tensor, scale: str) -> None:
@@ -33,6 +35,10 @@ class EmbeddingSpace(nn.Module):
         """
         if scale not in SCALES:
             raise UserError(f"scale {scale}: expected {' or '.join(SCALES)}")
+        self.centre.copy_(embeddings.mean(0))
+        centred = (embeddings - self.centre.cpu()).double()
+        vectors = torch.linalg.eigh(centred.mT @ centred).eigenvectors  # of rising eigenvalues
+        self.basis.copy_(vectors.mT.flip(0))
         if scale == "paper":
             self.mean.zero_()
             self.deviation.fill_(1 / 17.2)
@@ -67,6 +73,18 @@ class EmbeddingSpace(nn.Module):
         returns: (B, E)
         """
         return nn.functional.normalize(self.undo(standard), dim=-1)
+
+    def truncate(self, embeddings: Tensor, dims: int) -> Tensor:
+        """What the first principal directions alone know of embeddings (section 4's figure 7).
+
+        embeddings: (B, E) unit vectors
+        dims: how many directions are kept
+        returns: (B, E) unit vectors
+        """
+        rows = self.basis[:dims]  # (d, E)
+        return nn.functional.normalize(
+            (embeddings - self.centre) @ rows.mT @ rows + self.centre, dim=-1
+        )
 
 
 def side(values: Tensor, like: Tensor) -> Tensor:
