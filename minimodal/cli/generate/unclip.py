@@ -7,7 +7,7 @@
     generate.py --method unclip --mix "a red circle:0.5" IMG:0.5   of a weighted sum of embeddings
     generate.py --method unclip --strip IMG                        of ever more of its embedding
 
-Read `minimodal/unclip/toolbox.py` before.
+Read `minimodal/uses/unclip.py` before.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from minimodal.blocks.diffusion import SAMPLERS, Held, Sampler, Start
@@ -38,8 +37,9 @@ from minimodal.clip import CLIP
 from minimodal.data.images import centre_square
 from minimodal.drawing import save_gif, to_picture
 from minimodal.errors import UserError
-from minimodal.runs import find, load as load_run
-from minimodal.unclip.toolbox import UnCLIP
+from minimodal.runs import find
+from minimodal.runs import load as load_run
+from minimodal.uses.unclip import UnCLIP
 
 TOOLS = ("variations_of", "interpolate", "edit", "mix", "strip")
 
@@ -76,6 +76,7 @@ def add_flags(parser: Parser) -> None:
     add("--strength", type=float, metavar="S",
         help="how much --begin is noised (default: 0.6), or how far --edit goes (default: 0.5); "
              "0 to 1")  # fmt: skip
+    add_rerank_flags(parser)
     add("--gif", type=Path, metavar="GIF",
         help="the denoising, as a moving picture (default: none)")  # fmt: skip
 
@@ -131,11 +132,6 @@ def sampler_of(arguments: argparse.Namespace, own: dict) -> Sampler:
     return how
 
 
-def clip_of(folder: Path) -> str:
-    """The hash of the CLIP that a prior or decoder was trained with."""
-    return load_config(folder)["model"]["training"]["clip"]
-
-
 def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, CLIP | None]:
     """The models of a command line, with what it asks for checked."""
     check(arguments)
@@ -146,7 +142,8 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, CLIP | Non
     painter, prior, upsampler = None, None, None
     if decoder.config.latent:
         painter = Painter(load_run(folder / "vqgan", kind="vqgan").to(device))
-    if arguments.prompts:
+    mixed = [weight_of(item)[0] for item in arguments.mix or ()]
+    if arguments.prompts or not all(Path(item).is_file() for item in mixed):
         place = find(arguments.prior or folder.parent / "prior", "prior", flag="--prior")
         prior = load_run(place, kind="prior").to(device)
         trained = [m.run["model"]["training"]["clip"][:12] for m in (prior, decoder)]
@@ -169,9 +166,9 @@ def sized(path: Path, size: int) -> Tensor:
     returns: (3, S, S) uint8
     """
     picture = read_picture(path)
-    if picture.shape[1:] == (size, size):
-        return picture
     height, width = picture.shape[1:]
+    if (height, width) == (size, size):
+        return picture
     print(f"{path}: {width} x {height} pixels, made {size} x {size}", file=sys.stderr)
     return torch.from_numpy(centre_square(to_picture(picture), size))
 
@@ -211,14 +208,13 @@ def use_tool(
         place, before, after = arguments.edit
         model.clip.words.check([before, after])
         strength = 0.5 if arguments.strength is None else arguments.strength
-        return model.edit(
-            sized(Path(place), size), before, after, request, how, strength=strength
-        )
+        return model.edit(sized(Path(place), size), before, after, request, how, strength=strength)
     if arguments.mix:
         items = [weight_of(item) for item in arguments.mix]
+        generator = torch.Generator(model.device).manual_seed(arguments.seed)
         parts = [
             model.embed(sized(Path(what), size)[None]) if Path(what).is_file()
-            else model.embed_prompt(what, seed=arguments.seed) for what, _ in items
+            else model.embed_prompt(what, generator) for what, _ in items
         ]  # fmt: skip
         weights = torch.tensor([weight for _, weight in items], device=model.device)
         return model.mix(torch.cat(parts), weights, request, how)
@@ -227,9 +223,7 @@ def use_tool(
     return model.strip(sized(arguments.strip, size), dims, request, how)
 
 
-def draw(
-    arguments: argparse.Namespace, loaded: tuple[UnCLIP, CLIP | None], device: str
-) -> Drawn:
+def draw(arguments: argparse.Namespace, loaded: tuple[UnCLIP, CLIP | None], device: str) -> Drawn:
     """All pictures, chosen and judged; the denoising of the first ones as a GIF where asked for."""
     model, clip = loaded
     run = model.decoder.run
@@ -244,9 +238,7 @@ def draw(
         if arguments.prompts:
             start = begin(arguments, model, device)
             captioned = not arguments.no_caption
-            pictures = model.draw(
-                arguments.prompts, request, how, start=start, captioned=captioned
-            )
+            pictures = model.draw(arguments.prompts, request, how, start=start, captioned=captioned)
         else:
             pictures = use_tool(arguments, model, request, how)
     pictures = pictures.cpu()

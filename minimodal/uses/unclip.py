@@ -5,8 +5,8 @@ embedding, by CLIP, and a noise x_T, by walking backwards; the two together are 
 Change one of them, and the picture changes: other noise makes variations, a way between two
 pictures' pairs an interpolation, a step along a difference of captions an edit.
 
-Captions and pictures (3, S, S) uint8 in, pictures (N, 3, S, S) uint8 out. Read `prior.py` and
-`decoder.py` before.
+Captions and pictures (3, S, S) uint8 in, pictures (N, 3, S, S) uint8 out. Read `unclip/prior.py` and
+`unclip/decoder.py` before.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ from minimodal.blocks.pixels import to_float
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.errors import UserError
 from minimodal.unclip.decoder import Conditions, Decoder, tell
-from minimodal.unclip.prior import Prior
+from minimodal.unclip.prior import AutoregressivePrior, DiffusionPrior
 from minimodal.unclip.upsampler import Upsampler
 
 LEVEL = 0.1  # noise that a prior's embedding is taken to have
 INVERSION_STEPS = 64
 SAMPLER = Sampler()
+Prior = DiffusionPrior | AutoregressivePrior
 
 
 class UnCLIP:
@@ -94,6 +95,30 @@ class UnCLIP:
         path = Path(self.decoder.config.path)
         return invert(denoise, self.latents(pictures), path, steps=INVERSION_STEPS)
 
+    def embed_prompt(self, prompt: str, generator: torch.Generator) -> Tensor:
+        """A prompt as one of the embeddings that the prior draws for it.
+
+        returns: (1, E) a unit vector
+        """
+        text = embed_captions(self.clip, [prompt])  # (1, E)
+        tokens = self.clip.tokenize([prompt], truncate=True).to(self.device)
+        return self.need_prior().embed(tokens, text, generator=generator)
+
+    def need_prior(self) -> Prior:
+        """The prior, which prompts cannot do without."""
+        if self.prior is None:
+            raise UserError("for prompts unCLIP needs a prior: train.py prior makes one")
+        return self.prior
+
+    def noised(self, x: Tensor, noise: Tensor, *, time: float) -> Start:
+        """A walk that begins in pictures with the noise of a time: at 0 they stay, at 1 go.
+
+        x: (B, C, H, W)
+        noise: (B, C, H, W)
+        """
+        t = torch.full_like(x[:, 0, 0, 0], time)
+        return Start(Path(self.decoder.config.path).noised(x, noise, t), time)
+
     # --- from them to pictures -------------------------------------------------------------------
 
     def paint(self, told: Conditions, chunk: Chunk, how: Sampler, start: Start = NOISE) -> Tensor:
@@ -126,14 +151,13 @@ class UnCLIP:
         captioned: whether the decoder reads the prompt beside its embedding
         returns: (N, 3, S, S) uint8
         """
-        if self.prior is None:
-            raise UserError("to draw for prompts unCLIP needs a prior: train.py prior makes one")
+        prior = self.need_prior()
         request.check(len(prompts))
         texts = [prompt for prompt in prompts for _ in range(request.n)]
         text, pictures = embed_captions(self.clip, texts), []  # (N, E)
         tokens = self.clip.tokenize(texts, truncate=True).to(self.device)  # (N, T)
         for chunk in request.chunks(len(texts), self.device):
-            z = self.prior.embed(tokens[chunk.rows], text[chunk.rows], generator=chunk.generator)
+            z = prior.embed(tokens[chunk.rows], text[chunk.rows], generator=chunk.generator)
             told = tell(z, tokens[chunk.rows], level=LEVEL)
             told = told._replace(captioned=told.captioned & captioned)
             begin = start if start.x_t is None else start._replace(
