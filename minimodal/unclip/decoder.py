@@ -34,7 +34,6 @@ from minimodal.blocks.diffusion import (
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import Generators, normal
-from minimodal.blocks.transformer import Transformer
 from minimodal.blocks.unet import UNet, time_features
 from minimodal.errors import UserError
 from minimodal.unclip.embeddings import EmbeddingSpace
@@ -51,14 +50,11 @@ class DecoderConfig(DiffusionConfig):
     depth: int = 2  # residual blocks at each resolution
     attention: tuple[int, ...] = (8,)  # resolutions (in feature pixels) with attention
     width: int = 256  # of the condition: time and embedding
-    text_width: int = 128  # of the caption's tokens; 0: the caption is not read
-    text_depth: int = 2
-    text_heads: int = 4
+    captions: bool = True  # whether captions are read
     image_tokens: int = 4  # that the embedding becomes
     scale: str = "standard"  # of the embedding: standard, or paper (all times 17.2)
     embed_width: int = 128  # E of the CLIP
-    vocab_size: int = 512
-    text_length: int = 18
+    word_width: int = 128  # of what CLIP's text encoder says of each token
     latent: int = 0  # > 0: channels of a VQGAN's codes, which are diffused instead of pixels
     grid: int = 0  # codes a side
 
@@ -95,15 +91,17 @@ class Conditions(NamedTuple):
     """What a decoder is told of B pictures.
 
     embedding: (B, E) unit vectors of CLIP
-    tokens: (B, T) int64 captions
     level: (B,) noise that is in the standardised embedding, 0: none
+    words: (B, T, W) what CLIP's text encoder says of each token of the caption
+    summary: (B, F) and of the whole of it: its text embedding, a unit vector
     embedded: (B,) bool, False where the embedding is left out
     captioned: (B,) bool, False where the caption is
     """
 
     embedding: Tensor
-    tokens: Tensor
     level: Tensor
+    words: Tensor
+    summary: Tensor
     embedded: Tensor
     captioned: Tensor
 
@@ -113,15 +111,42 @@ class Conditions(NamedTuple):
         return self._replace(embedded=none, captioned=none)
 
 
-def tell(embeddings: Tensor, tokens: Tensor, *, level: float = 0.0) -> Conditions:
+class Caption(NamedTuple):
+    """What CLIP's text encoder says of B captions.
+
+    words: (B, T, W) of each token
+    summary: (B, F) unit vectors, its embeddings
+    """
+
+    words: Tensor
+    summary: Tensor
+
+
+@torch.no_grad()
+def read_captions(clip: nn.Module, tokens: Tensor) -> Caption:
+    """Captions by a trained CLIP.
+
+    tokens: (B, T) int64
+    """
+    # differs from the paper: its decoder has a text Transformer of its own (GLIDE's); CLIP's has
+    # read captions already, and a small one learns to from too few pictures.
+    kept: list[Tensor] = []
+    hook = clip.text_encoder.norm_out.register_forward_hook(lambda _, __, out: kept.append(out))
+    try:
+        summary = clip.encode_text(tokens)  # (B, F)
+    finally:
+        hook.remove()
+    return Caption(kept[0].float(), F.normalize(summary.float(), dim=-1))
+
+
+def tell(embeddings: Tensor, caption: Caption, *, level: float = 0.0) -> Conditions:
     """All that can be told of pictures.
 
     embeddings: (B, E) unit vectors
-    tokens: (B, T) int64 captions
     level: of the noise that the embeddings are taken to have
     """
-    yes = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-    return Conditions(embeddings, tokens, torch.full_like(embeddings[:, 0], level), yes, yes)
+    yes = torch.ones(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    return Conditions(embeddings, torch.full_like(embeddings[:, 0], level), *caption, yes, yes)
 
 
 class Decoder(nn.Module):
@@ -136,16 +161,13 @@ class Decoder(nn.Module):
         self.of_level = nn.Linear(D, D)
         self.of_embedding = nn.Linear(c.embed_width, D)
         self.no_embedding = nn.Parameter(torch.zeros(c.embed_width))
-        self.text: Transformer | None = None
-        if c.text_width:
-            self.to_tokens = nn.Linear(c.embed_width, c.image_tokens * c.text_width)
-            self.words = nn.Embedding(c.vocab_size, c.text_width)
-            self.places = nn.Parameter(torch.randn(c.text_length, c.text_width) * 0.3)
-            self.no_caption = nn.Parameter(torch.randn(c.text_length, c.text_width) * 0.3)
-            nn.init.normal_(self.words.weight, std=0.5)
-            self.text = Transformer(c.text_width, c.text_depth, c.text_heads, causal=False)
-            self.text_norm = nn.LayerNorm(c.text_width)
-            self.of_text = nn.Linear(c.text_width, D)
+        self.to_tokens = nn.Linear(c.embed_width, c.image_tokens * D)
+        if c.captions:
+            self.summaries = EmbeddingSpace(c.embed_width)
+            self.of_summary = nn.Linear(c.embed_width, D)
+            self.of_words = nn.Linear(c.word_width, D)
+            self.no_words = nn.Parameter(torch.zeros(D))
+            self.no_summary = nn.Parameter(torch.zeros(c.embed_width))
         self.patch = 1 if c.latent else c.patch
         channels = c.shape[0] * self.patch**2
         self.unet = UNet(
@@ -156,29 +178,28 @@ class Decoder(nn.Module):
             depth=c.depth,
             attention=tuple(size in c.attention for size in c.resolutions),
             width=D,
-            token_width=c.text_width,
+            token_width=D,
         )
         self.latents = EmbeddingSpace(c.latent) if c.latent else None  # of code vectors
 
-    def condition(self, t: Tensor, told: Conditions) -> tuple[Tensor, Tensor | None]:
+    def condition(self, t: Tensor, told: Conditions) -> tuple[Tensor, Tensor]:
         """The vector and the tokens that the U-Net reads.
 
         t: (B,)
-        returns: (B, D) the vector, (B, T, E) the tokens, or None
+        returns: (B, D) the vector, (B, n, D) the tokens
         """
-        D = self.config.width
+        c, D = self.config, self.config.width
         z = torch.where(told.embedded[:, None], told.embedding, self.no_embedding)  # (B, E)
         vector = self.of_time(time_features(t, D)) + self.of_embedding(z)  # (B, D)
         vector = vector + self.of_level(time_features(told.level, D))
-        if self.text is None:
-            return F.silu(vector), None
-        words = self.words(told.tokens) + self.places  # (B, T, W)
-        words = torch.where(told.captioned[:, None, None], words, self.no_caption)
-        words = self.text_norm(self.text(words))  # (B, T, W)
-        image = rearrange(self.to_tokens(z), "B (n W) -> B n W", n=self.config.image_tokens)
-        # As in GLIDE the caption is summed up in the vector, too: attention alone learns it late.
-        vector = vector + self.of_text(words.mean(dim=1))
-        return F.silu(vector), torch.cat([image, words], dim=1)
+        tokens = rearrange(self.to_tokens(z), "B (n D) -> B n D", n=c.image_tokens)
+        if c.captions:
+            said = told.captioned[:, None]  # (B, 1)
+            summary = torch.where(said, self.summaries.standardize(told.summary), self.no_summary)
+            vector = vector + self.of_summary(summary)
+            words = torch.where(said[:, None], self.of_words(told.words), self.no_words)
+            tokens = torch.cat([tokens, words], dim=1)  # (B, n, D)
+        return F.silu(vector), tokens
 
     def forward(self, x_t: Tensor, t: Tensor, told: Conditions) -> Tensor:
         """What is said of noised pictures: x, ε or v, as the configuration has it.
@@ -188,7 +209,7 @@ class Decoder(nn.Module):
         told: Conditions, the embedding standardised
         returns: (B, C, H, W)
         """
-        vector, tokens = self.condition(t, told)  # (B, D), (B, T, E)
+        vector, tokens = self.condition(t, told)  # (B, D), (B, n, D)
         x = patches(x_t, patch=self.patch)  # (B, P, h, w)
         x = self.unet(x, vector, tokens)
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x  # (B, C, H, W)

@@ -20,7 +20,7 @@ from minimodal.blocks.painter import Chunk, Painter, Request
 from minimodal.blocks.pixels import to_float
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.errors import UserError
-from minimodal.unclip.decoder import Conditions, Decoder, tell
+from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
 from minimodal.unclip.prior import AutoregressivePrior, DiffusionPrior
 from minimodal.unclip.upsampler import Upsampler
 
@@ -81,7 +81,7 @@ class UnCLIP:
         """
         texts = ["" for _ in embeddings] if captions is None else list(captions)
         tokens = self.clip.tokenize(texts, truncate=True).to(self.device)
-        told = tell(embeddings, tokens)
+        told = tell(embeddings, read_captions(self.clip, tokens))
         return told if captions is not None else told._replace(captioned=~told.captioned)
 
     def noise_of(self, pictures: Tensor, told: Conditions) -> Tensor:
@@ -154,11 +154,12 @@ class UnCLIP:
         prior = self.need_prior()
         request.check(len(prompts))
         texts = [prompt for prompt in prompts for _ in range(request.n)]
-        text, pictures = embed_captions(self.clip, texts), []  # (N, E)
-        tokens = self.clip.tokenize(texts, truncate=True).to(self.device)  # (N, T)
+        tokens, pictures = self.clip.tokenize(texts, truncate=True).to(self.device), []  # (N, T)
         for chunk in request.chunks(len(texts), self.device):
-            z = prior.embed(tokens[chunk.rows], text[chunk.rows], generator=chunk.generator)
-            told = tell(z, tokens[chunk.rows], level=LEVEL)
+            some = tokens[chunk.rows]  # (B, T)
+            caption = read_captions(self.clip, some)
+            z = prior.embed(some, caption.summary, generator=chunk.generator)  # (B, E)
+            told = tell(z, caption, level=LEVEL)
             told = told._replace(captioned=told.captioned & captioned)
             begin = start if start.x_t is None else start._replace(
                 x_t=start.x_t.expand(len(z), -1, -1, -1)

@@ -54,12 +54,7 @@ def build(recipe: Recipe, spec: str, runs: dict[str, Path], device: str = "cpu")
     if encoded is not None and len(encoded.codes) != len(embedded.embeddings):
         raise UserError(f"{len(encoded.codes)} codes for {len(embedded.embeddings)} embeddings")
     clip = embedded.clip.config
-    model = replace(
-        recipe.model,
-        embed_width=clip.embed_width,
-        vocab_size=clip.vocab_size,
-        text_length=clip.text_length,
-    )
+    model = replace(recipe.model, embed_width=clip.embed_width, word_width=clip.text_width)
     return DecoderTask(recipe._replace(model=model), embedded, encoded)
 
 
@@ -74,5 +69,5 @@ SYSTEM = System(
     build=build,
     restore=restore,
     needs=("clip",),
-    decided=("embed_width", "vocab_size", "text_length", "latent", "grid"),
+    decided=("embed_width", "word_width", "latent", "grid"),
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 from minimodal.blocks.diffusion import Sampler, training_times
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float
+from minimodal.clip import embed_captions
 from minimodal.data.loading import batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
@@ -27,7 +28,9 @@ from minimodal.training.tasks.embeddings import (
     embed_source,
     unseen_embeddings,
 )
-from minimodal.unclip.decoder import Conditions, Decoder, tell
+from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
+
+SUMMARIES = 2048  # captions whose embeddings' statistics are taken
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class DecoderTask(Task):
         self.train, self.val = embedded.train, embedded.val
         self.embedded, self.encoded = embedded, encoded
         model.space.learn(embedded.embeddings, recipe.model.scale)
+        if recipe.model.captions:
+            n = min(SUMMARIES, embedded.pictures)
+            captions = self.train.captions(np.arange(n), draws(self.seed, 0))
+            model.summaries.learn(embed_captions(embedded.clip, captions).cpu(), "standard")
         if encoded is not None:
             some = self.code_vectors(encoded.codes[:4096]).cpu()
             model.latents.learn(rearrange(some, "B C h w -> (B h w) C"), "standard")
@@ -117,7 +124,8 @@ class DecoderTask(Task):
         x = self.clean(batch)  # (B, C, H, W)
         level = batch["numbers"][:, 1] * self.training.embedding_noise  # (B,)
         embedding = model.space.standardize(batch["embedding"]) + level[:, None] * batch["shift"]
-        told = Conditions(embedding, batch["tokens"], level, batch["embedded"], batch["captioned"])
+        caption = read_captions(self.embedded.clip, batch["tokens"])
+        told = Conditions(embedding, level, *caption, batch["embedded"], batch["captioned"])
         t = training_times(batch["numbers"][:, 0], model.config)
         return model.loss(x, told, noise=batch["noise"], t=t), {}
 
@@ -167,7 +175,7 @@ class DecoderTask(Task):
         """All that can be told of pictures."""
         device = model.no_embedding.device
         tokens = self.embedded.clip.tokenize(captions, truncate=True).to(device)
-        return tell(embeddings.to(device), tokens)
+        return tell(embeddings.to(device), read_captions(self.embedded.clip.to(device), tokens))
 
     @torch.no_grad()
     def sample(self, model: Decoder, step: int) -> Tensor:
