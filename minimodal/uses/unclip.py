@@ -212,24 +212,25 @@ class UnCLIP:
         return self.paint_all(between, noises, request, how)
 
     def edit(
-        self, picture: Tensor, before: str, after: str, request: Request, how: Sampler,
-        *, strength: float,
+        self, pictures: Tensor, before: Sequence[str], after: Sequence[str], strengths: Tensor,
+        *, request: Request, how: Sampler,
     ) -> Tensor:  # fmt: skip
-        """A text diff (section 3.3): z_d = norm(z_after - z_before), and z moves towards it on the
-        great circle by up to `strength` of the way, in `request.n` pictures; x_T stays.
+        """Text diffs (section 3.3): z_d = norm(z_after - z_before), and z moves towards it on the
+        great circle by a share of the way; x_T stays.
 
-        picture: (3, S, S) uint8
-        returns: (n, 3, S, S) uint8
+        pictures: (N, 3, S, S) uint8, with a caption each of what is there and of what is wanted
+        strengths: (N,) shares of the way, 0 to 1
+        returns: (N, 3, S, S) uint8
         """
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength {strength}: expected from 0 to 1")
-        z = self.embed(picture[None])  # (1, E)
-        noise = self.noise_of(picture[None], self.told(z))
-        old, new = embed_captions(self.clip, [before, after])  # (E,) each
-        towards = F.normalize(new - old, dim=-1)[None]  # (1, E)
-        shares = [strength * (i + 1) / request.n for i in range(request.n)]
-        moved = torch.cat([slerp(z, towards, share) for share in shares])  # (n, E)
-        return self.paint_all(moved, noise.expand(request.n, -1, -1, -1), request, how)
+        if not bool(((strengths >= 0) & (strengths <= 1)).all()):
+            raise UserError(f"strength {strengths.tolist()}: expected from 0 to 1")
+        z = self.embed(pictures)  # (N, E)
+        noise = self.noise_of(pictures, self.told(z))
+        old, new = (embed_captions(self.clip, list(texts)) for texts in (before, after))  # (N, E)
+        towards = F.normalize(new - old, dim=-1)  # (N, E)
+        rows = zip(z.split(1), towards.split(1), strengths.tolist(), strict=True)
+        moved = torch.cat([slerp(a, b, share) for a, b, share in rows])  # (N, E)
+        return self.paint_all(moved, noise, request, how)
 
     def mix(self, embeddings: Tensor, weights: Tensor, request: Request, how: Sampler) -> Tensor:
         """Pictures of a weighted sum of embeddings, of pictures and prompts.

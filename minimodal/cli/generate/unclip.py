@@ -208,7 +208,10 @@ def use_tool(
         place, before, after = arguments.edit
         model.clip.words.check([before, after])
         strength = 0.5 if arguments.strength is None else arguments.strength
-        return model.edit(sized(Path(place), size), before, after, request, how, strength=strength)
+        n = request.n
+        steps = strength * torch.arange(1, n + 1) / n
+        pictures = sized(Path(place), size).expand(n, -1, -1, -1)
+        return model.edit(pictures, [before] * n, [after] * n, steps, request=request, how=how)
     if arguments.mix:
         items = [weight_of(item) for item in arguments.mix]
         generator = torch.Generator(model.device).manual_seed(arguments.seed)
