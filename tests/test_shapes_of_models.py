@@ -224,7 +224,7 @@ CALLS = [
     (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
-    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9, min_p=0.1), {}),
+    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
     (
         sampling.sample_token,
         dict(logits=LOGITS, config=sampling.SamplingConfig(), generator=generator()),
