@@ -73,16 +73,6 @@ def test_the_second_picture_depends_on_the_first():
     assert torch.equal(split, both)
 
 
-def test_rows_of_the_second_picture_arrive_one_by_one():
-    model, seen, shares = make_painter(pictures=2, codes=(40,)), [], []
-    first = integers(256, 3, SIDE, SIDE).to(torch.uint8)
-    final = ask(model, WORDS[0], 1, generator=generator(), first=first, progress=shares.append,
-                           partial=lambda picture, done: seen.append(picture))  # fmt: skip
-    assert len(seen) == GRID and torch.equal(seen[-1], final)
-    assert all((s[:, :, 2 * k :] == 128).all() for k, s in enumerate(seen[:-1], start=1))
-    assert shares == sorted(shares) and shares[-1] == 1
-
-
 def test_places_of_the_second_picture_follow_those_of_the_first():
     model = make_dalle(grid=GRID, pictures=2, rotary=True)
     assert model.rows.shape[0] == 2 * GRID and model.columns.shape[0] == GRID
@@ -204,7 +194,7 @@ def save(name: str, side: int = SIDE) -> None:
 
 def test_a_picture_and_a_caption_give_second_pictures(run):  # noqa: F811
     save("first.png")
-    status, out, err = run("the same in red", "--first", "first.png", "-n", "2", "--gif", "d.gif")
+    status, out, err = run("the same in red", "--first", "first.png", "-n", "2")
     assert status == 0 and "2 pictures" in out and "no clear scene" in err
     with Image.open("pictures/000-1.png") as picture:
         assert picture.size == (SIDE, SIDE)

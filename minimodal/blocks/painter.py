@@ -68,9 +68,7 @@ class Request(NamedTuple):
     """How many pictures are drawn, and how: with a generator on the model's device, or with a seed
     for each picture, which is then the same in every batch and beside any others.
 
-    `progress` is called with the share of all that is done, 0 to 1; `partial`, by systems that draw
-    row by row, with a chunk's pictures so far (uint8, grey where nothing is drawn yet) and the
-    number of pictures that are done before it.
+    `progress` is called with the share of all that is done, 0 to 1.
     """
 
     n: int = 1  # pictures per prompt
@@ -78,7 +76,6 @@ class Request(NamedTuple):
     seeds: Sequence[int] | None = None
     batch_size: int = 64
     progress: Callable[[float], None] | None = None
-    partial: Callable[[Tensor, int], None] | None = None
 
     def check(self, prompts: int) -> None:
         """Refuse counts below 1, and anything but one source of random numbers."""

@@ -74,7 +74,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--templates", type=Path, metavar="FILE",
         help="captions of classes, one a line, {} for the name (default: as trained)")  # fmt: skip
     add("--clip", type=Path, metavar="RUN|CHECKPOINT",
-        help="of a VQGAN: distances between true and decoded pictures on this CLIP's "
+        help="of a VQGAN: Fréchet distance between true and decoded pictures on this CLIP's "
              "features; of a DALL·E: does it find the captions? (default: none)")  # fmt: skip
     add("--pictures", type=Path, metavar="DIR",
         help="of a VQGAN: write DIR/originals and DIR/reconstructions (default: none)")  # fmt: skip

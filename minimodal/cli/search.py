@@ -41,9 +41,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("-k", type=int, default=9, metavar="K", help="how many pictures to find (default: 9)")
     add("--out", type=Path, metavar="PNG", help="draw them as a grid (default: none)")
     add("--json", action="store_true", help="print one JSON object instead of words")
-    add("--index", type=Path, metavar="PATH",
-        help="the folder of the index (default: .NAME.minimodal beside FOLDER)")  # fmt: skip
-    add("--rebuild", action="store_true", help="embed all pictures anew")
     add_clip_flags(parser)
     parser.set_defaults(rest="prompts")
 
@@ -125,11 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         make_folder(arguments.out.parent)
     clip = load_clip(arguments)
     query = query_of(clip, arguments, weights)  # before the index, which takes longest
-    index, changes = refresh(
-        clip, arguments.folder, place=arguments.index, rebuild=arguments.rebuild
-    )
+    index, changes = refresh(clip, arguments.folder)
     hits = top_k(index.embeddings, query[None], arguments.k)
-    names, scores = index.names, hits.scores[0].tolist()
+    names, scores = list(index.stamps), hits.scores[0].tolist()
     files = [arguments.folder / names[i] for i in hits.indices[0].tolist()]
     if arguments.out is not None:
         draw(arguments.out, files, scores)

@@ -41,7 +41,7 @@ def make_plain_vqgan(engine: TrainConfig = ENGINE, *, quantizer: str) -> Task:
     recipe = recipe_for("vqgan", "cifar10")
     model = replace(
         recipe.model, patch=4, channels=24, multipliers=(1,), quantizer=quantizer, code_width=8,
-        codes=(4, 3) if quantizer == "fsq" else (12,),
+        codes=(12,),
     )  # fmt: skip
     training = replace(
         recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,
@@ -89,7 +89,7 @@ def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
 def train(kind: str, out: Path, engine: TrainConfig = ENGINE, *, resume: bool = False) -> None:
     """Train one of them into a run folder."""
     makers = {"vqgan": make_vqgan, "clip": make_clip}
-    for quantizer in ("gradient", "sphere", "gumbel", "fsq"):
+    for quantizer in ("gradient", "gumbel"):
         makers[f"vqgan-{quantizer}"] = partial(make_plain_vqgan, quantizer=quantizer)
     second = {"dalle": make_dalle, "vqgan-prior": make_vqgan_prior}
     task = makers[kind](engine) if kind in makers else second[kind](out, engine)

@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -73,8 +73,6 @@ def add_sampling_flags(parser: Parser) -> None:
         help="draw among the K likeliest codes (default: 0, all)")  # fmt: skip
     add("--top-p", type=float, default=1.0, metavar="P",
         help="draw among the likeliest that hold P together (default: 1, all)")  # fmt: skip
-    add("--min-p", type=float, default=0.0, metavar="P",
-        help="drop codes less than P times as likely as the best (default: 0, none)")  # fmt: skip
     add("--guidance", type=float, metavar="S",
         help="how much the prompt counts; 1 is plain (default: the run's own)")  # fmt: skip
 
@@ -122,14 +120,11 @@ def sampling_of(arguments: argparse.Namespace, own: dict[str, float]) -> Samplin
         own.get(name, 1.0) if getattr(arguments, name) is None else getattr(arguments, name)
         for name in ("temperature", "guidance")
     )
-    return SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance, arguments.min_p)
+    return SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance)
 
 
 @contextmanager
-def requested(
-    arguments: argparse.Namespace, device: str,
-    *, partial: Callable[[Tensor, int], None] | None = None,
-) -> Iterator[Request]:  # fmt: skip
+def requested(arguments: argparse.Namespace, device: str) -> Iterator[Request]:
     """What a command line asks a model for, with a bar of progress while it draws."""
     with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False) as bar:
         yield Request(
@@ -137,7 +132,6 @@ def requested(
             None if arguments.seeds else torch.Generator(device).manual_seed(arguments.seed),
             arguments.seeds,
             progress=lambda done: bar.update(int(100 * done) - bar.n),
-            partial=partial,
         )
 
 
