@@ -314,8 +314,7 @@ def run(
         end = None if config.minutes > 0 else config.steps
         done = training.pace.progress(training.step)
         progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main, whole=whole)
-        pin = here.device.type == "cuda"
-        batches = Batches(task, rows, first=training.step, end=end, pin=pin)
+        batches = Batches(task, rows, first=training.step, end=end, pin=here.device.type == "cuda")
         writer = checkpoint.Writer(out)
         try:
             with Signals(task.name) as signals:
