@@ -39,6 +39,7 @@ from minimodal.cli.plan import (
     read_plan,
 )
 from minimodal.cli.pool import pool_of, prior_of
+from minimodal.cli.unclip_stages import add_unclip
 from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.guided import Shown, demo_scores, following, searching
@@ -76,6 +77,9 @@ def add_demo_flags(parser: argparse.ArgumentParser) -> None:
                              "(default: 10)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--with", choices=("unclip",), dest="further",
+                        help="a system that takes longer, trained behind the others on the demo's "
+                             "CLIP (default: none)")  # fmt: skip
 
 
 # --- the stages ----------------------------------------------------------------------------------
@@ -332,6 +336,13 @@ def show(board: dict, out: Path) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
+    """The demo, and what follows it where that is asked for."""
+    run_stages(arguments)
+    if arguments.further:
+        add_unclip(arguments.out, arguments.seed, arguments.device)
+
+
+def run_stages(arguments: argparse.Namespace) -> None:
     """All stages, the samples, the scoreboard and the report."""
     if arguments.minutes is not None and not 0 <= arguments.minutes < math.inf:
         raise UserError(f"--minutes {arguments.minutes}: expected a number of 0 or more")

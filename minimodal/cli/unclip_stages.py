@@ -45,7 +45,7 @@ def train_unclip(out: Path, seed: int, device: str) -> None:
 
 
 def draw_row(unclip: UnCLIP, how: Sampler, out: Path, seed: int) -> None:
-    """unclip.png: two rows of seen captions and one of held-out ones, with the oracle's verdicts."""
+    """unclip.png: two rows of seen captions, one of held-out ones, and the verdicts."""
     captions = []
     for pairs, n in (("seen", 16), ("held_out", 8)):
         source = ShapesSource(seed, split="val", pairs=pairs)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minimodal.blocks.diffusion import SAMPLERS, Held, Sampler, Start
 from minimodal.blocks.given import outside
-from minimodal.blocks.painter import Painter, Request
+from minimodal.blocks.painter import Request
 from minimodal.blocks.sampling import normal
 from minimodal.cli.common import Parser, read_picture
 from minimodal.cli.generate.dalle import read_box
@@ -38,8 +38,7 @@ from minimodal.data.images import centre_square
 from minimodal.drawing import save_gif, to_picture
 from minimodal.errors import UserError
 from minimodal.runs import find
-from minimodal.runs import load as load_run
-from minimodal.uses.unclip import UnCLIP
+from minimodal.uses.unclip import UnCLIP, load_unclip
 
 TOOLS = ("variations_of", "interpolate", "edit", "mix", "strip")
 
@@ -123,41 +122,28 @@ def weight_of(item: str) -> tuple[str, float]:
     return what, weight
 
 
-def sampler_of(arguments: argparse.Namespace, own: dict) -> Sampler:
+def sampler_of(arguments: argparse.Namespace, own: Sampler) -> Sampler:
     """How to denoise: by the flags, and where they say nothing as the run has it."""
-    chosen = {"name": arguments.sampler, "steps": arguments.steps, "guidance": arguments.guidance}
-    chosen = own | {name: value for name, value in chosen.items() if value is not None}
-    how = Sampler(**chosen, eta=arguments.eta)
+    asked = {"name": arguments.sampler, "steps": arguments.steps, "guidance": arguments.guidance}
+    given = {name: value for name, value in asked.items() if value is not None}
+    how = own._replace(**given, eta=arguments.eta)
     how.check()
     return how
 
 
-def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, CLIP | None]:
-    """The models of a command line, with what it asks for checked."""
+def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, CLIP | None]:
+    """The models of a command line and how they draw, with what it asks for checked."""
     check(arguments)
-    sampler_of(arguments, {})  # refuses what is out of range
-    folder = find(arguments.run, "decoder", flag="--run")
-    decoder = load_run(folder, kind="decoder").to(device)
-    clip = load_run(folder / "clip", kind="clip").to(device)
-    painter, prior, upsampler = None, None, None
-    if decoder.config.latent:
-        painter = Painter(load_run(folder / "vqgan", kind="vqgan").to(device))
+    sampler_of(arguments, Sampler())  # refuses what is out of range
+    folder, prior, upsampler = find(arguments.run, "decoder", flag="--run"), None, None
     mixed = [weight_of(item)[0] for item in arguments.mix or ()]
     if arguments.prompts or not all(Path(item).is_file() for item in mixed):
-        place = find(arguments.prior or folder.parent / "prior", "prior", flag="--prior")
-        prior = load_run(place, kind="prior").to(device)
-        trained = [m.run["model"]["training"]["clip"][:12] for m in (prior, decoder)]
-        if trained[0] != trained[1]:
-            raise UserError(
-                f"{place} was trained with the CLIP {trained[0]}, and {folder} with another, "
-                f"{trained[1]}: train one of them again, with the same --clip"
-            )
-        clip.words.check(arguments.prompts)
+        prior = find(arguments.prior or folder.parent / "prior", "prior", flag="--prior")
     if arguments.upsampler:
-        place = find(arguments.upsampler, "upsampler", flag="--upsampler")
-        upsampler = load_run(place, kind="upsampler").to(device)
-    model = UnCLIP(clip, decoder, prior=prior, painter=painter, upsampler=upsampler)
-    return model, clip_for(arguments, folder, device)
+        upsampler = find(arguments.upsampler, "upsampler", flag="--upsampler")
+    model, own = load_unclip(folder, device, prior=prior, upsampler=upsampler)
+    model.clip.words.check(arguments.prompts)
+    return model, sampler_of(arguments, own), clip_for(arguments, folder, device)
 
 
 def sized(path: Path, size: int) -> Tensor:
@@ -226,11 +212,11 @@ def use_tool(
     return model.strip(sized(arguments.strip, size), dims, request, how)
 
 
-def draw(arguments: argparse.Namespace, loaded: tuple[UnCLIP, CLIP | None], device: str) -> Drawn:
+def draw(
+    arguments: argparse.Namespace, loaded: tuple[UnCLIP, Sampler, CLIP | None], device: str
+) -> Drawn:
     """All pictures, chosen and judged; the denoising of the first ones as a GIF where asked for."""
-    model, clip = loaded
-    run = model.decoder.run
-    how = sampler_of(arguments, run["model"].get("sampling", {}))
+    model, how, clip = loaded
     frames: list[Tensor] = []
 
     def step(pictures: Tensor, done: int) -> None:
@@ -251,4 +237,6 @@ def draw(arguments: argparse.Namespace, loaded: tuple[UnCLIP, CLIP | None], devi
     if not arguments.prompts:
         return Drawn(pictures, seeds=arguments.seeds)
     drawn = choose(arguments, clip, pictures)
-    return drawn._replace(verdicts=judged(str(run["data"]), arguments.prompts, drawn.pictures))
+    return drawn._replace(
+        verdicts=judged(str(model.decoder.run["data"]), arguments.prompts, drawn.pictures)
+    )
