@@ -72,10 +72,13 @@ def encode_data(
 
 
 def embed_data(
-    recipe: Recipe, spec: str, clip_run: Path, device: str, *, image_size: int
+    recipe: Recipe, spec: str, clip_run: Path, device: str, *, image_size: int = 0
 ) -> Embedded:
     """Open a SPEC, and turn its pictures into a CLIP's embeddings, once: as many as the recipe's
-    training has in its `pool`, with their mirror images if it says `flip`."""
+    training has in its `pool`, with their mirror images if it says `flip`.
+
+    image_size: of the pictures; 0: as CLIP reads them
+    """
     flip, limit = recipe.training.flip, recipe.engine.limit
     here = distributed.start(device)
     if is_original(clip_run):
@@ -84,6 +87,7 @@ def embed_data(
             "run of train.py, whose words they share"
         )
     clip = load(clip_run, kind="clip").to(here.device)
+    image_size = image_size or clip.config.image_size
     train, val = open_both(spec, image_size, limit, captions=True)
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")

@@ -74,17 +74,22 @@ class EmbeddingSpace(nn.Module):
         """
         return nn.functional.normalize(self.undo(standard), dim=-1)
 
-    def truncate(self, embeddings: Tensor, dims: int) -> Tensor:
-        """What the first principal directions alone know of embeddings (section 4's figure 7).
+    def components(self, embeddings: Tensor, dims: int) -> Tensor:
+        """Embeddings along the first principal directions of training's.
 
         embeddings: (B, E) unit vectors
-        dims: how many directions are kept
+        returns: (B, dims)
+        """
+        return (embeddings - self.centre) @ self.basis[:dims].mT
+
+    def composed(self, components: Tensor) -> Tensor:
+        """The unit vectors of components, those that are not given left at their mean.
+
+        components: (B, n)
         returns: (B, E) unit vectors
         """
-        rows = self.basis[:dims]  # (d, E)
-        return nn.functional.normalize(
-            (embeddings - self.centre) @ rows.mT @ rows + self.centre, dim=-1
-        )
+        rows = self.basis[: components.shape[1]]  # (n, E)
+        return nn.functional.normalize(components @ rows + self.centre, dim=-1)
 
 
 def side(values: Tensor, like: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ embedding, by CLIP, and a noise x_T, by walking backwards; the two together are 
 Change one of them, and the picture changes: other noise makes variations, a way between two
 pictures' pairs an interpolation, a step along a difference of captions an edit.
 
-Captions and pictures (3, S, S) uint8 in, pictures (N, 3, S, S) uint8 out. Read `unclip/prior.py` and
-`unclip/decoder.py` before.
+Captions and pictures (3, S, S) uint8 in, pictures (N, 3, S, S) uint8 out. Read `unclip/prior.py`
+and `unclip/decoder.py` before.
 """
 
+import pathlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
-from minimodal.unclip.prior import AutoregressivePrior, DiffusionPrior
+from minimodal.unclip.prior import DiffusionPrior
+from minimodal.unclip.prior_autoregressive import AutoregressivePrior
 from minimodal.unclip.upsampler import Upsampler
 
 LEVEL = 0.1  # noise that a prior's embedding is taken to have
@@ -33,7 +34,11 @@ Prior = DiffusionPrior | AutoregressivePrior
 
 
 def load_unclip(
-    folder: Path, device: str, *, prior: Path | None = None, upsampler: Path | None = None
+    folder: pathlib.Path,
+    device: str,
+    *,
+    prior: pathlib.Path | None = None,
+    upsampler: pathlib.Path | None = None,
 ) -> tuple["UnCLIP", Sampler]:
     """An unCLIP of a decoder's run, and how it draws by default; its CLIP, and the VQGAN of code
     vectors, lie within the run.
@@ -281,6 +286,7 @@ class UnCLIP:
         returns: (N, 3, S, S) uint8, one for each of them
         """
         z = self.embed(picture[None])
-        known = torch.cat([self.decoder.space.truncate(z, d) for d in dims])  # (N, E)
+        space = self.decoder.space
+        known = torch.cat([space.composed(space.components(z, d)) for d in dims])  # (N, E)
         noise = self.noise_of(picture[None], self.told(z))
         return self.paint_all(known, noise.expand(len(dims), -1, -1, -1), request, how)
