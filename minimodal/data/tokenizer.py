@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from minimodal.errors import UserError
-from minimodal.files import asking, write_atomically
+from minimodal.files import read_json, write_atomically
 
 SPECIALS = ("<|pad|>", "<|start|>", "<|end|>")
 FIRST_MERGE = len(SPECIALS) + 256
@@ -327,11 +327,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read what `save` wrote."""
-        try:
-            with asking("read", Path(path)):
-                stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            raise UserError(f"{path} is damaged or no tokenizer: it is not JSON") from None
+        stored = read_json(Path(path))
         if not isinstance(stored, dict) or stored.get("kind") != KIND:
             raise UserError(f'{path} is no minimodal tokenizer: expected "kind": "{KIND}"')
         try:
