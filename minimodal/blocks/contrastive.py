@@ -93,7 +93,8 @@ def difference_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     rows = torch.arange(len(image), device=image.device)
     losses = []
     for distance in (1, 2):
-        first = rows[(rows & distance) == 0]  # (B//2,)
+        # Not by a mask: on CUDA its use as an index waits for the device, to learn a size.
+        first = rows.view(-1, 2, distance)[:, 0].flatten()  # (B//2,)
         second = first ^ distance
         change = F.normalize(image[first] - image[second], dim=-1)  # (B//2, E)
         # Equal captions have no direction; the small number keeps their gradient finite.

@@ -283,6 +283,20 @@ class Held(NamedTuple):
     noise: Tensor
 
 
+class Start(NamedTuple):
+    """Where a walk begins, if not in fresh noise.
+
+    x_t: (B, D) noise that was chosen, or data with noise of the time; of any further dimensions
+    """
+
+    x_t: Tensor | None = None
+    time: float = 1.0
+    held: Held | None = None  # what stays as it is
+
+
+NOISE = Start()
+
+
 @torch.no_grad()
 def walk(
     denoise: Denoise,
@@ -290,7 +304,7 @@ def walk(
     how: Sampler,
     path: Path,
     *,
-    times: Tensor | None = None,
+    time: float = 1.0,
     generator: Generators | None = None,
     held: Held | None = None,
     on_step: Callable[[Tensor, int], None] | None = None,
@@ -303,13 +317,13 @@ def walk(
         x_s = σ_s/σ_t x_t + α_s (1 - e^-h) D,   which is DDIM's step where D = x
 
     x_t: (B, D) where the walk begins: noise, or data with noise of the first time
-    times: (n,) falling, the last 0 (default: even ones)
+    time: of x_t
     held: what stays as it is (Lugmayr et al. 2022, without their resampling)
     on_step: called after each step with the estimate of x and the number of steps done
     returns: (B, D)
     """
     how.check()
-    times = walk_times(how.steps, device=x_t.device) if times is None else times
+    times = walk_times(how.steps, start=time, device=x_t.device)
     eta = {"ddpm": 1.0, "ddim": how.eta, "2m": 0.0}[how.name]
     # λ is infinite at the ends; what it is for, r, is then of no weight.
     alphas, sigmas = path.coefficients(times)

@@ -131,7 +131,8 @@ def draw_far(distances: Tensor, n: int, generator: torch.Generator) -> Tensor:
     returns: (n,) int64
     """
     cumulative = (distances.double() + 1e-12).cumsum(0)
-    u = torch.rand(n, generator=generator, dtype=torch.float64).to(distances.device)
+    u = torch.rand(n, generator=generator, dtype=torch.float64)
+    u = u.to(distances.device, non_blocking=True)
     return torch.searchsorted(cumulative, u * cumulative[-1]).clamp(max=len(distances) - 1)
 
 

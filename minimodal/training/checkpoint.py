@@ -20,6 +20,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,55 @@ def save_state(out: Path, state: dict[str, Any]) -> None:
     for old in sorted(path.parent.glob("step-*.pt"))[:-KEPT_STATES]:
         old.unlink()
         checksum_path(old).unlink(missing_ok=True)
+
+
+def copied(value: Any) -> Any:
+    """A state whose tensors are copies on the CPU, which later steps leave as they are."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: copied(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(copied(inner) for inner in value)
+    return value
+
+
+class Writer:
+    """Writes training states in a thread of its own, one at a time, while the steps go on.
+
+    A state is copied first. What the disk refuses is raised by whatever of the Writer is called
+    next: the training then ends, with the state before whole.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.pending = out, None
+        self.pool = ThreadPoolExecutor(1, "checkpoint")
+
+    def save(self, state: dict[str, Any], *, weights: bool) -> None:
+        """Begin to write a state, and of it the weights to use into model.safetensors."""
+        self.wait()
+        self.pending = self.pool.submit(self.write, copied(state), weights)
+
+    def write(self, state: dict[str, Any], weights: bool) -> None:
+        """The thread's work."""
+        save_state(self.out, state)
+        if weights:
+            write_weights(self.out, state["ema"] or state["model"])
+
+    def look(self) -> None:
+        """Raise what went wrong, if the writing has ended."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Let the writing end; raise what went wrong."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """End the thread, after what it has begun."""
+        self.pool.shutdown()
 
 
 def damage(path: Path) -> str | None:
@@ -206,17 +256,17 @@ def clean(out: Path) -> None:
 # ---- weights and configuration
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors, each in its own memory on the CPU."""
-    return {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
+def write_weights(out: Path, tensors: dict[str, Tensor]) -> None:
+    """Write model.safetensors."""
+    # safetensors refuses tensors that share memory, such as tied embeddings.
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    # Not save_file: its files are for their owner alone.
+    write_atomically(out / "model.safetensors", lambda path: path.write_bytes(save(tensors)))
 
 
 def save_weights(out: Path, module: nn.Module) -> None:
-    """Write model.safetensors."""
-    # safetensors refuses tensors that share memory, such as tied embeddings.
-    tensors = {name: tensor.clone() for name, tensor in weights_of(module).items()}
-    # Not save_file: its files are for their owner alone.
-    write_atomically(out / "model.safetensors", lambda path: path.write_bytes(save(tensors)))
+    """Write a module's weights as model.safetensors."""
+    write_weights(out, module.state_dict())
 
 
 def git_commit() -> str | None:

@@ -109,7 +109,9 @@ def due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def check_finite(training: Training, metrics: dict[str, Tensor | float], *, out: Path) -> None:
+def check_finite(
+    training: Training, metrics: dict[str, Tensor | float], *, writer: checkpoint.Writer
+) -> None:
     """Stop a run that has diverged, before it overwrites a good state; name what is not finite."""
     bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
     totals = [name for name in bad if name.endswith(("loss", "grad_norm"))]
@@ -117,6 +119,8 @@ def check_finite(training: Training, metrics: dict[str, Tensor | float], *, out:
         # The terms of a loss, which come before it, say more than the sum that they have spoilt.
         named = bad[: bad.index(totals[0])] or totals[:1]
         what = ", ".join(f"{name} is {float(metrics[name])}" for name in named)
+        writer.wait()
+        out = writer.out
         saved = any((out / "state").glob("step-*.pt"))
         raise UserError(
             f"step {training.step}: {what}; train again with a lower --lr (now "
@@ -196,7 +200,7 @@ def how_to_resume(world: int, *, alone: bool) -> str:
 
 def loop(
     training: Training, out: Path, *,
-    batches: Batches, progress: Progress, signals: Signals, began: float,
+    batches: Batches, progress: Progress, signals: Signals, writer: checkpoint.Writer, began: float,
 ) -> None:  # fmt: skip
     """Take steps until the run is done; leaves a saved state behind, however it ends."""
     config, here, pace = training.config, training.here, training.pace
@@ -219,7 +223,7 @@ def loop(
         saving = ending or due(config.checkpoint_every, step)
         # On the CPU looking costs nothing; on CUDA it would wait for the device.
         if logging or saving or here.device.type == "cpu":
-            check_finite(training, metrics, out=out)
+            check_finite(training, metrics, writer=writer)
         if logging:
             log(training, metrics, out=out, lr=lr, progress=progress)
         with progress.pause():
@@ -228,9 +232,11 @@ def loop(
             if here.main and not ending and due(config.sample_every, step):
                 sample(training, out)
             if here.main and saving:
-                checkpoint.save_state(out, training.state())
-                if done < 1:  # the end of the run writes the final ones
-                    checkpoint.save_weights(out, training.best)
+                # The end of a run writes the final weights.
+                writer.save(training.state(), weights=done < 1)
+        writer.look()
+        if ending:
+            writer.wait()
         if stop:
             distributed.barrier()  # the others must not end before the state is saved
             raise Interrupted
@@ -308,12 +314,12 @@ def run(
         end = None if config.minutes > 0 else config.steps
         done = training.pace.progress(training.step)
         progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main, whole=whole)
-        pin = here.device.type == "cuda"
-        batches = Batches(task, rows, first=training.step, end=end, pin=pin)
+        batches = Batches(task, rows, first=training.step, end=end, pin=here.device.type == "cuda")
+        writer = checkpoint.Writer(out)
         try:
             with Signals(task.name) as signals:
                 loop(training, out, batches=batches, progress=progress, signals=signals,
-                     began=began)  # fmt: skip
+                     writer=writer, began=began)  # fmt: skip
         except Interrupted:
             command = how_to_resume(here.world, alone=whole is None)
             progress.say(f"{task.name}: stopped after step {training.step}; the state is saved. "
@@ -321,6 +327,7 @@ def run(
             raise
         finally:
             batches.close()
+            writer.close()
             progress.close(training.step)
         if here.main:
             checkpoint.save_weights(out, training.best)

@@ -23,16 +23,22 @@ class EmbeddingSpace(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("basis", torch.eye(width))  # rows: principal directions, first first
 
     @torch.no_grad()
     def learn(self, embeddings: Tensor, scale: str) -> None:
-        """Take the statistics of training's embeddings.
+        """Take the statistics of training's embeddings, or of a VQGAN's code vectors.
 
-        embeddings: (N, E) unit vectors
+        embeddings: (N, E)
         scale: "standard", or "paper": all are multiplied by 17.2 (section 2.2 of the code's notes)
         """
         if scale not in SCALES:
             raise UserError(f"scale {scale}: expected {' or '.join(SCALES)}")
+        self.centre.copy_(embeddings.mean(0))
+        centred = (embeddings - self.centre.cpu()).double()
+        vectors = torch.linalg.eigh(centred.mT @ centred).eigenvectors  # of rising eigenvalues
+        self.basis.copy_(vectors.mT.flip(0))
         if scale == "paper":
             self.mean.zero_()
             self.deviation.fill_(1 / 17.2)
@@ -42,13 +48,23 @@ class EmbeddingSpace(nn.Module):
         self.mean.copy_(embeddings.mean(0))
         self.deviation.copy_(embeddings.std(0).clamp(min=1e-4))
 
-    def standardize(self, embeddings: Tensor) -> Tensor:
-        """Unit vectors as a network sees them.
+    def standardize(self, vectors: Tensor) -> Tensor:
+        """Vectors as a network sees them.
 
-        embeddings: (B, E)
-        returns: (B, E)
+        vectors: (B, E) or (B, E, h, w)
+        returns: the same shape
         """
-        return (embeddings - self.mean) / self.deviation
+        mean, deviation = (side(s, vectors) for s in (self.mean, self.deviation))
+        return (vectors - mean) / deviation
+
+    def undo(self, standard: Tensor) -> Tensor:
+        """The vectors that a network's numbers stand for.
+
+        standard: (B, E) or (B, E, h, w)
+        returns: the same shape
+        """
+        mean, deviation = (side(s, standard) for s in (self.mean, self.deviation))
+        return standard * deviation + mean
 
     def restore(self, standard: Tensor) -> Tensor:
         """What a network made as unit vectors.
@@ -56,4 +72,25 @@ class EmbeddingSpace(nn.Module):
         standard: (B, E)
         returns: (B, E)
         """
-        return nn.functional.normalize(standard * self.deviation + self.mean, dim=-1)
+        return nn.functional.normalize(self.undo(standard), dim=-1)
+
+    def truncate(self, embeddings: Tensor, dims: int) -> Tensor:
+        """What the first principal directions alone know of embeddings (section 4's figure 7).
+
+        embeddings: (B, E) unit vectors
+        dims: how many directions are kept
+        returns: (B, E) unit vectors
+        """
+        rows = self.basis[:dims]  # (d, E)
+        return nn.functional.normalize(
+            (embeddings - self.centre) @ rows.mT @ rows + self.centre, dim=-1
+        )
+
+
+def side(values: Tensor, like: Tensor) -> Tensor:
+    """One number per dimension, shaped to go along the second side of a batch.
+
+    values: (E,)
+    like: (B, E) or (B, E, h, w)
+    """
+    return values.view(1, -1, *(1,) * (like.ndim - 2))

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -509,3 +510,83 @@ def test_metrics_that_are_no_numbers_stay_valid_json(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
         "step": 1, "psnr": None, "x": None,
     }  # fmt: skip
+
+
+# ---- written while the training goes on
+
+
+def test_steps_go_on_while_a_state_is_written(tmp_path, monkeypatch):
+    wrote, plain, steps = threading.Event(), checkpoint.save_state, []
+    after = toys.Line.after_step
+
+    def slow(out, state):
+        if state["step"] == 3:  # until the training has gone two steps further
+            assert wrote.wait(60)
+        plain(out, state)
+
+    def noted(self, step, batches):
+        steps.append(step)
+        if step == 4:
+            assert checkpoint.newest_state(tmp_path / "run") is None
+            wrote.set()
+        return after(self, step, batches)
+
+    monkeypatch.setattr(checkpoint, "save_state", slow)
+    monkeypatch.setattr(toys.Line, "after_step", noted)
+    toys.train("line", tmp_path / "run", steps=5)
+    assert 4 in steps and checkpoint.newest_state(tmp_path / "run")["step"] == 5
+
+
+def test_a_state_is_that_of_its_step_though_later_ones_change_the_weights(tmp_path, monkeypatch):
+    plain, after, then, gone_on = checkpoint.save_state, toys.Line.after_step, {}, threading.Event()
+
+    def slow(out, state):
+        assert gone_on.wait(60)
+        plain(out, state)
+
+    def noted(self, step, batches):
+        if step == 2:
+            then.update({name: t.clone() for name, t in self.model.state_dict().items()})
+        if step == 4:
+            gone_on.set()
+        return after(self, step, batches)
+
+    monkeypatch.setattr(checkpoint, "save_state", slow)
+    monkeypatch.setattr(toys.Line, "after_step", noted)
+    toys.train("line", tmp_path / "run", steps=5)
+    saved = torch.load(checkpoint.state_path(tmp_path / "run", 3), weights_only=True)["model"]
+    assert all(torch.equal(saved[name], then[name]) for name in saved)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"),
+                                   OSError(28, "No space left on device")])  # fmt: skip
+def test_a_disk_that_refuses_in_the_middle_ends_the_run_with_the_state_before(
+    tmp_path, monkeypatch, error
+):
+    plain = torch.save
+
+    def refused(state, file):
+        if state["step"] == 6:
+            file.write(b"half of it")
+            raise error
+        plain(state, file)
+
+    monkeypatch.setattr(torch, "save", refused)
+    with pytest.raises(UserError, match=f"cannot write .*step-00000006.pt: {error.strerror}"):
+        toys.train("line", tmp_path / "run", steps=1000)
+    assert checkpoint.newest_state(tmp_path / "run")["step"] == 3
+    assert not list((tmp_path / "run").rglob(".*.tmp"))
+    monkeypatch.setattr(torch, "save", plain)
+    assert toys.train("line", tmp_path / "run", steps=9, resume=True)[1]["step"] == 9
+
+
+def test_a_run_that_was_moved_goes_on_where_it_lies(tmp_path):
+    toys.train("line", tmp_path / "a" / "run", ema_decay=0.9)
+    whole = checkpoint.load_weights(tmp_path / "a" / "run")
+    checkpoint.state_path(tmp_path / "a" / "run", 8).unlink()
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b" / "run" / "model.safetensors").unlink()
+    toys.train("line", tmp_path / "b" / "run", ema_decay=0.9, resume=True)
+    moved = checkpoint.load_weights(tmp_path / "b" / "run")
+    assert all(torch.equal(whole[name], moved[name]) for name in whole)
+    assert not (tmp_path / "a").exists()
