@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ from minimodal.cli import train
 from minimodal.cli.main import main as minimodal
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.errors import UserError
-from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
+from minimodal.evaluation.edits import edit_scores, edit_with
+from minimodal.evaluation.scoreboard import reconstruct
 from minimodal.runs import load
 from minimodal.shapes.edits import EditsSource
 from minimodal.training.recipes import dalle as system
@@ -153,8 +153,10 @@ def test_a_run_on_pairs_trains_draws_is_scored_and_loaded(tmp_path, capsys):
     assert dalle.config.pictures == 2
     with Image.open(next((tmp_path / "d" / "samples").glob("*.png"))) as picture:
         assert picture.size == (8 * 32, 2 * 2 * 32)  # pairs, the first above the second
-    scores = edit_scores(edit_with(dalle, {"temperature": 1.0}), n=8, size=32,
-                         reconstruct=partial(through_codes, dalle))  # fmt: skip
+    scores = edit_scores(
+        edit_with(dalle, {"temperature": 1.0}), n=8, size=32,
+        reconstruct=lambda pictures: reconstruct(dalle.painter.vqgan, pictures).pictures,
+    )  # fmt: skip
     assert scores["seen_unchanged"] == scores["held_out_unchanged"] == 0
     assert {"seen", "held_out", "seen_ceiling", "held_out_ceiling"} <= set(scores)
     assert minimodal(["evaluate", str(tmp_path / "d"), "-n", "3", "--json", "--device", "cpu"]) == 0

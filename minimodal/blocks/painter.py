@@ -68,7 +68,8 @@ class Request(NamedTuple):
     """How many pictures are drawn, and how: with a generator on the model's device, or with a seed
     for each picture, which is then the same in every batch and beside any others.
 
-    `progress` is called with the share of all that is done, 0 to 1.
+    `progress` is called with the share of all that is done, 0 to 1; `partial`, by systems that draw
+    a picture in steps, with a chunk's pictures so far (uint8) and the number of pictures before it.
     """
 
     n: int = 1  # pictures per prompt
@@ -76,6 +77,7 @@ class Request(NamedTuple):
     seeds: Sequence[int] | None = None
     batch_size: int = 64
     progress: Callable[[float], None] | None = None
+    partial: Callable[[Tensor, int], None] | None = None
 
     def check(self, prompts: int) -> None:
         """Refuse counts below 1, and anything but one source of random numbers."""

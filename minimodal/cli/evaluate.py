@@ -8,7 +8,6 @@ into RUN/evaluation.json. A folder of runs (the demo's) gives the scoreboard of 
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from minimodal.dalle import DALLE
 from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.errors import UserError
-from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
+from minimodal.evaluation.edits import edit_scores, edit_with
 from minimodal.evaluation.guided import guided_scores, searching
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import (
@@ -41,6 +40,7 @@ from minimodal.evaluation.scoreboard import (
     draw_with,
     format_scoreboard,
     nearest_captions,
+    reconstruct,
     rounded,
     vqgan_scores,
 )
@@ -107,7 +107,8 @@ def on_shapes(
     if model.config.pictures > 1:
         scores = edit_scores(
             edit_with(model, sampling), size=model.config.grid * model.painter.factor,
-            reconstruct=partial(through_codes, model), seed=arguments.seed, n=arguments.n,
+            reconstruct=lambda pictures: reconstruct(model.painter.vqgan, pictures).pictures,
+            seed=arguments.seed, n=arguments.n,
         )  # fmt: skip
         how["captions"] = "edits of unseen scenes"
         return Evaluation(scores, how | {"sampling": sampling})

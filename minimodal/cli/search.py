@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimodal.cli.common import check_png
 from minimodal.cli.which_clip import add_clip_flags, load_clip
 from minimodal.clip import CLIP, embed_captions
 from minimodal.data.images import centre_square, open_rgb
@@ -75,11 +76,8 @@ def check(arguments: argparse.Namespace) -> None:
     for path in arguments.image:
         if not path.is_file():
             raise UserError(f"--image {path}: no such file (prompts stand before --image)")
-    out = arguments.out
-    if out is not None and out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: expected a name that ends in .png")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the name of a picture in it")
+    if arguments.out is not None:
+        check_png(arguments.out)
 
 
 def query_of(clip: CLIP, arguments: argparse.Namespace, weights: list[float]) -> Tensor:

@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +124,10 @@ def sampling_of(arguments: argparse.Namespace, own: dict[str, float]) -> Samplin
 
 
 @contextmanager
-def requested(arguments: argparse.Namespace, device: str) -> Iterator[Request]:
+def requested(
+    arguments: argparse.Namespace, device: str,
+    *, partial: Callable[[Tensor, int], None] | None = None,
+) -> Iterator[Request]:  # fmt: skip
     """What a command line asks a model for, with a bar of progress while it draws."""
     with tqdm(total=100, unit="%", file=sys.stderr, disable=None, leave=False) as bar:
         yield Request(
@@ -132,6 +135,7 @@ def requested(arguments: argparse.Namespace, device: str) -> Iterator[Request]:
             None if arguments.seeds else torch.Generator(device).manual_seed(arguments.seed),
             arguments.seeds,
             progress=lambda done: bar.update(int(100 * done) - bar.n),
+            partial=partial,
         )
 
 
