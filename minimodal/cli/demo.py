@@ -39,7 +39,7 @@ from minimodal.cli.plan import (
     read_plan,
 )
 from minimodal.cli.pool import pool_of, prior_of
-from minimodal.cli.unclip_stages import add_unclip
+from minimodal.cli.unclip import add_unclip
 from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.guided import Shown, demo_scores, following, searching

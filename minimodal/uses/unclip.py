@@ -9,7 +9,6 @@ Captions and pictures (3, S, S) uint8 in, pictures (N, 3, S, S) uint8 out. Read 
 and `unclip/decoder.py` before.
 """
 
-import pathlib
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +20,6 @@ from minimodal.blocks.painter import Chunk, Painter, Request
 from minimodal.blocks.pixels import to_float
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.errors import UserError
-from minimodal.runs import load
 from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
 from minimodal.unclip.prior import DiffusionPrior
 from minimodal.unclip.prior_autoregressive import AutoregressivePrior
@@ -31,38 +29,6 @@ LEVEL = 0.1  # noise that a prior's embedding is taken to have
 INVERSION_STEPS = 64
 SAMPLER = Sampler()
 Prior = DiffusionPrior | AutoregressivePrior
-
-
-def load_unclip(
-    folder: pathlib.Path,
-    device: str,
-    *,
-    prior: pathlib.Path | None = None,
-    upsampler: pathlib.Path | None = None,
-) -> tuple["UnCLIP", Sampler]:
-    """An unCLIP of a decoder's run, and how it draws by default; its CLIP, and the VQGAN of code
-    vectors, lie within the run.
-
-    prior: a run trained with the same CLIP, for prompts
-    """
-    decoder = load(folder, kind="decoder").to(device)
-    trained = decoder.run["model"]
-    clip = load(folder / "clip", kind="clip").to(device)
-    painter, first, last = None, None, None
-    if decoder.config.latent:
-        painter = Painter(load(folder / "vqgan", kind="vqgan").to(device))
-    if prior is not None:
-        first = load(prior, kind="prior").to(device)
-        mine, its = (m["training"]["clip"][:12] for m in (trained, first.run["model"]))
-        if mine != its:
-            raise UserError(
-                f"{prior} was trained with the CLIP {its}, and {folder} with another, {mine}: "
-                "train one of them again, with the same --clip"
-            )
-    if upsampler is not None:
-        last = load(upsampler, kind="upsampler").to(device)
-    model = UnCLIP(clip, decoder, prior=first, painter=painter, upsampler=last)
-    return model, Sampler(**trained["sampling"])
 
 
 class UnCLIP:

@@ -33,12 +33,13 @@ from minimodal.cli.generate.shared import (
     judged,
     requested,
 )
+from minimodal.cli.unclip import load_unclip
 from minimodal.clip import CLIP
 from minimodal.data.images import centre_square
 from minimodal.drawing import save_gif, to_picture
 from minimodal.errors import UserError
 from minimodal.runs import find
-from minimodal.uses.unclip import UnCLIP, load_unclip
+from minimodal.uses.unclip import UnCLIP
 
 TOOLS = ("variations_of", "interpolate", "edit", "mix", "strip")
 

@@ -18,13 +18,13 @@ from minimodal.unclip.decoder import Decoder, DecoderConfig
 def decoder_shapes() -> Recipe:
     """The Shapes world, in pixels."""
     return Recipe(
-        DecoderConfig(),
-        DecoderTraining(pool=24_576),
+        DecoderConfig(depth=1, time_mean=0.8),
+        DecoderTraining(pool=24_576, guidance=1.5),
         TrainConfig(
-            steps=4000,
+            steps=5200,
             batch_size=32,
             optimizer="muon",
-            lr=8e-4,
+            lr=6e-4,
             warmup=100,
             ema_decay=0.995,
             checkpoint_every=1000,
@@ -32,10 +32,20 @@ def decoder_shapes() -> Recipe:
     )
 
 
+def on_codes(vqgan: Path) -> Recipe:
+    """The Shapes world, as the code vectors of a VQGAN: a flat network over its 8 x 8 codes."""
+    recipe = decoder_shapes()
+    return recipe._replace(
+        model=replace(recipe.model, patch=4, channels=96, multipliers=(1,), depth=2),
+        training=replace(recipe.training, vqgan=str(vqgan)),
+        engine=replace(recipe.engine, steps=5600),
+    )
+
+
 def decoder_small() -> Recipe:
     """CIFAR-sized pictures with class captions."""
     recipe = decoder_shapes()
-    return recipe._replace(training=DecoderTraining(flip=True, guidance=2.0))
+    return recipe._replace(training=DecoderTraining(flip=True, guidance=1.5))
 
 
 def build(recipe: Recipe, spec: str, runs: dict[str, Path], device: str = "cpu") -> DecoderTask:
