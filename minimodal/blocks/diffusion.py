@@ -325,9 +325,9 @@ def walk(
     how.check()
     times = walk_times(how.steps, start=time, device=x_t.device)
     eta = {"ddpm": 1.0, "ddim": how.eta, "2m": 0.0}[how.name]
-    # λ is infinite at the ends; what it is for, r, is then of no weight.
+    # λ is -∞ where there is no data left, as at the start of most walks: 1/2r is 0 behind it.
     alphas, sigmas = path.coefficients(times)
-    lam = (alphas.clamp(min=1e-12) / sigmas.clamp(min=1e-12)).log()  # (n,)
+    lam = torch.where(alphas < 1e-6, -torch.inf, (alphas / sigmas).log())  # (n,)
     before: Tensor | None = None
     ends = len(times) - 2
     for i in range(len(times) - 1):
@@ -354,18 +354,21 @@ def walk(
 def invert(denoise: Denoise, x: Tensor, path: Path, *, steps: int) -> Tensor:
     """The noise from which DDIM's walk of as many steps leads to x, nearly: the walk backwards.
 
-    An estimate at (x_t, t) is used for the step up to s as for the step down to t. At t = 0 there
-    is no noise to tell, and the estimate is taken at the first time above it.
+    The step from s down to t took the estimate at x_s, which is not known yet. It is found in two
+    rounds: x_s is moved by as much as its step down misses x_t.
 
     x: (B, D) the data, of any further dimensions
     returns: (B, D)
     """
-    times = walk_times(steps, device=x.device).flip(0)  # rising
+    times, x_t = walk_times(steps, device=x.device).flip(0), x  # rising
     for i in range(steps):
-        t, s = (times[max(j, 1)].expand(len(x)) for j in (i, i + 1))
-        found = path.estimate(x, t, denoise(x, t), "x")
-        x = path.noised(found.x, found.noise, s)
-    return x
+        t, s = (times[j].expand(len(x)) for j in (i, i + 1))
+        x_s = x_t
+        for _ in range(2):
+            down = ddim_step(path, x_s, s, t, denoise(x_s, s), eta=0.0, fresh=None)
+            x_s = x_s + x_t - down
+        x_t = x_s
+    return x_t
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
