@@ -270,7 +270,7 @@ def guided_scores(out: Path, seed: int, device: str, *, candidates: int) -> Show
     pool = pool_of(out, prior, [Guide(clip, ())], candidates)
     search = searching(prior, clip, pool, SearchConfig(evaluations=candidates // 2))
     gradient = following(prior.painter.vqgan, clip, OptimiseConfig(steps=50, views=8))
-    return demo_scores(search, gradient, n=max(4, candidates // 128), seed=seed)
+    return demo_scores(search, gradient, n=max(4, candidates // 170), seed=seed)
 
 
 def score_stages(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
