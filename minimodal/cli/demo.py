@@ -305,7 +305,10 @@ def draw_samples(out: Path, seed: int, device: str, shown: Shown) -> None:
         **dalle.run["model"]["sampling"],
     ).cpu()
     notes = ["DALL·E"] * len(captions) + ["VQGAN+CLIP"] * len(shown.captions)
-    captions, pictures = captions + shown.captions, torch.cat([pictures, shown.pictures])
+    captions, pictures = (
+        captions + shown.captions,
+        torch.cat([pictures, torch.from_numpy(shown.pictures)]),
+    )
     verdicts = score(captions, pictures.numpy())
     save_png(grid(pictures, captions, verdicts, notes=notes, columns=8), out / "samples.png")
 
