@@ -274,7 +274,7 @@ def guided_scores(out: Path, seed: int, device: str, *, candidates: int) -> Show
     pool = pool_of(out, prior, [Guide(clip, ())], candidates)
     search = searching(prior, clip, pool, SearchConfig(evaluations=candidates // 2))
     gradient = following(prior.painter.vqgan, clip, OptimiseConfig(steps=50, views=8))
-    return demo_scores(search, gradient, n=max(4, candidates // 128), seed=seed)
+    return demo_scores(search, gradient, n=max(4, candidates // 170), seed=seed)
 
 
 def score_stages(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
@@ -309,7 +309,10 @@ def draw_samples(out: Path, seed: int, device: str, shown: Shown) -> None:
         **dalle.run["model"]["sampling"],
     ).cpu()
     notes = ["DALL·E"] * len(captions) + ["VQGAN+CLIP"] * len(shown.captions)
-    captions, pictures = captions + shown.captions, torch.cat([pictures, shown.pictures])
+    captions, pictures = (
+        captions + shown.captions,
+        torch.cat([pictures, torch.from_numpy(shown.pictures)]),
+    )
     verdicts = score(captions, pictures.numpy())
     save_png(grid(pictures, captions, verdicts, notes=notes, columns=8), out / "samples.png")
 

@@ -100,12 +100,13 @@ def guided_scores(
 class Shown(NamedTuple):
     """The demo's scores of VQGAN+CLIP, and some pictures of each kind.
 
-    pictures: (N, 3, H, W) uint8
+    pictures: (N, 3, H, W) uint8; an array, as they come from another process, and a tensor can be
+        received only while its sender lives
     """
 
     scores: dict[str, float]
     captions: list[str]
-    pictures: Tensor
+    pictures: np.ndarray
 
 
 def demo_scores(search: Draw, gradient: Draw, *, n: int, seed: int) -> Shown:
@@ -124,4 +125,4 @@ def demo_scores(search: Draw, gradient: Draw, *, n: int, seed: int) -> Shown:
     prompts = prompts_of("seen_one_object", -(-n // 4), seed=seed)
     verdicts = WORLDS["shapes"].score(prompts, gradient(prompts, 1, seed).numpy())
     scores["gradient_only"] = float(exact(verdicts).mean())
-    return Shown(rounded(scores), captions, torch.cat(pictures))
+    return Shown(rounded(scores), captions, torch.cat(pictures).numpy())

@@ -1,16 +1,22 @@
 """--method vqgan-clip on a tiny untrained demo: what it draws and refuses, how it stops."""
 
 import json
+import re
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import SIDE, pixels, refusal
+from helpers import FIXTURES
+from helpers.commands import SIDE, TOKENIZER, pixels, refusal, write_run
+from helpers.tiny import make_clip, make_prior, noise
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from minimodal.cli import pool as pool_file
 from minimodal.cli.generate import vqgan_clip
+from minimodal.vqgan_clip import pool as pools
 from minimodal.vqgan_clip.optimise import Optimisation
 from minimodal.vqgan_clip.search import SearchConfig
 
@@ -25,8 +31,8 @@ def guided(run, monkeypatch):
     monkeypatch.setattr(vqgan_clip, "SearchConfig",
         lambda evaluations=8: SearchConfig(min(evaluations, 8), members=2, children=1))  # fmt: skip
 
-    def call(*words: str) -> tuple[int, str, str]:
-        return run(*words, "--method", "vqgan-clip")
+    def call(*words: str, **folder: Path) -> tuple[int, str, str]:
+        return run(*words, "--method", "vqgan-clip", **folder)
 
     return call
 
@@ -96,6 +102,89 @@ def test_steps_are_written_and_moved(guided):
     assert names == ["000-0-00002.png", "000-0-00004.png"]
     with Image.open("film.gif") as film:
         assert film.n_frames == 2
+
+
+def memory(err: str) -> int:
+    """MiB that the command expects to need."""
+    return int(re.search(r"memory of a step: about (\d+) MiB", err)[1])
+
+
+def originals(place: Path) -> list[str]:
+    """Flags of two tiny checkpoints of the originals' kinds."""
+    clip = load_file(FIXTURES / "clip_openai_vit" / "model.safetensors")
+    clip["token_embedding.weight"] = noise(574, clip["token_embedding.weight"].shape[1])
+    save_file(clip, place / "ViT.pt")  # with as many tokens as the merges make
+    merges, vqgan = FIXTURES / "tiny_merges.txt", FIXTURES / "vqgan_taming" / "last.ckpt"
+    return ["--vqgan", str(vqgan), "--clip", str(place / "ViT.pt"), "--merges", str(merges)]
+
+
+def test_the_originals_draw_without_a_run_and_larger_than_they_were_trained(guided, tmp_path):
+    words = [RED, *originals(tmp_path), "--init", "codes", "--steps", "2", "-n", "1"]
+    words += ["--size", "96x64"]
+    # No run of ours is there, and neither model was trained on pictures of this size.
+    few, many = (guided(*words, "--cutouts", n, folder=tmp_path / "none") for n in ("4", "64"))
+    assert few[0] == many[0] == 0 and "are resized to the" in few[2]
+    assert pixels("pictures/000-0.png").shape == (64, 96, 3)
+    assert memory(many[2]) > memory(few[2])
+    chunked = guided(*words, "--cutouts", "64", "--chunk", "4", folder=tmp_path / "none")
+    assert memory(chunked[2]) == memory(few[2])
+
+
+def test_several_clips_judge_together(guided, demo, tmp_path):
+    small = tmp_path / "small"
+    model = make_clip(vocab_size=TOKENIZER.vocab_size, text_length=20, image_size=4, patch_size=2)
+    write_run(small, "clip", model)
+    words = (RED, "--steps", "9", "--init", "noise", "--drawer", "stack", "-n", "1")
+    kinds = {"own": (demo / "clip",), "other": (small,), "both": (demo / "clip", small)}
+    for name, clips in kinds.items():
+        flags = [word for clip in clips for word in ("--clip", str(clip))]
+        status, _, err = guided(*words, *flags, "--out", f"{name}.png")
+        assert status == 0 and ("resized to the 4 x 4" in err) == (small in clips)
+    drawn = [pixels(f"{name}/000-0.png").tolist() for name in kinds]
+    assert drawn[0] != drawn[2] != drawn[1]
+
+
+@pytest.fixture
+def of_prior(demo, tmp_path) -> Path:
+    """A demo folder whose VQGAN has a prior of its own."""
+    folder = tmp_path / "with-prior"
+    shutil.copytree(demo, folder, ignore=shutil.ignore_patterns("pool-*"))
+    prior = make_prior(codes=11)
+    write_run(folder / "vqgan-prior", "vqgan-prior", prior, class_names=["cat", "dog"])
+    shutil.copytree(folder / "vqgan", folder / "vqgan-prior" / "vqgan")
+    return folder
+
+
+def test_a_vqgan_prior_draws_the_pool_where_there_is_one(guided, of_prior):
+    shutil.rmtree(of_prior / "dalle")  # which is not needed then
+    status, _, err = guided(RED, "-n", "1", folder=of_prior)
+    assert status == 0, err
+    assert len(list(of_prior.glob("pool-*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("where", ["draw_pool", "find"])
+def test_ctrl_c_before_the_steps_says_that_nothing_is_saved(guided, of_prior, monkeypatch, where):
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool_file if where == "draw_pool" else pools, where, interrupted)
+    status, out, err = guided(RED, folder=of_prior)
+    assert status == 130 and out == ""
+    said = {"draw_pool": "nothing is saved", "find": "none is saved"}[where]
+    assert said in err and "Traceback" not in err
+    # What took longest is kept all the same: the pool, once it is whole.
+    assert len(list(of_prior.glob("pool-*.safetensors"))) == (where == "find")
+
+
+@pytest.mark.parametrize("left", [b"", b"PK", b"no archive at all", 0.5])
+def test_a_damaged_state_is_one_line(guided, left):
+    if left == 0.5:  # of a real one
+        torch.save({"asked": torch.zeros(999)}, "pictures.state.pt")
+        whole = Path("pictures.state.pt").read_bytes()
+        left = whole[: len(whole) // 2]
+    Path("pictures.state.pt").write_bytes(left)
+    said = refusal(guided(RED, *GRADIENT, "--resume"))
+    assert "pictures.state.pt is damaged: remove it" in said
 
 
 GRADIENT = ("--steps", "2", "--init", "noise")

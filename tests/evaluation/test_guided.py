@@ -69,7 +69,8 @@ def test_the_demo_scores_search_and_gradient_apart_and_shows_a_row_of_eight():
     assert right.scores == {**dict.fromkeys(KINDS, 1.0), "gradient_only": 0.0}
     assert wrong.scores == {**dict.fromkeys(KINDS, 0.0), "gradient_only": 1.0}
     assert len(right.captions) == len(right.pictures) == 8
-    assert all(v.exact for v in score(right.captions, right.pictures.numpy()))
+    assert isinstance(right.pictures, np.ndarray)  # of a process that may have ended
+    assert all(v.exact for v in score(right.captions, right.pictures))
 
 
 def test_the_gradient_alone_begins_at_random_codes_of_its_own_seed(demo):

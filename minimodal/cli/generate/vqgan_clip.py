@@ -9,6 +9,7 @@ import argparse
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from minimodal.errors import UserError
 from minimodal.files import make_folder, write_atomically
 from minimodal.runs import find
 from minimodal.runs import load as load_run
+from minimodal.training.probe import multiplies_bfloat16
 from minimodal.training.progress import Signals
 from minimodal.vqgan_clip import pool as pools
 from minimodal.vqgan_clip.guide import Guide, make_guide
@@ -130,7 +132,8 @@ def settings(arguments: argparse.Namespace, story: list[Chapter]) -> OptimiseCon
 def load(arguments: argparse.Namespace, device: str) -> Loaded:
     """The models of a command line and its prompts, with what it asks for checked."""
     stories = check(arguments)
-    folder, picture = find(arguments.run, flag="--run"), None
+    own = arguments.vqgan and arguments.clip and arguments.init not in ("pool", "dalle")
+    folder, picture = arguments.run if own else find(arguments.run, flag="--run"), None
     if arguments.init not in STARTS:
         if not Path(arguments.init).exists():
             raise UserError(
@@ -306,8 +309,10 @@ class Work:
         for chapter in story:
             ends.append(ends[-1] + (chapter.steps or a.steps))
         on_shapes = str(self.loaded.clips[0].run.get("data")).startswith("shapes")
+        native = multiplies_bfloat16(torch.device(self.device))
+        config = replace(settings(a, story), bfloat16=native)
         optimisation = Optimisation(
-            drawer, self.loaded.guides(story[0]), settings(a, story), seed=self.seed(number),
+            drawer, self.loaded.guides(story[0]), config, seed=self.seed(number),
             views=CAPTION_TRUE if on_shapes else PHOTOGRAPHS,
         )  # fmt: skip
         if self.inside is not None:
