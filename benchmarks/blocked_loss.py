@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from minimodal.blocks.contrastive import gathered_loss
+from minimodal.blocks.contrastive_rows import gathered_loss
 from minimodal.clip import contrastive_loss
 from minimodal.training.tasks.clip import LOGITS
 

@@ -1,6 +1,6 @@
 """Are pictures that a sliding window drew seamless? The discriminator's verdict at window borders.
 
-python benchmarks/seams.py --prior runs/cifar-prior --vqgan runs/cifar-vqgan [-n 32] [--stride 4]
+python benchmarks/seams.py --prior runs/cifar-prior --vqgan runs/cifar-vqgan [-n 32]
 
 Draws pictures of three times the trained width and height and lets the patch discriminator that was
 trained with the VQGAN judge every part of them. At a multiple of the trained size a tiling would
@@ -73,14 +73,13 @@ def main() -> None:
     parser.add_argument("--prior", type=Path, required=True)
     parser.add_argument("--vqgan", type=Path, required=True)
     parser.add_argument("-n", type=int, default=32)
-    parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("seams.png"))
     given = parser.parse_args()
     prior, judge = minimodal.load(given.prior), load_discriminator(given.vqgan)
     trained = prior.config.grid * prior.painter.factor
     size = 3 * trained
     how, cooler = torch.Generator().manual_seed(0), SamplingConfig(temperature=0.9)
-    whole = prior.draw(None, Request(given.n, how), cooler, size=(size, size), stride=given.stride)
+    whole = prior.draw(None, Request(given.n, how), cooler, size=(size, size))
     parts = prior.draw(None, Request(9 * given.n, how), cooler)
     rows = parts.view(given.n, 3, 3, 3, trained, trained).permute(0, 3, 1, 4, 2, 5)
     tiled = rows.reshape(given.n, 3, size, size)

@@ -40,8 +40,6 @@ def variants(steps: int, perceptual: str | None) -> dict[str, list[str]]:
         "no start on data": [*events, "--warm-start", "0", "--revive", "no"],
         "no warm-up of D": [*events, *at_once],
         "no discriminator": [*events, "--gan-weight", "0"],
-        "unit sphere": [*events, "--quantizer", "sphere", "--code-width", "8"],
-        "finite scalars": [*events, "--quantizer", "fsq", "--codes", "8,5,5,5"],
     }
     if perceptual is not None:
         weight = ["--perceptual", perceptual]

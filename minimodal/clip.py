@@ -7,7 +7,7 @@ what DALL·E drew.
 
 pictures (B, 3, H, W), normalised by CLIP's mean and deviation, and tokens (B, T) in; logits
 (B, B) out. Read `blocks/transformer.py` before; the loss over several processes and of very large
-batches is in `blocks/contrastive.py`.
+batches is in `blocks/contrastive_rows.py`.
 """
 
 import math

@@ -210,14 +210,14 @@ class DALLE(nn.Module):
         use_cache: bool = True,
         known: Tensor | None = None,
         keep: Tensor | None = None,
-        on_row: Callable[[Tensor, int], None] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """Continue captions with picture tokens: code_n ~ p(code_n | text, code_<n), one after one.
 
         text: (B, T) int64 caption tokens, pad_id after the caption
         known: (B, h, w) int64 codes of pictures to complete
         keep: (h, w) bool, True where the known codes stay as they are
-        on_row: called after each row with something to draw, with all codes and the rows done
+        progress: called with the share of the codes that is drawn, 0 to 1
         returns: (B, h, w) int64
         """
         c, B = self.config, len(text)
@@ -229,11 +229,10 @@ class DALLE(nn.Module):
         if known is not None:
             drawn = (~keep.flatten()).nonzero().flatten().tolist()  # read once, before the loop
             codes = torch.where(keep.flatten(), known.flatten(1), codes)
-        ends = {n // c.grid: n for n in drawn}.values()  # the last that is drawn of each row
         cache = self.new_cache(len(prompt)) if use_cache else None
         quick = [self.transformer, self.image_heads] if use_cache else []
         with packed_linears(quick, len(prompt)):
-            for n in drawn:
+            for number, n in enumerate(drawn):
                 # With a cache only what it lacks: the code drawn last and those kept after it.
                 held = cache.length if cache else 0
                 first = max(held - prompt.shape[1], 0)
@@ -243,8 +242,8 @@ class DALLE(nn.Module):
                 h = self.transformer(x, cache=cache, angles=self.angles(held, x.shape[1]))
                 h = self.norm_out(h[:, -1:])  # (B', 1, D)
                 codes[:, n] = self.image_heads.sample(h, sampling, generator)
-                if on_row is not None and n in ends:
-                    on_row(codes.view(B, -1, c.grid), n // c.grid + 1)
+                if progress is not None:
+                    progress((number + 1) / len(drawn))
         return codes.view(B, -1, c.grid)
 
     def new_cache(self, batch: int) -> KVCache:
@@ -313,8 +312,7 @@ class DALLE(nn.Module):
         for chunk in request.chunks(len(text), device):
             codes = self.generate_codes(
                 text[chunk.rows].to(device), generator=chunk.generator, sampling=sampling,
-                known=kept.codes[chunk.rows], keep=kept.keep,
-                on_row=kept.on_row(chunk, self.painter, grid),
+                known=kept.codes[chunk.rows], keep=kept.keep, progress=chunk.tell,
             )  # fmt: skip
             pictures.append(kept.paste(self.painter.decode(codes[:, -grid:])))  # of two the second
         return torch.cat(pictures)

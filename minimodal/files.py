@@ -5,6 +5,7 @@ to read before.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,15 @@ def asking(what: str, path: Path) -> Iterator[None]:
         if not isinstance(reason, OSError):
             raise
         raise UserError(f"cannot {what} {path}: {reason.strerror or reason}") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    try:
+        with asking("read", path):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: it is not JSON") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

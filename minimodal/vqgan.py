@@ -11,7 +11,6 @@ With two codebooks (`codes=(structure, appearance)`) a position's code has two f
 encoders learn (`blocks/factors.py`); other quantizers are in `blocks/quantizer_variants.py`.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -53,12 +52,12 @@ class VQGANConfig:
     # patch only (`--decoder-kernel 1`): one that sees the whole picture learns which colours go
     # with which objects.
     decoder_kernel: int = 3  # 1: a patch depends on the 5 x 5 codes around it only
-    quantizer: str = "ema"  # ema, gradient, sphere (unit length), gumbel, or fsq
+    quantizer: str = "ema"  # ema, gradient or gumbel
     # differs from the paper: the Shapes world's pictures have two codebooks, one for a patch's
     # structure, read from which of its pixels are alike, and one for its appearance, read from its
     # colours as a set (docs/composition.md); other pictures have one.
-    codes: tuple[int, ...] = (1024,)  # K; two: structure and appearance; fsq: levels of channels
-    code_width: int = 32  # channels of a code (fsq: as many as codes has levels)
+    codes: tuple[int, ...] = (1024,)  # K; two: structure and appearance
+    code_width: int = 32  # channels of a code
     beta: float = 0.25  # commitment
     codebook_decay: float = 0.99
     revive: bool = True  # move codes that nothing uses
@@ -103,12 +102,7 @@ class VQGANConfig:
     @property
     def latent(self) -> int:
         """C: channels of a latent vector, of all codebooks together."""
-        return len(self.codes) * (1 if self.quantizer == "fsq" else self.code_width)
-
-    @property
-    def vocabulary(self) -> tuple[int, ...]:
-        """How many values each factor of a code has, for a model that predicts codes."""
-        return (math.prod(self.codes),) if self.quantizer == "fsq" else self.codes
+        return len(self.codes) * self.code_width
 
     @property
     def grid(self) -> int:
@@ -299,7 +293,7 @@ class VQGAN(nn.Module):
             codes = self.quantizer(latents, **relaxed)
         else:
             none = torch.zeros_like(latents[:, 0], dtype=torch.int64)  # (B, h, w)
-            codes = Codes(self.quantizer.bound(latents), none, latents.new_zeros(()))
+            codes = Codes(latents, none, latents.new_zeros(()))
         return Reconstruction(self.decode_unclamped(codes.z), codes, latents)
 
     @property

@@ -21,7 +21,7 @@ from minimodal.blocks.given import nothing_kept, upper_rows
 from minimodal.blocks.packed import packed_linears
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
-from minimodal.blocks.sliding_window import WindowCaches, corner, make_canvas
+from minimodal.blocks.sliding_window import corner, make_canvas
 from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.errors import UserError
 
@@ -152,14 +152,10 @@ class VQGANPrior(nn.Module):
         sampling: SamplingConfig = SamplingConfig(),
         size: tuple[int, int] | None = None,
         start: Tensor | None = None,
-        stride: int = 1,
         use_cache: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """Draw sᵢ ~ p(sᵢ | s₍<ᵢ₎, c) for grids of any size, row by row, with a sliding window.
-
-        With a stride s windows keep their caches for s rows and s columns, at the price of a place
-        that is up to s - 1 off the middle.
 
         labels: (B,) int64 class numbers, -1 for none
         size: height and width in codes; by default those of training
@@ -168,10 +164,6 @@ class VQGANPrior(nn.Module):
         returns: (B, h, w) int64
         """
         c, B, g = self.config, len(labels), self.config.grid
-        if not 1 <= stride <= g - g // 2:
-            raise UserError(
-                f"stride {stride}: expected 1 to {g - g // 2}, half of the window's {g} codes"
-            )
         if c.shared_rows and sampling.guidance != 1:
             raise UserError(
                 f"guidance {sampling.guidance}: this prior never learned to draw without what is "
@@ -187,12 +179,12 @@ class VQGANPrior(nn.Module):
         nothing = torch.full_like(labels, -1)
         said = torch.cat([labels, nothing]) if sampling.guided else labels  # (B',)
         ahead = self.condition(nothing if sampling.ignores_caption else said)  # (B', 1)
-        caches = WindowCaches(lambda: self.new_cache(len(ahead)))
+        cache, here = None, None
         with packed_linears([self.transformer, self.head] if use_cache else [], len(ahead)):
             for number, (i, j) in enumerate(divmod(place, W) for place in places):
-                top, left = corner((i, j), (H, W), window=g, stride=stride)
-                again = corner((i + 1, j), (H, W), window=g, stride=stride)[0] == top
-                cache = caches.find(top, left, again=again) if use_cache else None
+                top, left = corner((i, j), (H, W), window=g)
+                if use_cache and here != (top, left):  # while it stays, a code costs one token
+                    cache, here = self.new_cache(len(ahead)), (top, left)
                 before = (i - top) * g + (j - left)  # codes of the window that are drawn already
                 inside = canvas[:, top : top + g, left : left + g].flatten(1)[:, :before]  # (B, m)
                 stream = torch.cat([ahead, inside.repeat(len(ahead) // B, 1)], dim=1)  # (B', 1+m)
@@ -230,7 +222,6 @@ class VQGANPrior(nn.Module):
         size: tuple[int, int] | None = None,
         complete: Tensor | None = None,
         keep: float = 0.5,
-        stride: int = 1,
     ) -> Tensor:
         """Draw `request.n` pictures of each class, or of anything without classes.
 
@@ -255,7 +246,7 @@ class VQGANPrior(nn.Module):
         for chunk in request.chunks(len(labels), device):
             codes = self.generate_codes(
                 labels[chunk.rows], generator=chunk.generator, sampling=sampling, size=grid,
-                start=start[chunk.rows], stride=stride, progress=chunk.tell,
+                start=start[chunk.rows], progress=chunk.tell,
             )  # fmt: skip
             pictures.append(kept.paste(self.painter.decode(codes)))
         return torch.cat(pictures)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from helpers.tiny import WORDS, integers, make_clip, noise
 from PIL import Image
 
-from minimodal.blocks.contrastive import difference_loss, gathered_loss
+from minimodal.blocks.contrastive import difference_loss
+from minimodal.blocks.contrastive_rows import gathered_loss
 from minimodal.clip import (
     CLIPConfig,
     class_embeddings,

@@ -373,13 +373,13 @@ def test_greedy_pictures_do_not_depend_on_the_batch_size(batch_size):
     assert torch.equal(found, expected)
 
 
-def test_progress_grows_row_by_row_and_paints_nothing():
+def test_progress_grows_code_by_code_and_paints_nothing():
     shares, model = [], make_painter()
     painted, original = [], model.painter.decode
     model.painter.decode = lambda codes: (painted.append(len(codes)), original(codes))[1]
     ask(model, WORDS, 2, generator=generator(), batch_size=3, progress=shares.append)
-    rows = [1, 2, 3, 4, 5, 6, 6 + 2 / 3, 6 + 4 / 3, 8]  # of 3, 3 and 2 pictures of 3 rows
-    assert sorted(set(shares)) == pytest.approx([row / 8 for row in rows])
+    done = [first + n * k / 9 for first, n in ((0, 3), (3, 3), (6, 2)) for k in range(1, 10)]
+    assert sorted(set(shares)) == pytest.approx([pictures / 8 for pictures in done])
     assert shares == sorted(shares) and painted == [3, 3, 2]
 
 

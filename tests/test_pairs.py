@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ from minimodal.cli import train
 from minimodal.cli.main import main as minimodal
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.errors import UserError
-from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
+from minimodal.evaluation.edits import edit_scores, edit_with
+from minimodal.evaluation.scoreboard import reconstruct
 from minimodal.runs import load
 from minimodal.shapes.edits import EditsSource
 from minimodal.training.recipes import dalle as system
@@ -71,16 +71,6 @@ def test_the_second_picture_depends_on_the_first():
         model, WORDS[:2], 2, seeds=[1, 2, 3, 4], first=torch.stack([one, other]), batch_size=3
     )
     assert torch.equal(split, both)
-
-
-def test_rows_of_the_second_picture_arrive_one_by_one():
-    model, seen, shares = make_painter(pictures=2, codes=(40,)), [], []
-    first = integers(256, 3, SIDE, SIDE).to(torch.uint8)
-    final = ask(model, WORDS[0], 1, generator=generator(), first=first, progress=shares.append,
-                           partial=lambda picture, done: seen.append(picture))  # fmt: skip
-    assert len(seen) == GRID and torch.equal(seen[-1], final)
-    assert all((s[:, :, 2 * k :] == 128).all() for k, s in enumerate(seen[:-1], start=1))
-    assert shares == sorted(shares) and shares[-1] == 1
 
 
 def test_places_of_the_second_picture_follow_those_of_the_first():
@@ -163,8 +153,10 @@ def test_a_run_on_pairs_trains_draws_is_scored_and_loaded(tmp_path, capsys):
     assert dalle.config.pictures == 2
     with Image.open(next((tmp_path / "d" / "samples").glob("*.png"))) as picture:
         assert picture.size == (8 * 32, 2 * 2 * 32)  # pairs, the first above the second
-    scores = edit_scores(edit_with(dalle, {"temperature": 1.0}), n=8, size=32,
-                         reconstruct=partial(through_codes, dalle))  # fmt: skip
+    scores = edit_scores(
+        edit_with(dalle, {"temperature": 1.0}), n=8, size=32,
+        reconstruct=lambda pictures: reconstruct(dalle.painter.vqgan, pictures).pictures,
+    )  # fmt: skip
     assert scores["seen_unchanged"] == scores["held_out_unchanged"] == 0
     assert {"seen", "held_out", "seen_ceiling", "held_out_ceiling"} <= set(scores)
     assert minimodal(["evaluate", str(tmp_path / "d"), "-n", "3", "--json", "--device", "cpu"]) == 0
@@ -204,7 +196,7 @@ def save(name: str, side: int = SIDE) -> None:
 
 def test_a_picture_and_a_caption_give_second_pictures(run):  # noqa: F811
     save("first.png")
-    status, out, err = run("the same in red", "--first", "first.png", "-n", "2", "--gif", "d.gif")
+    status, out, err = run("the same in red", "--first", "first.png", "-n", "2")
     assert status == 0 and "2 pictures" in out and "no clear scene" in err
     with Image.open("pictures/000-1.png") as picture:
         assert picture.size == (SIDE, SIDE)

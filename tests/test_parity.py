@@ -10,7 +10,7 @@ import torch
 from helpers.tiny import full_logits
 from safetensors.torch import load_file
 
-from minimodal.blocks.contrastive import gathered_loss
+from minimodal.blocks.contrastive_rows import gathered_loss
 from minimodal.clip import contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig, DALLELogits
 

@@ -29,6 +29,7 @@ from minimodal import clip, dalle, vqgan, vqgan_prior
 from minimodal.blocks import (
     attention,
     contrastive,
+    contrastive_rows,
     conv,
     discriminator,
     factor_head,
@@ -67,6 +68,7 @@ MODULES = (
     reading,
     transformer,
     contrastive,
+    contrastive_rows,
     resnet,
     conv,
     discriminator,
@@ -125,9 +127,8 @@ SEVEN = integers(256, 2, 3, 8, 9).byte()
 SET, OTHER = noise(9, 4), noise(7, 4, seed=1)
 W = torch.ones(2, 3, requires_grad=True)
 DECODED = W[:, :, None, None] * pictures(2, 3, 4, 5)
-GRADIENT = quantizer_variants.GradientQuantizer(35, 8, normalise=True)
+GRADIENT = quantizer_variants.GradientQuantizer(35, 8)
 GUMBEL = quantizer_variants.GumbelQuantizer(35, 8)
-SCALARS = quantizer_variants.FiniteScalarQuantizer((2, 3, 2, 4, 2, 2, 5, 3))
 MAPS = [noise(2, 4, 3, 5), noise(2, 6, 2, 2)]
 VGG = perceptual.VGG16()
 HEADS = {
@@ -191,14 +192,12 @@ CALLS = [
     (QUANTIZER.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
     (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
     (QUANTIZER.update, dict(z=LATENTS, generator=generator()), {}),
-    (QUANTIZER.bound, dict(z=LATENTS), {}),
     (quantizer.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
     (quantizer.perplexity, dict(counts=torch.ones(7)), {}),
     *(
         call
-        for variant in (GRADIENT, GUMBEL, SCALARS)
+        for variant in (GRADIENT, GUMBEL)
         for call in (
-            (variant.bound, dict(z=LATENTS), {}),
             (variant.forward, dict(z=LATENTS), {}),
             (variant.factors, dict(indices=integers(35, 2, 3, 5)), {}),
             (variant.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
@@ -212,12 +211,7 @@ CALLS = [
     ),
     (quantizer_variants.look_up, dict(indices=integers(35, 2, 3, 5), table=noise(35, 8)), {}),
     (GRADIENT.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
-    (GRADIENT.table, {}, {"K": 35, "D": 8}),
     (GUMBEL.forward, dict(z=LATENTS, noise=noise(2, 35, 3, 5)), {}),
-    (SCALARS.per_channel, dict(like=LATENTS), {}),
-    (SCALARS.squeeze, dict(z=LATENTS), {}),
-    (SCALARS.centre, dict(numbers=LATENTS), {}),
-    (SCALARS.combine, dict(numbers=LATENTS.abs()), {}),
     (VGG.forward, dict(images=noise(1, 3, 32, 16)), {}),
     (perceptual.unit, dict(x=LATENTS), {}),
     (
@@ -232,7 +226,7 @@ CALLS = [
     (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
-    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9, min_p=0.1), {}),
+    (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
     (
         sampling.sample_token,
         dict(logits=LOGITS, config=sampling.SamplingConfig(), generator=generator()),
@@ -260,16 +254,16 @@ CALLS = [
         dict(x=noise(2, 16, 6, 4)),
         {"C'": 32, "H'": 3, "W'": 2},
     ),
-    (contrastive.column_sums, dict(rows=1, **PAIRS), {}),
+    (contrastive_rows.column_sums, dict(rows=1, **PAIRS), {}),
     (contrastive.unit, dict(x=noise(3, 4)), {}),
     (contrastive.both_ways, dict(logits=noise(3, 3), target=torch.eye(3)), {}),
-    (contrastive.rows_cross_entropy, dict(rows=1, **PAIRS, **NUMBERS), {}),
-    (contrastive.rows_cross_entropy, dict(rows=1, both=True, **SQUARE), {}),
-    (contrastive.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
+    (contrastive_rows.rows_cross_entropy, dict(rows=1, **PAIRS, **NUMBERS), {}),
+    (contrastive_rows.rows_cross_entropy, dict(rows=1, both=True, **SQUARE), {}),
+    (contrastive_rows.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (contrastive.even_targets, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
-    (contrastive.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
-    (contrastive.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS, rows=1), {}),
+    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
+    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS, rows=1), {}),
     (clip.embed_pictures, dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()), CLIP_SIZES),
     (clip.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
@@ -378,11 +372,6 @@ CALLS = [
         {},
     ),
     (distances.frechet_distance, dict(first=SET, second=OTHER), {}),
-    (distances.frechet_unbiased, dict(first=SET, second=OTHER, generator=generator()), {}),
-    (distances.kid, dict(first=SET, second=OTHER), {}),
-    (distances.radii, dict(features=SET, k=2), {}),
-    (distances.covered, dict(points=SET, centres=OTHER, k=2), {}),
-    (distances.precision_recall, dict(real=SET, generated=OTHER), {}),
     (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),

@@ -14,7 +14,6 @@ from helpers.tiny import generator, integers, make_prior, pictures
 from PIL import Image
 
 from minimodal import vqgan_prior
-from minimodal.blocks import sliding_window
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.blocks.sliding_window import corner
 from minimodal.cli.generate import main as generate
@@ -153,24 +152,18 @@ def test_a_config_with_an_impossible_pkeep_is_an_error():
 
 
 def test_away_from_the_borders_a_code_is_in_the_middle_of_its_window():
-    assert corner((6, 9), (20, 30), window=4, stride=1) == (4, 7)
+    assert corner((6, 9), (20, 30), window=4) == (4, 7)
 
 
 def test_at_the_borders_the_window_stays_inside():
-    assert corner((1, 0), (20, 30), window=4, stride=1) == (0, 0)
-    assert corner((19, 29), (20, 30), window=4, stride=1) == (16, 26)
+    assert corner((1, 0), (20, 30), window=4) == (0, 0)
+    assert corner((19, 29), (20, 30), window=4) == (16, 26)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_every_place_lies_in_its_window(stride):
+def test_every_place_lies_in_its_window():
     for i, j in itertools.product(range(9), range(11)):
-        top, left = corner((i, j), (9, 11), window=4, stride=stride)
+        top, left = corner((i, j), (9, 11), window=4)
         assert top <= i < top + 4 and left <= j < left + 4
-
-
-def test_with_a_stride_as_many_columns_share_a_window():
-    lefts = [corner((5, j), (9, 40), window=4, stride=2)[1] for j in range(8, 16)]
-    assert lefts == [6, 6, 8, 8, 10, 10, 12, 12]
 
 
 def by_definition(prior, labels, *, size, start=None) -> torch.Tensor:
@@ -196,18 +189,18 @@ def test_pictures_of_any_size_are_drawn_as_the_paper_says(size):
     assert torch.equal(found, by_definition(prior, LABELS, size=size))
 
 
-MATRIX = list(itertools.product([(3, 3), (4, 7), (7, 5)], [1, 2], [1.0, 2.5, 0.0], [None, 4]))
+MATRIX = list(itertools.product([(3, 3), (4, 7), (7, 5)], [1.0, 2.5, 0.0], [None, 4]))
 
 
-@pytest.mark.parametrize(("size", "stride", "guidance", "given"), MATRIX)
-def test_the_cache_changes_no_code(size, stride, guidance, given):
+@pytest.mark.parametrize(("size", "guidance", "given"), MATRIX)
+def test_the_cache_changes_no_code(size, guidance, given):
     prior = make_prior()
     start = None if given is None else integers(12, 2, given, seed=3)
 
     def drawn(use_cache: bool) -> torch.Tensor:
         return prior.generate_codes(
             LABELS, generator=generator(), sampling=SamplingConfig(guidance=guidance),
-            size=size, stride=stride, start=start, use_cache=use_cache,
+            size=size, start=start, use_cache=use_cache,
         )  # fmt: skip
 
     assert torch.equal(drawn(True), drawn(False))
@@ -231,13 +224,6 @@ def test_without_guidance_nothing_is_said():
 
     assert torch.equal(drawn(labels, 0.0), drawn(torch.full_like(labels, -1), 1.0))
     assert not torch.equal(drawn(labels, 0.0), drawn(labels, 1.0))
-
-
-def test_with_few_caches_kept_the_codes_are_the_same(monkeypatch):
-    prior = make_prior()
-    many = prior.generate_codes(LABELS, generator=generator(), size=(5, 9))
-    monkeypatch.setattr(sliding_window, "MOST_CACHES", 2)
-    assert torch.equal(prior.generate_codes(LABELS, generator=generator(), size=(5, 9)), many)
 
 
 def test_where_the_window_allows_a_code_costs_one_token(monkeypatch):
@@ -325,21 +311,13 @@ def test_every_code_is_guided_by_the_scale_that_is_given(monkeypatch):
     assert scales == [4.0] * 9  # a code each
 
 
-def test_min_p_leaves_only_the_likeliest_codes():
-    prior = make_prior()
-    sure = ask(prior, ["cat"], 2, generator=generator(), min_p=0.9999)
-    assert torch.equal(sure, ask(prior, ["cat"], 2, generator=generator(), temperature=0.0))
-
-
 WRONG = [
     (dict(prompts=["cow"]), "no class 'cow'; this prior's classes are cat, dog"),
     (dict(guidance=2.0), "no class to be guided by"),
     (dict(size=(7, 6)), "7 pixels are no multiple of 2, the pixels of a code: 6 or 8 are"),
     (dict(complete=torch.zeros(3, 4, 6, dtype=torch.uint8)), "6 x 4 pixels: expected 6 x 6"),
     (dict(complete=torch.zeros(3, 6, 6, dtype=torch.uint8), keep=1.5), "keep 1.5"),
-    (dict(stride=0), "stride 0: expected 1 to 2"),
     (dict(n=0), "0 pictures a prompt, 64 at a time: expected 1 or more"),
-    (dict(min_p=1.0), "min-p 1.0"),
     (dict(seeds=[1]), "either a generator or seeds"),
 ]
 
@@ -387,14 +365,14 @@ def test_every_flag_of_the_command_reaches_the_prior(run, tmp_path, monkeypatch)
 
     monkeypatch.setattr(VQGANPrior, "draw", spy)
     command = ["--method", "vqgan-prior", "--run", str(run), "--device", "cpu", "-n", "2"]
-    words = """--temperature 0.7 --top-k 3 --top-p 0.9 --min-p 0.05 --guidance 3
-        --size 64x48 --complete half.png --keep 0.25 --stride 2 --seeds 4,5""".split()
+    words = """--temperature 0.7 --top-k 3 --top-p 0.9 --guidance 3
+        --size 64x48 --complete half.png --keep 0.25 --seeds 4,5""".split()
     assert generate([*command, *words]) == 0 and generate([*command, "--seed", "7"]) == 0
     (classes, request, sampling, named), (_, plain, _, _) = calls
     assert (classes, request.n, request.seeds, request.generator) == ([], 2, [4, 5], None)
-    assert sampling == SamplingConfig(0.7, 3, 0.9, 3.0, 0.05) and callable(request.progress)
+    assert sampling == SamplingConfig(0.7, 3, 0.9, 3.0) and callable(request.progress)
     assert (named.pop("complete") == 90).all()
-    assert named == {"size": (64, 48), "keep": 0.25, "stride": 2}
+    assert named == {"size": (64, 48), "keep": 0.25}
     assert plain.generator.initial_seed() == 7
 
 

@@ -1,8 +1,8 @@
-"""Convolutional blocks: VQGAN is built from them (and later unCLIP's U-Net).
+"""Convolutional blocks: VQGAN and unCLIP's U-Net are built from them.
 
-Residual block, single-head attention over the pixels of a feature map, halving and doubling of
-the resolution, as in the VQGAN paper's table of layers (Esser et al. 2021, appendix A, after Ho
-et al. 2020). Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
+Residual block, attention over the pixels of a feature map, halving and doubling of the resolution,
+as in the VQGAN paper's table of layers (Esser et al. 2021, appendix A, after Ho et al. 2020).
+Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
 """
 
 import torch
@@ -99,40 +99,53 @@ class ResidualBlock(nn.Module):
         same = channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         """One residual block.
 
         x: (B, C, H, W) features
+        modulation: (B, M) M = 2*C': a scale and a shift of the second norm, of a U-Net's condition
         returns: (B, C', H, W)
         """
         h = self.conv1(F.silu(self.norm1(x)))  # (B, C', H, W)
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.norm2(h)
+        if modulation is not None:
+            scale, shift = modulation[:, :, None, None].chunk(2, dim=1)  # (B, C', 1, 1) each
+            h = h * (1 + scale) + shift
+        h = self.conv2(F.silu(h))
         return self.shortcut(x) + h
 
 
 class PixelAttention(nn.Module):
-    """Every position of a feature map attends to every other (one head, residual)."""
+    """Every position of a feature map attends to every other, and to tokens where there are any
+    (residual; one head in VQGAN)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, heads: int = 1, token_width: int = 0) -> None:
         super().__init__()
+        self.heads = heads
         self.norm = group_norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
+        self.of_tokens = nn.Linear(token_width, 2 * channels) if token_width else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Mix information over the whole picture.
 
         x: (B, C, H, W) features
+        tokens: (B, T, D) what else each position may read, such as a caption
         returns: (B, C, H, W)
         """
         B, C, H, W = x.shape
-        h = self.norm(x)
+        h, heads = self.norm(x), self.heads
         q, k, v = (
-            rearrange(conv(h), "B C H W -> B 1 (H W) C") for conv in (self.q, self.k, self.v)
-        )  # (B, 1, H*W, C) each
-        y = rearrange(attend(q, k, v), "B 1 (H W) C -> B C H W", H=H)  # (B, C, H, W)
+            rearrange(conv(h), "B (n d) H W -> B n (H W) d", n=heads)
+            for conv in (self.q, self.k, self.v)
+        )  # (B, n, H*W, d) each
+        if tokens is not None:
+            both = rearrange(self.of_tokens(tokens), "B T (p n d) -> p B n T d", p=2, n=heads)
+            k, v = (torch.cat([a, b], dim=2) for a, b in zip((k, v), both, strict=True))
+        y = rearrange(attend(q, k, v), "B n (H W) d -> B (n d) H W", H=H)  # (B, C, H, W)
         return x + self.proj(y)
 
 

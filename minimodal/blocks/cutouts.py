@@ -67,7 +67,6 @@ PHOTOGRAPHS = Views(
     smallest=0.25, padding=0.1, fill="reflection", flip=0.5, rotate=10, perspective=0.3,
     saturation=0.1, hue=0.05, contrast=0.1, noise=0.1,
 )  # fmt: skip
-VIEWS = {"shapes": CAPTION_TRUE, "photographs": PHOTOGRAPHS, "plain": Views()}
 
 
 class Draws(NamedTuple):

@@ -52,16 +52,12 @@ class Drawer(Protocol):
 
 
 def tables(quantizer: nn.Module) -> list[Tensor]:
-    """The vectors of each codebook; none for a quantizer that rounds without one.
+    """The vectors of each codebook.
 
     returns: (K, D) for each codebook
     """
     books = getattr(quantizer, "codebooks", None)
-    if books is not None:
-        return [book.codes for book in books]
-    if hasattr(quantizer, "table"):
-        return [quantizer.table().detach()]
-    return [quantizer.codes.detach()] if hasattr(quantizer, "codes") else []
+    return [quantizer.codes.detach()] if books is None else [book.codes for book in books]
 
 
 def straight_through(z: Tensor, books: list[Tensor]) -> Tensor:
@@ -85,13 +81,8 @@ class VQGANDrawer:
     def __init__(self, vqgan: nn.Module, pictures: Tensor) -> None:
         self.vqgan = vqgan
         self.books = tables(vqgan.quantizer)
-        if self.books:
-            low = torch.cat([book.amin(0) for book in self.books])
-            high = torch.cat([book.amax(0) for book in self.books])
-        else:  # the first and the last level of each channel of a finite scalar quantizer
-            levels = torch.tensor(vqgan.quantizer.levels, device=pictures.device)
-            self.middle = (levels // 2)[:, None, None]
-            low, high = -torch.ones_like(levels), (levels - 1 - levels // 2) / (levels // 2)
+        low = torch.cat([book.amin(0) for book in self.books])
+        high = torch.cat([book.amax(0) for book in self.books])
         self.low, self.high = low[:, None, None], high[:, None, None]  # (C, 1, 1)
         self.start(pictures)
 
@@ -111,18 +102,8 @@ class VQGANDrawer:
 
     def pictures(self, generator: torch.Generator | None = None) -> Tensor:
         """returns: (B, 3, H, W)"""
-        z = self.parameters[0]
-        # FSQ has no codebook: its own rounding passes gradients through.
-        z = straight_through(z, self.books) if self.books else self.round_levels(z)
+        z = straight_through(self.parameters[0], self.books)
         return clamp_through(self.vqgan.decode_unclamped(z))
-
-    def round_levels(self, z: Tensor) -> Tensor:
-        """Round to the levels of a finite scalar quantizer.
-
-        z: (B, C, h, w) centred levels
-        returns: (B, C, h, w)
-        """
-        return z + ((z * self.middle).round() / self.middle - z).detach()
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -137,8 +118,6 @@ class CodesDrawer:
     def __init__(self, vqgan: nn.Module, pictures: Tensor, *, confidence: float = 4.0) -> None:
         self.vqgan, self.confidence = vqgan, confidence
         self.books = tables(vqgan.quantizer)
-        if not self.books:
-            raise UserError("drawer codes: this VQGAN rounds without a codebook; use drawer vqgan")
         self.start(pictures)
 
     @torch.no_grad()

@@ -6,19 +6,17 @@ come in; codes (N, h, w) of the pictures to draw and a mask (h, w) of those that
 Read `painter.py` before.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minimodal.blocks.painter import Chunk, Painter
+from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import pixels_of
 from minimodal.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 COMPLETE = "the picture to complete"
-GREY = 128  # what is not drawn yet
 
 
 class Given(NamedTuple):
@@ -75,24 +73,6 @@ class Kept(NamedTuple):
             return drawn
         stays = pixels_of(self.keep, drawn.shape[-1])  # (H, W)
         return torch.where(stays, self.complete.to(drawn.device), drawn)
-
-    def on_row(self, chunk: Chunk, painter: Painter, grid: int) -> Callable[[Tensor, int], None]:
-        """What to call after each row of codes that is drawn, with the codes (B, h, w) so far and
-        the number of rows that are done: it tells the share, and shows the pictures so far.
-
-        grid: codes a side of a picture
-        """
-
-        def told(codes: Tensor, rows: int) -> None:
-            chunk.tell(rows / codes.shape[1])
-            if chunk.request.partial is None:
-                return  # decoding costs more than drawing a row
-            shown = self.keep.index_fill(0, torch.arange(rows, device=codes.device), True)
-            pictures = self.paste(painter.decode(codes[:, -grid:]))
-            shown = pixels_of(shown[-grid:], pictures.shape[-1])
-            chunk.request.partial(pictures.masked_fill(~shown, GREY), chunk.rows.start)
-
-        return told
 
 
 def nothing_kept(n: int, size: tuple[int, int], device: torch.device) -> Kept:

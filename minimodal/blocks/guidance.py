@@ -1,10 +1,8 @@
-"""What VQGAN+CLIP's gradient follows: a distance, a score, and gradients of one's own choice.
+"""What VQGAN+CLIP's gradient follows: a distance, and gradients of one's own choice.
 
 Embeddings (N, E) of unit length and prompts (P, E) in; one number for each of both out. The
 functions below whose value and gradient differ say which is which. Read nothing before this file.
 """
-
-import math
 
 import torch
 from torch import Tensor
@@ -30,27 +28,6 @@ def great_circle(x: Tensor, y: Tensor) -> Tensor:
         torch.linalg.vector_norm(apart, dim=-1), torch.linalg.vector_norm(together, dim=-1)
     )
     return theta.square() / 2
-
-
-def contrast(x: Tensor, y: Tensor, bank: Tensor, scale: float) -> Tensor:
-    """How much better a picture goes with a prompt than with the captions of a bank.
-
-        s x·y - log( exp(s x·y) + Σ_b exp(s x·b) )
-
-    It is the log-probability that CLIP's training raises: what raises all captions at once, as
-    many an adversarial picture does, gains nothing. Captions of the bank that say what the prompt
-    says (cosine above 0.98) are left out.
-
-    x: (N, E) unit vectors of pictures
-    y: (P, E) unit vectors of prompts
-    bank: (M, E) unit vectors of other captions
-    scale: CLIP's inverse temperature
-    returns: (N, P) 0 or less
-    """
-    own = scale * x @ y.T  # (N, P)
-    others = (scale * x @ bank.T)[:, None]  # (N, 1, M)
-    others = others.masked_fill((y @ bank.T > 0.98)[None], -math.inf)  # (N, P, M)
-    return own - torch.logaddexp(own, others.logsumexp(dim=-1))
 
 
 def stopped(distance: Tensor, stop: float | Tensor) -> Tensor:

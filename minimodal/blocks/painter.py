@@ -69,8 +69,7 @@ class Request(NamedTuple):
     for each picture, which is then the same in every batch and beside any others.
 
     `progress` is called with the share of all that is done, 0 to 1; `partial`, by systems that draw
-    row by row, with a chunk's pictures so far (uint8, grey where nothing is drawn yet) and the
-    number of pictures that are done before it.
+    a picture in steps, with a chunk's pictures so far (uint8) and the number of pictures before it.
     """
 
     n: int = 1  # pictures per prompt

@@ -197,8 +197,8 @@ class Codebook(nn.Module):
 class AnyQuantizer(nn.Module):
     """What every quantizer has, here and in `quantizer_variants.py`.
 
-    `forward` to Codes and `vectors` back; `bound`, what the decoder would get unrounded; `start`
-    (where `needs_start`) and `update` with latents of the whole global batch; `usage_counts`.
+    `forward` to Codes and `vectors` back; `start` (where `needs_start`) and `update` with latents
+    of the whole global batch; `usage_counts`.
     """
 
     needs_start = False
@@ -225,14 +225,6 @@ class AnyQuantizer(nn.Module):
         returns: (B, h, w) int64 for each factor
         """
         return take_apart(indices, self.sizes)
-
-    def bound(self, z: Tensor) -> Tensor:
-        """Latents are not bounded.
-
-        z: (B, C, h, w)
-        returns: (B, C, h, w)
-        """
-        return z
 
 
 class Quantizer(AnyQuantizer):

@@ -1,13 +1,11 @@
 """Other ways to a discrete code, with the interface of `quantizer.AnyQuantizer`.
 
-    GradientQuantizer   codes are parameters, moved by a loss (van den Oord et al. 2017, eq. 3);
-                        `normalise` puts latents and codes on the unit sphere (Yu et al. 2021)
+    GradientQuantizer   codes are parameters, moved by a loss (van den Oord et al. 2017, eq. 3)
     GumbelQuantizer     the encoder scores every code, training mixes codes by a relaxed draw
                         (the dVAE of Ramesh et al. 2021, section 2.1)
-    FiniteScalarQuantizer   no codebook: every channel is rounded to one of a few levels
-                        (Mentzer et al. 2023)
 
-z (B, C, h, w) in, `Codes` out, in training and eval mode alike. Read `quantizer.py` before.
+z (B, C, h, w) in, `Codes` out, in training and eval mode alike. Both are what checkpoints of
+taming-transformers have; our own recipes use neither. Read `quantizer.py` before.
 """
 
 import math
@@ -25,9 +23,7 @@ from minimodal.blocks.quantizer import (
     draw_far,
     follow,
     nearest,
-    put_together,
-    take_apart,
-)  # fmt: skip
+)
 from minimodal.errors import UserError
 
 
@@ -59,28 +55,12 @@ class GradientQuantizer(AnyQuantizer):
     needs_start = True
 
     def __init__(
-        self, size: int, width: int, *, beta: float = 0.25, decay: float = 0.99,
-        revive: bool = True, normalise: bool = False,
-    ) -> None:  # fmt: skip
+        self, size: int, width: int, *, beta: float = 0.25, decay: float = 0.99, revive: bool = True
+    ) -> None:
         super().__init__((size,), width)
-        self.beta, self.decay, self.revive, self.normalise = beta, decay, revive, normalise
+        self.beta, self.decay, self.revive = beta, decay, revive
         self.codes = nn.Parameter(torch.zeros(size, width))
         self.register_buffer("counts", torch.zeros(size))  # uses of each code, a running average
-
-    def bound(self, z: Tensor) -> Tensor:
-        """A latent as it is compared with codes: of unit length where codes are.
-
-        z: (B, C, h, w)
-        returns: (B, C, h, w)
-        """
-        return F.normalize(z, dim=1) if self.normalise else z
-
-    def table(self) -> Tensor:
-        """The codes as they are compared with latents.
-
-        returns: (K, D)
-        """
-        return F.normalize(self.codes, dim=1) if self.normalise else self.codes
 
     def forward(self, z: Tensor) -> Codes:
         """Round each latent vector to its nearest code.
@@ -88,9 +68,9 @@ class GradientQuantizer(AnyQuantizer):
         z: (B, C, h, w) the encoder's latents
         """
         B, C, h, w = z.shape
-        z = self.bound(z.float())
+        z = z.float()
         flat = rearrange(z.detach(), "B C h w -> (B h w) C")  # (B*h*w, C)
-        indices = nearest(flat, self.table().detach())[0].view(B, h, w)  # (B, h, w)
+        indices = nearest(flat, self.codes.detach())[0].view(B, h, w)  # (B, h, w)
         vectors = self.vectors(indices)  # (B, C, h, w)
         loss = codebook_loss(z, vectors, commitment=self.beta, codebook=1.0)
         return Codes(z + (vectors - z).detach(), indices, loss)
@@ -101,7 +81,7 @@ class GradientQuantizer(AnyQuantizer):
         indices: (B, h, w) int64
         returns: (B, C, h, w) float32
         """
-        return look_up(indices, self.table())
+        return look_up(indices, self.codes)
 
     @torch.no_grad()
     def start(self, z: Tensor, generator: torch.Generator) -> None:
@@ -110,7 +90,7 @@ class GradientQuantizer(AnyQuantizer):
         z: (B, C, h, w) latents of a global batch
         """
         book = Codebook(self.size, self.width, decay=0.0).to(z.device)
-        book.start(rearrange(self.bound(z.float()), "B C h w -> (B h w) C"), generator)
+        book.start(rearrange(z.float(), "B C h w -> (B h w) C"), generator)
         self.codes.copy_(book.codes)
         self.counts.copy_(book.counts)
 
@@ -121,8 +101,8 @@ class GradientQuantizer(AnyQuantizer):
         z: (B, C, h, w) latents of the global batch
         returns: () how many codes were dead
         """
-        flat = rearrange(self.bound(z.float()), "B C h w -> (B h w) C")
-        indices, distances = nearest(flat, self.table())
+        flat = rearrange(z.float(), "B C h w -> (B h w) C")
+        indices, distances = nearest(flat, self.codes)
         unused = follow(self.counts, indices, decay=self.decay)
         dead = unused & self.revive
         fresh = flat[draw_far(distances, self.size, generator)]  # (K, D), only dead rows are used
@@ -187,89 +167,8 @@ class GumbelQuantizer(AnyQuantizer):
         return follow(self.counts, self.scores(z).argmax(dim=1).flatten(), decay=self.decay).sum()
 
 
-class FiniteScalarQuantizer(AnyQuantizer):
-    """Each channel is squeezed between two bounds and rounded; a code is the tuple of levels."""
-
-    def __init__(self, levels: tuple[int, ...], *, decay: float = 0.99) -> None:
-        super().__init__((math.prod(levels),), len(levels))
-        self.levels, self.decay = levels, decay
-        self.register_buffer("counts", torch.zeros(self.size))
-
-    def per_channel(self, like: Tensor) -> Tensor:
-        """The levels, for broadcasting.
-
-        like: (B, C, h, w)
-        returns: (C, 1, 1)
-        """
-        return torch.tensor(self.levels, device=like.device, dtype=torch.float32)[:, None, None]
-
-    def squeeze(self, z: Tensor) -> Tensor:
-        """Into the range of the level numbers: from just above -½ to just below L - ½.
-
-        z: (B, C, h, w)
-        returns: (B, C, h, w)
-        """
-        levels = self.per_channel(z)
-        # 0 becomes a level, not an edge between two, where L is even too.
-        reach, middle = levels / 2 * (1 - 1e-3), (levels / 2).floor()
-        shift = torch.atanh((middle - (levels - 1) / 2) / reach)
-        return (levels - 1) / 2 + reach * torch.tanh(z.float() + shift)
-
-    def centre(self, numbers: Tensor) -> Tensor:
-        """Level numbers to what the decoder reads, between -1 and 1.
-
-        numbers: (B, C, h, w)
-        returns: (B, C, h, w)
-        """
-        middle = (self.per_channel(numbers) / 2).floor()
-        return (numbers - middle) / middle
-
-    def bound(self, z: Tensor) -> Tensor:
-        """What rounding starts from.
-
-        z: (B, C, h, w)
-        returns: (B, C, h, w)
-        """
-        return self.centre(self.squeeze(z))
-
-    def forward(self, z: Tensor) -> Codes:
-        """Round every channel.
-
-        z: (B, C, h, w) the encoder's latents
-        """
-        squeezed = self.squeeze(z)
-        numbers = squeezed.detach().round()
-        straight = squeezed + (numbers - squeezed).detach()
-        return Codes(self.centre(straight), self.combine(numbers), z.new_zeros(()))
-
-    def combine(self, numbers: Tensor) -> Tensor:
-        """The channels' levels as one number, the last channel's changing fastest.
-
-        numbers: (B, C, h, w) level numbers
-        returns: (B, h, w) int64
-        """
-        return put_together(numbers.long().unbind(1), self.levels)
-
-    def vectors(self, indices: Tensor) -> Tensor:
-        """The inverse of `combine`, centred.
-
-        indices: (B, h, w) int64
-        returns: (B, C, h, w) float32
-        """
-        return self.centre(torch.stack(take_apart(indices, self.levels), dim=1).float())
-
-    @torch.no_grad()
-    def update(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Count the uses.
-
-        z: (B, C, h, w) latents of the global batch
-        returns: () how many codes are dead
-        """
-        indices = self.combine(self.squeeze(z).round())
-        return follow(self.counts, indices.flatten(), decay=self.decay).sum()
-
-
-QUANTIZERS = ("ema", "gradient", "sphere", "gumbel", "fsq")
+QUANTIZERS = ("ema", "gradient", "gumbel")
+GONE = ("sphere", "fsq")  # docs/results.md has what they reached
 
 
 def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: float) -> None:
@@ -278,11 +177,11 @@ def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: fl
         raise UserError(f"beta {beta}: expected a number of 0 or more")
     if not 0 <= decay < 1:
         raise UserError(f"codebook_decay {decay}: expected from 0 to below 1")
+    if kind in GONE:
+        raise UserError(f"quantizer {kind} is gone: train again with {' or '.join(QUANTIZERS)}")
     if kind not in QUANTIZERS:
         raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
-    if kind == "fsq" and min(sizes) < 2:
-        raise UserError(f"codes {sizes}: fsq needs 2 levels or more in each channel")
-    if kind not in ("ema", "fsq") and len(sizes) != 1:
+    if kind != "ema" and len(sizes) != 1:
         raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
     if kind == "ema" and len(sizes) > 2:
         raise UserError(f"codes {sizes}: expected one codebook or two")
@@ -291,12 +190,9 @@ def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: fl
 def make_quantizer(
     kind: str, sizes: tuple[int, ...], width: int, *, beta: float, decay: float, revive: bool
 ) -> AnyQuantizer:
-    """The quantizer of a name: sizes of its codebooks, or fsq's levels, and a code's width."""
+    """The quantizer of a name: sizes of its codebooks, and a code's width."""
     if kind == "ema":
         return Quantizer(sizes, width, beta=beta, decay=decay, revive=revive)
     if kind == "gumbel":
         return GumbelQuantizer(sizes[0], width, decay=decay)
-    if kind == "fsq":
-        return FiniteScalarQuantizer(sizes, decay=decay)
-    settings = {"beta": beta, "decay": decay, "revive": revive}
-    return GradientQuantizer(sizes[0], width, **settings, normalise=kind == "sphere")
+    return GradientQuantizer(sizes[0], width, beta=beta, decay=decay, revive=revive)

@@ -1,4 +1,4 @@
-"""Drawing from logits: temperature, top-k, top-p, min-p, guidance. One sampler for every model.
+"""Drawing from logits: temperature, top-k, top-p, guidance. One sampler for every model.
 
 Logits (B, V) in, token ids (B,) out, each drawn by an explicit generator: the same seed gives the
 same tokens whatever else the program drew. Read nothing before this file.
@@ -21,16 +21,14 @@ class SamplingConfig:
     """How tokens are drawn.
 
     temperature divides the logits (0: always the likeliest token); top_k keeps the k likeliest
-    (0: all); top_p keeps the smallest set with at least that probability (1: all); min_p drops
-    what is less than min_p times as likely as the likeliest (0: nothing); guidance is the scale of
-    classifier-free guidance (1: none, 0: the caption is ignored).
+    (0: all); top_p keeps the smallest set with at least that probability (1: all); guidance is the
+    scale of classifier-free guidance (1: none, 0: the caption is ignored).
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
-    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         # Written so that nan is out of range, too. Within these bounds no logit overflows.
@@ -44,8 +42,6 @@ class SamplingConfig:
             raise UserError(f"top-p {self.top_p}: expected more than 0 and at most 1")
         if not 0 <= self.guidance <= MOST_GUIDANCE:
             raise UserError(f"guidance {self.guidance}: expected 0 to {MOST_GUIDANCE} (1 = none)")
-        if not 0 <= self.min_p < 1:
-            raise UserError(f"min-p {self.min_p}: expected 0 (keep all) or more, below 1")
 
     @property
     def ignores_caption(self) -> bool:
@@ -68,11 +64,8 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def filter_logits(
-    logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> Tensor:
-    """Set to -inf what top-k, top-p (nucleus, Holtzman et al. 2020) and min-p (Nguyen et al. 2024)
-    leave out.
+def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Set to -inf what top-k and top-p (nucleus, Holtzman et al. 2020) leave out.
 
     logits: (B, V)
     returns: (B, V)
@@ -86,13 +79,22 @@ def filter_logits(
         # A token stays while the likelier ones hold less than top_p: the first always stays.
         drop = p.cumsum(dim=-1) - p >= top_p
         logits = logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
-    if min_p > 0:
-        least = logits.amax(dim=-1, keepdim=True) + math.log(min_p)  # (B, 1)
-        logits = logits.masked_fill(logits < least, float("-inf"))
     return logits
 
 
 Generators = torch.Generator | Sequence[torch.Generator]  # one, or one for each row
+
+
+def normal(like: Tensor, generator: Generators) -> Tensor:
+    """Standard normal numbers; with a generator for each row, a row's depend on its own alone.
+
+    like: (B, D) of which shape, of any further dimensions
+    returns: (B, D) float32
+    """
+    where = {"device": like.device, "dtype": torch.float32}
+    if isinstance(generator, torch.Generator):
+        return torch.randn(like.shape, generator=generator, **where)
+    return torch.stack([torch.randn(like.shape[1:], generator=g, **where) for g in generator])
 
 
 def sample_token(logits: Tensor, config: SamplingConfig, generator: Generators) -> Tensor:
@@ -103,12 +105,8 @@ def sample_token(logits: Tensor, config: SamplingConfig, generator: Generators) 
     """
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = filter_logits(
-        logits.float() / config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-    )
+    logits = logits.float() / config.temperature
+    logits = filter_logits(logits, top_k=config.top_k, top_p=config.top_p)
     # The first of competing exponential clocks: argmax(p / E) is a draw from p, and so is
     # argmax(logits - log E) (the Gumbel-max trick). It needs no sum over the row and no
     # synchronisation with the host, unlike multinomial.

@@ -156,6 +156,14 @@ def read_each(
     return found, refused
 
 
+def check_png(out: Path) -> None:
+    """Refuse an --out that cannot be a picture's name."""
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: expected a name that ends in .png")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a picture in it")
+
+
 def check_seed(seed: int) -> None:
     """Refuse a --seed that not every generator takes."""
     if not 0 <= seed < 2**63:

@@ -38,8 +38,11 @@ from minimodal.cli.plan import (
     planned,
     read_plan,
 )
+from minimodal.cli.pool import pool_of, prior_of
+from minimodal.cli.unclip import add_unclip
 from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
+from minimodal.evaluation.guided import Shown, demo_scores, following, searching
 from minimodal.evaluation.scoreboard import (
     baseline_scores,
     clip_scores,
@@ -57,6 +60,9 @@ from minimodal.training.engine import run
 from minimodal.training.progress import keep_on_where_stderr_fails
 from minimodal.training.recipes import SYSTEMS
 from minimodal.training.report import write_report
+from minimodal.vqgan_clip.guide import Guide
+from minimodal.vqgan_clip.optimise import OptimiseConfig
+from minimodal.vqgan_clip.search import SearchConfig
 
 MINUTES = 10.0
 
@@ -71,6 +77,9 @@ def add_demo_flags(parser: argparse.ArgumentParser) -> None:
                              "(default: 10)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--with", choices=("unclip",), dest="further",
+                        help="a system that takes longer, trained behind the others on the demo's "
+                             "CLIP (default: none)")  # fmt: skip
 
 
 # --- the stages ----------------------------------------------------------------------------------
@@ -108,7 +117,7 @@ def train_stage(
 
 
 class Beside:
-    """CLIP's stage, and the scores that need no DALL·E, as a process of its own."""
+    """CLIP's stage, and half of the scores, as a process of its own."""
 
     def __init__(self, out: Path, device: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -149,7 +158,7 @@ class Beside:
 
 def work_beside(pipe: Connection, out: Path, device: str, threads: int) -> None:
     """The process beside: is asked for CLIP's speed, is told the plan and when the demo began,
-    trains CLIP and says so, and scores when it is told that VQGAN is trained."""
+    trains CLIP and says so, and scores when it is told that all are trained."""
     torch.set_num_threads(threads)
     keep_on_where_stderr_fails()
 
@@ -160,9 +169,9 @@ def work_beside(pipe: Connection, out: Path, device: str, threads: int) -> None:
             plan, began = asked
             train_stage("clip", out, plan, device=device, began=began, limited=True)
             pipe.send("trained")
-            pipe.recv()  # VQGAN is trained by then
+            pipe.recv()  # VQGAN and DALL·E are trained by then
             kind = distributed.pick_device(device)
-            pipe.send(side_scores(out, plan.seed, kind, n=plan.pictures))
+            pipe.send(side_work(out, plan, kind))
         except EOFError:
             sys.exit(1)  # the demo has ended, and said why
 
@@ -256,6 +265,18 @@ def main_scores(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict
     return {"dalle": dalle_scores(dalle, clip, seed=seed, n=n, sampling=sampling)}
 
 
+def guided_scores(out: Path, seed: int, device: str, *, candidates: int) -> Shown:
+    """VQGAN+CLIP's scores and a row of its pictures; the pool is kept for later prompts.
+
+    candidates: in the pool; prompts and tries are in proportion, so that they decide the time
+    """
+    prior, clip = prior_of(out, device), load(out / "clip", kind="clip").to(device)
+    pool = pool_of(out, prior, [Guide(clip, ())], candidates)
+    search = searching(prior, clip, pool, SearchConfig(evaluations=candidates // 2))
+    gradient = following(prior.painter.vqgan, clip, OptimiseConfig(steps=50, views=8))
+    return demo_scores(search, gradient, n=max(4, candidates // 128), seed=seed)
+
+
 def score_stages(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
     """The scoreboard of the stages that are there."""
     return in_order(side_scores(out, seed, device, n=n) | main_scores(out, seed, device, n=n))
@@ -263,11 +284,19 @@ def score_stages(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dic
 
 def in_order(board: dict) -> dict:
     """A scoreboard with its systems in the order in which they are trained."""
-    return {name: board[name] for name in (*STAGES, "baselines") if name in board}
+    return {name: board[name] for name in (*STAGES, "vqgan_clip", "baselines") if name in board}
 
 
-def draw_samples(out: Path, seed: int, device: str) -> None:
-    """samples.png: seen and held-out captions, a picture and the oracle's verdict each."""
+def side_work(out: Path, plan: Plan, device: str) -> tuple[dict, Shown]:
+    """All scores but DALL·E's, and VQGAN+CLIP's pictures."""
+    board = side_scores(out, plan.seed, device, n=plan.pictures)
+    shown = guided_scores(out, plan.seed, device, candidates=plan.candidates)
+    return board | {"vqgan_clip": shown.scores}, shown
+
+
+def draw_samples(out: Path, seed: int, device: str, shown: Shown) -> None:
+    """samples.png: three rows by DALL·E, of seen and held-out captions, and one by VQGAN+CLIP, a
+    picture and the oracle's verdict each."""
     dalle = load(out / "dalle").to(device)
     captions = []
     for pairs, n in (("seen", 16), ("held_out", 8)):
@@ -279,8 +308,10 @@ def draw_samples(out: Path, seed: int, device: str) -> None:
         generator=torch.Generator(device).manual_seed(seed),
         **dalle.run["model"]["sampling"],
     ).cpu()
+    notes = ["DALL·E"] * len(captions) + ["VQGAN+CLIP"] * len(shown.captions)
+    captions, pictures = captions + shown.captions, torch.cat([pictures, shown.pictures])
     verdicts = score(captions, pictures.numpy())
-    save_png(grid(pictures, captions, verdicts, columns=8), out / "samples.png")
+    save_png(grid(pictures, captions, verdicts, notes=notes, columns=8), out / "samples.png")
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -305,6 +336,13 @@ def show(board: dict, out: Path) -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
+    """The demo, and what follows it where that is asked for."""
+    run_stages(arguments)
+    if arguments.further:
+        add_unclip(arguments.out, arguments.seed, arguments.device)
+
+
+def run_stages(arguments: argparse.Namespace) -> None:
     """All stages, the samples, the scoreboard and the report."""
     if arguments.minutes is not None and not 0 <= arguments.minutes < math.inf:
         raise UserError(f"--minutes {arguments.minutes}: expected a number of 0 or more")
@@ -337,8 +375,9 @@ def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: 
     if beside:
         beside.send("score")
     board = main_scores(out, plan.seed, kind, n=plan.pictures)
-    board |= beside.receive() if beside else side_scores(out, plan.seed, kind, n=plan.pictures)
-    draw_samples(out, plan.seed, kind)
+    rest, shown = beside.receive() if beside else side_work(out, plan, kind)
+    board |= rest
+    draw_samples(out, plan.seed, kind, shown)
     now, board = time.time(), in_order(board)
     board["seconds"] = {name: round(seconds_of(out, name), 1) for name in STAGES}
     board["seconds"] |= {"scores": round(now - began_scores, 1), "all": round(now - began, 1)}

@@ -8,13 +8,10 @@ into RUN/evaluation.json. A folder of runs (the demo's) gives the scoreboard of 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minimodal.cli.common import check_seed
 from minimodal.cli.demo import score_stages
@@ -25,8 +22,8 @@ from minimodal.dalle import DALLE
 from minimodal.data.cifar import class_captions
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.errors import UserError
-from minimodal.evaluation.edits import edit_scores, edit_with, through_codes
-from minimodal.evaluation.guided import guided_scores
+from minimodal.evaluation.edits import edit_scores, edit_with
+from minimodal.evaluation.guided import guided_scores, searching
 from minimodal.evaluation.judge import load_judge
 from minimodal.evaluation.on_data import (
     Evaluation,
@@ -37,13 +34,13 @@ from minimodal.evaluation.on_data import (
     vqgan_on_data,
 )
 from minimodal.evaluation.scoreboard import (
-    Draw,
     baseline_scores,
     clip_scores,
     dalle_scores,
     draw_with,
     format_scoreboard,
     nearest_captions,
+    reconstruct,
     rounded,
     vqgan_scores,
 )
@@ -56,9 +53,7 @@ from minimodal.training.recipes import SYSTEMS
 from minimodal.uses.search import fingerprint
 from minimodal.uses.zero_shot import read_lines
 from minimodal.vqgan import VQGAN
-from minimodal.vqgan_clip.guide import Guide, make_guide
-from minimodal.vqgan_clip.pool import find
-from minimodal.vqgan_clip.prompts import Prompt
+from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.search import SearchConfig
 
 ABOUT = "scores of a run or an original CLIP, with a manifest of how they were measured"
@@ -74,7 +69,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--templates", type=Path, metavar="FILE",
         help="captions of classes, one a line, {} for the name (default: as trained)")  # fmt: skip
     add("--clip", type=Path, metavar="RUN|CHECKPOINT",
-        help="of a VQGAN: distances between true and decoded pictures on this CLIP's "
+        help="of a VQGAN: Fréchet distance between true and decoded pictures on this CLIP's "
              "features; of a DALL·E: does it find the captions? (default: none)")  # fmt: skip
     add("--pictures", type=Path, metavar="DIR",
         help="of a VQGAN: write DIR/originals and DIR/reconstructions (default: none)")  # fmt: skip
@@ -112,7 +107,8 @@ def on_shapes(
     if model.config.pictures > 1:
         scores = edit_scores(
             edit_with(model, sampling), size=model.config.grid * model.painter.factor,
-            reconstruct=partial(through_codes, model), seed=arguments.seed, n=arguments.n,
+            reconstruct=lambda pictures: reconstruct(model.painter.vqgan, pictures).pictures,
+            seed=arguments.seed, n=arguments.n,
         )  # fmt: skip
         how["captions"] = "edits of unseen scenes"
         return Evaluation(scores, how | {"sampling": sampling})
@@ -241,18 +237,10 @@ def score_guided(folder: Path, seed: int, device: str, *, n: int) -> dict[str, d
     prior, clip = prior_of(folder, device), load(folder / "clip", kind="clip").to(device)
     pool = pool_of(folder, prior, [Guide(clip, ())])
 
-    def drawing(config: SearchConfig | None) -> Draw:
-        def draw(prompts: Sequence[str], n: int, seed: int) -> Tensor:
-            codes = [
-                find(prior, [make_guide(clip, [Prompt(text)])], pool,
-                     seed=seed + i, skip=j, config=config).codes[:1]
-                for i, text in enumerate(prompts) for j in range(n)
-            ]  # fmt: skip
-            return prior.painter.decode(torch.cat(codes).to(prior.device)).cpu()
-
-        return draw
-
-    systems = {"vqgan_clip": drawing(SearchConfig()), "best_of_pool": drawing(None)}
+    systems = {
+        "vqgan_clip": searching(prior, clip, pool, SearchConfig()),
+        "best_of_pool": searching(prior, clip, pool, None),
+    }
     if (folder / "dalle" / "config.json").exists():
         dalle = load(folder / "dalle", kind="dalle").to(device)
         systems["dalle"] = draw_with(dalle, dalle.run["model"]["sampling"])

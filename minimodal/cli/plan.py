@@ -40,6 +40,9 @@ SPARE = 0.02  # of the time, for what nothing here has timed
 # For each picture of a score (`scoreboard.dalle_scores`): guided pictures drawn, pictures that the
 # oracle reads. And the steps of CLIP whose time its scores take.
 DRAWN, READ, CLIP_STEPS = 7.0, 5.5, 40
+# VQGAN+CLIP's candidates, a share of the time for them, and the guided pictures of DALL·E that take
+# as long as a candidate and its share of the searches.
+CANDIDATES, GUIDED_SHARE, GUIDED = 2048, 0.07, 1.8
 
 
 def most_steps(name: str) -> int:
@@ -58,6 +61,7 @@ class Plan:
     steps: dict[str, int]
     pool: int  # pictures that become codes for dalle
     pictures: int  # a score of dalle
+    candidates: int  # in VQGAN+CLIP's pool
     scores: float  # seconds that scores are expected to take
     seconds: float  # and all of it
 
@@ -223,15 +227,19 @@ def make_plan(
     whole = {name: recipe_for(name, "shapes").engine.steps for name in STAGES}
     seconds, pool = 60 * minutes, recipe_for("dalle", "shapes").training.pool
     a_picture = DRAWN * costs.draw + READ * costs.read
-    pictures = PICTURES
+    a_candidate = GUIDED * costs.draw
+    pictures, candidates = PICTURES, CANDIDATES
     if minutes:
         pictures = max(16, min(PICTURES, int(0.1 * seconds / a_picture)))
-    scores = pictures * a_picture
+        candidates = max(32, min(CANDIDATES, int(GUIDED_SHARE * seconds / a_candidate)))
+    main_scores, guided = pictures * a_picture, candidates * a_candidate
+    side_scores = CLIP_STEPS * clip.step + guided
+    scores = max(main_scores, side_scores) if beside else main_scores + side_scores
     main = whole["vqgan"] * costs.vqgan.step + whole["dalle"] * costs.dalle.step
     side = whole["clip"] * clip.step
     fixed = spent + costs.build + scores + SPARE * seconds
     if not beside:
-        main, fixed = main + side, fixed + CLIP_STEPS * clip.step
+        main = main + side
     share, side_share = 1.0, 1.0
     if minutes:
         # Up to a recipe's length the pool of pictures grows with the steps.
@@ -248,7 +256,9 @@ def make_plan(
     expected = max(fixed + share * main + pool * costs.encode, spent + side_share * side + scores)
     precision = {"vqgan": costs.vqgan.precision, "clip": clip.precision,
                  "dalle": costs.dalle.precision}  # fmt: skip
-    return Plan(minutes, seed, machine, precision, steps, pool, pictures, scores, expected)
+    return Plan(
+        minutes, seed, machine, precision, steps, pool, pictures, candidates, scores, expected
+    )
 
 
 def planned(name: str, plan: Plan) -> Recipe:

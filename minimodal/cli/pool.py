@@ -5,7 +5,8 @@ that drew it, and holds the embeddings of each CLIP that has seen it. Read `vqga
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.pool import Pool, Prior, draw_pool, embed_codes
 
 SIZE = 8192
+
+
+@contextmanager
+def told(loss: str) -> Iterator[None]:
+    """Say what Ctrl-C costs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{loss}", file=sys.stderr)
+        raise
 
 
 def prior_of(folder: Path, device: str | torch.device) -> Prior:
@@ -51,7 +62,8 @@ def pool_of(folder: Path, prior: Prior, guides: Sequence[Guide], size: int = 0) 
             raise UserError(f"{place} is damaged ({error}): remove it") from None
     before = len(kept)
     if len(kept.get("codes", ())) < size:
-        with tqdm(total=size, desc="pool", file=sys.stderr, disable=None, leave=False) as bar:
+        bar = tqdm(total=size, desc="pool", file=sys.stderr, disable=None, leave=False)
+        with told("the pool is kept when all of it is drawn: nothing is saved"), bar:
             codes, likely = draw_pool(prior, size, progress=bar.update)
         kept, before = {"codes": codes.to(torch.int32), "log_likelihood": likely}, 0
     codes = kept["codes"].long()

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minimodal.blocks.pixels import to_uint8
-from minimodal.cli.common import read_each
+from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.cli.common import check_png, read_each
 from minimodal.data.images import open_rgb
 from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
@@ -100,7 +100,7 @@ def reconstruct(vqgan: VQGAN, picture: Tensor) -> Pair:
     picture: (3, H, W) uint8
     """
     H, W = picture.shape[-2:]
-    x = picture[None].to(vqgan.last_layer.device).float() / 127.5 - 1
+    x = to_float(picture[None].to(vqgan.last_layer.device))
     codes = vqgan.encode(pad_to_multiple(x, vqgan.config.factor))
     after = to_uint8(vqgan.decode(codes.z))[0, :, :H, :W].cpu()
     return Pair(picture, after, codes.indices[0].cpu())
@@ -147,10 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Reconstruct, draw the grid, print; returns the exit status."""
     if arguments.size is not None and arguments.size < SMALLEST:
         raise UserError(f"--size {arguments.size}: expected {SMALLEST} pixels or more")
-    if arguments.out.suffix.lower() != ".png":
-        raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
-    if arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out} is a folder; give the name of a picture in it")
+    check_png(arguments.out)
     device = pick_device(arguments.device)
     read, refused = read_each(arguments.pictures, lambda name: read_picture(name, arguments.size))
     vqgan = load(find(arguments.vqgan, "vqgan", flag="--vqgan"), kind="vqgan").to(device)

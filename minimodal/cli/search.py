@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minimodal.cli.common import check_png
 from minimodal.cli.which_clip import add_clip_flags, load_clip
 from minimodal.clip import CLIP, embed_captions
 from minimodal.data.images import centre_square, open_rgb
@@ -41,9 +42,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("-k", type=int, default=9, metavar="K", help="how many pictures to find (default: 9)")
     add("--out", type=Path, metavar="PNG", help="draw them as a grid (default: none)")
     add("--json", action="store_true", help="print one JSON object instead of words")
-    add("--index", type=Path, metavar="PATH",
-        help="the folder of the index (default: .NAME.minimodal beside FOLDER)")  # fmt: skip
-    add("--rebuild", action="store_true", help="embed all pictures anew")
     add_clip_flags(parser)
     parser.set_defaults(rest="prompts")
 
@@ -78,11 +76,8 @@ def check(arguments: argparse.Namespace) -> None:
     for path in arguments.image:
         if not path.is_file():
             raise UserError(f"--image {path}: no such file (prompts stand before --image)")
-    out = arguments.out
-    if out is not None and out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: expected a name that ends in .png")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the name of a picture in it")
+    if arguments.out is not None:
+        check_png(arguments.out)
 
 
 def query_of(clip: CLIP, arguments: argparse.Namespace, weights: list[float]) -> Tensor:
@@ -125,11 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
         make_folder(arguments.out.parent)
     clip = load_clip(arguments)
     query = query_of(clip, arguments, weights)  # before the index, which takes longest
-    index, changes = refresh(
-        clip, arguments.folder, place=arguments.index, rebuild=arguments.rebuild
-    )
+    index, changes = refresh(clip, arguments.folder)
     hits = top_k(index.embeddings, query[None], arguments.k)
-    names, scores = index.names, hits.scores[0].tolist()
+    names, scores = list(index.stamps), hits.scores[0].tolist()
     files = [arguments.folder / names[i] for i in hits.indices[0].tolist()]
     if arguments.out is not None:
         draw(arguments.out, files, scores)

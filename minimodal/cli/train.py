@@ -33,7 +33,8 @@ ABOUT = "train a system, or all of them on the demo"
 
 def field_notes(kind: type) -> dict[str, str]:
     """The comment beside each field of a dataclass, which is its help text."""
-    lines = inspect.getsource(kind).splitlines()
+    kinds = [k for k in reversed(kind.__mro__) if dataclasses.is_dataclass(k)]  # a base's first
+    lines = [line for k in kinds for line in inspect.getsource(k).splitlines()]
     found = (re.match(r"    (\w+): .*?= .*?  # (.+)", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minimodal.data.tokenizer import split
 from minimodal.errors import UserError
-from minimodal.files import asking
+from minimodal.files import read_json
 
 
 class KnownWords:
@@ -81,12 +81,7 @@ class KnownWords:
         """What `save` wrote; nothing where the file is missing (a run of an older minimodal)."""
         if not path.exists():
             return cls()
-        with asking("read", path):
-            data = path.read_bytes()
-        try:
-            pieces = json.loads(data)
-        except ValueError:
-            pieces = None
+        pieces = read_json(path)
         if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
             raise UserError(f"{path} is damaged: expected a JSON list of words")
         return cls(pieces)

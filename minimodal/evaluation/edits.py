@@ -32,17 +32,6 @@ def edit_with(dalle: DALLE, sampling: dict) -> Edit:
     return edit
 
 
-@torch.no_grad()
-def through_codes(dalle: DALLE, pictures: Tensor) -> Tensor:
-    """Pictures as their codes draw them, on the CPU: the best that could be.
-
-    pictures: (N, 3, H, W) uint8
-    returns: (N, 3, H, W) uint8
-    """
-    parts, painter = pictures.to(dalle.rows.device).split(64), dalle.painter
-    return torch.cat([painter.decode(painter.encode(part)) for part in parts]).cpu()
-
-
 def edit_scores(
     edit: Edit, *, size: int, reconstruct: Callable[[Tensor], Tensor], seed: int = 0, n: int = 500
 ) -> dict[str, float]:

@@ -1,19 +1,30 @@
 """Scores of what draws with CLIP's help, beside what it has to beat.
 
-Systems come in as callables that draw (`scoreboard.Draw`), a table of shares comes out: for each
-system and each kind of prompt how many pictures hold all that it says, and CPU seconds a picture.
-Read `scoreboard.py` before.
+`searching` and `following` make VQGAN+CLIP a system that draws (`scoreboard.Draw`): by search on
+codes, and by CLIP's gradient alone. Systems in, a table of shares out: for each system and each
+kind of prompt how many pictures hold all that it says, and CPU seconds a picture. Read
+`scoreboard.py` and `vqgan_clip/pool.py` before.
 """
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from minimodal.evaluation.scoreboard import Draw, exact
+from minimodal.blocks.drawers import VQGANDrawer
+from minimodal.blocks.pixels import to_uint8
+from minimodal.evaluation.scoreboard import Draw, exact, rounded
 from minimodal.shapes.source import ShapesSource
 from minimodal.shapes.worlds import WORLDS
+from minimodal.vqgan_clip.guide import make_guide
+from minimodal.vqgan_clip.optimise import Optimisation, OptimiseConfig
+from minimodal.vqgan_clip.pool import Pool, Prior, find
+from minimodal.vqgan_clip.prompts import Prompt
+from minimodal.vqgan_clip.search import SearchConfig
 
 # By name: which pairs of colour and shape, and how many objects.
 KINDS = {
@@ -29,6 +40,40 @@ def prompts_of(kind: str, n: int, *, seed: int) -> list[str]:
     source, numbers = ShapesSource(seed, split="val", pairs=pairs), np.arange(8 * n + 64)
     texts = source.full_captions(numbers, np.random.default_rng(seed))
     return [texts[i] for i in np.flatnonzero(source.scenes(numbers).count == count)[:n]]
+
+
+def searching(prior: Prior, clip: nn.Module, pool: Pool, config: SearchConfig | None) -> Draw:
+    """How a search on codes draws; without a config how the best of the pool does."""
+
+    def draw(prompts: Sequence[str], n: int, seed: int) -> Tensor:
+        codes = [
+            find(prior, [make_guide(clip, [Prompt(text)])], pool,
+                 seed=seed + i, skip=j, config=config).codes[:1]
+            for i, text in enumerate(prompts) for j in range(n)
+        ]  # fmt: skip
+        return prior.painter.decode(torch.cat(codes).to(prior.device)).cpu()
+
+    return draw
+
+
+def following(vqgan: nn.Module, clip: nn.Module, config: OptimiseConfig) -> Draw:
+    """How CLIP's gradient alone draws, from random codes: Pixray's way."""
+    side = vqgan.config.image_size // vqgan.config.factor
+
+    def draw(prompts: Sequence[str], n: int, seed: int) -> Tensor:
+        found = []
+        for i, text in enumerate(prompts):
+            generator = torch.Generator().manual_seed(seed + i)
+            codes = torch.randint(vqgan.quantizer.size, (n, side, side), generator=generator)
+            codes = codes.to(clip.logit_scale.device)
+            with torch.no_grad():
+                drawer = VQGANDrawer(vqgan, vqgan.decode_indices(codes))
+            drawer.begin(codes)  # encoding what was decoded may give others
+            guide = make_guide(clip, [Prompt(text)])
+            found.append(to_uint8(Optimisation(drawer, [guide], config, seed=seed + i).run()).cpu())
+        return torch.cat(found)
+
+    return draw
 
 
 def guided_scores(
@@ -50,3 +95,33 @@ def guided_scores(
             found[name] |= {kind: round(right, 4), f"{kind}_cpu_seconds": round(seconds, 3)}
             told(f"{name}: {kind} {right:.1%} of {len(prompts)}, {seconds:.2f} CPU s a picture")
     return found
+
+
+class Shown(NamedTuple):
+    """The demo's scores of VQGAN+CLIP, and some pictures of each kind.
+
+    pictures: (N, 3, H, W) uint8
+    """
+
+    scores: dict[str, float]
+    captions: list[str]
+    pictures: Tensor
+
+
+def demo_scores(search: Draw, gradient: Draw, *, n: int, seed: int) -> Shown:
+    """How often the search is right, by kind, and the gradient alone.
+
+    n: prompts of one object; of two, which take longest, half as many, and a quarter for the
+        gradient
+    """
+    scores, captions, pictures = {}, [], []
+    # By kind: prompts, and how many are shown in a row of eight.
+    for kind, many, few in zip(KINDS, (n, n, -(-n // 2)), (3, 3, 2), strict=True):
+        prompts = prompts_of(kind, many, seed=seed)
+        drawn = search(prompts, 1, seed)
+        scores[kind] = float(exact(WORLDS["shapes"].score(prompts, drawn.numpy())).mean())
+        captions, pictures = captions + prompts[:few], [*pictures, drawn[:few]]
+    prompts = prompts_of("seen_one_object", -(-n // 4), seed=seed)
+    verdicts = WORLDS["shapes"].score(prompts, gradient(prompts, 1, seed).numpy())
+    scores["gradient_only"] = float(exact(verdicts).mean())
+    return Shown(rounded(scores), captions, torch.cat(pictures))

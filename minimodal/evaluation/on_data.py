@@ -20,13 +20,7 @@ from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.data.loading import DataSource
 from minimodal.drawing import to_picture
 from minimodal.errors import UserError
-from minimodal.evaluation.distances import (
-    NEIGHBOURS,
-    frechet_distance,
-    frechet_unbiased,
-    kid,
-    precision_recall,
-)
+from minimodal.evaluation.distances import frechet_distance
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
@@ -133,23 +127,6 @@ class Networks(NamedTuple):
 NO_NETWORKS = Networks()
 
 
-def distances_between(name: str, first: Tensor, second: Tensor) -> dict[str, float]:
-    """Fréchet distance, its extrapolation, KID, precision and recall of two sets of features.
-
-    first: (N, E) of true pictures
-    second: (N, E) of decoded ones
-    """
-    generator = torch.Generator().manual_seed(0)
-    shares = precision_recall(first, second)
-    return {
-        f"{name}_frechet": frechet_distance(first, second),
-        f"{name}_frechet_unbiased": frechet_unbiased(first, second, generator=generator),
-        f"{name}_kid": kid(first, second),
-        f"{name}_precision": shares.precision,
-        f"{name}_recall": shares.recall,
-    }
-
-
 def save_both(images: Tensor, decoded: Tensor, folder: Path) -> None:
     """Write true and decoded pictures into two folders, for packages that compare such.
 
@@ -168,12 +145,12 @@ def vqgan_on_data(
     vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS, *, folder: Path | None = None
 ) -> Evaluation:
     """PSNR and SSIM of reconstructions, how much of the codebook they use, and what networks
-    say of them: distances between true and decoded pictures, whether the judge sees the class.
+    say of them: the distance between true and decoded pictures, whether the judge sees the class.
     With a folder both are kept there."""
-    if len(val) <= NEIGHBOURS and networks.clip is not None:
+    if len(val) < 2 and networks.clip is not None:
         raise UserError(
-            f"{val.name}: too few pictures ({len(val)}): distances (--clip) need "
-            f"{NEIGHBOURS + 1} or more, and mean little below hundreds"
+            f"{val.name}: a single picture: the distance (--clip) needs 2 or more, and means "
+            "little below hundreds"
         )
     images = torch.from_numpy(val.images(np.arange(len(val))))
     again = reconstruct(vqgan, images)
@@ -186,7 +163,8 @@ def vqgan_on_data(
     if networks.clip is not None:
         sets = [embed_pictures(networks.clip, part).cpu() for part in (images, decoded)]
         # Unit vectors stretched to the size that features usually have.
-        scores |= distances_between("clip", *(part * part.shape[1] ** 0.5 for part in sets))
+        sets = [part * part.shape[1] ** 0.5 for part in sets]
+        scores["clip_frechet"] = frechet_distance(*sets)
         manifest["clip_features"] = "unit image embeddings times the root of their length"
     if networks.judge is not None:
         seen, again_seen = (networks.judge.classify(part) for part in (images, decoded))

@@ -103,7 +103,7 @@ def reconstruct(vqgan: VQGAN, images: Tensor) -> Reconstructed:
         decoded.append(to_uint8(vqgan.decode(codes.z)).cpu())
         indices.append(codes.indices.cpu())
     parts = vqgan.quantizer.factors(torch.cat(indices))
-    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.vocabulary, strict=True)]
+    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
     return Reconstructed(torch.cat(decoded), min(used))
 
 

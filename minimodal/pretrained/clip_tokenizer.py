@@ -23,12 +23,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from minimodal.data.mending import clean
-from minimodal.data.tokenizer import CACHE_WORDS, Pair, apply_merges, first_words
+from minimodal.data.tokenizer import CACHE_WORDS, Pair, apply_merges, fit, spell, stack
 from minimodal.errors import UserError
 from minimodal.files import asking
 from minimodal.pretrained.files import check_file, read_json
@@ -134,12 +132,7 @@ class CLIPTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, a blank after each piece; bytes that are no UTF-8 become U+FFFD."""
-        parts = []
-        for id_ in map(int, ids):
-            if not 0 <= id_ < self.vocab_size:
-                raise UserError(f"token {id_} is outside the vocabulary of {self.vocab_size}")
-            parts.append(self._bytes[id_])
-        return b"".join(parts).decode("utf-8", errors="replace").replace(END_OF_WORD, " ")
+        return spell(ids, self._bytes).replace(END_OF_WORD, " ")
 
     def __call__(
         self, texts: str | list[str], context_length: int = 77, truncate: bool = False
@@ -154,19 +147,11 @@ class CLIPTokenizer:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if context_length < 2:
             raise UserError(f"a context of {context_length} tokens has no room for a text")
-        # Filled as NumPy rows, 15 times faster than as rows of a tensor.
-        rows = np.full((len(texts), context_length), self.pad_id, dtype=np.int64)
-        for row, text in zip(rows, texts, strict=True):
+        rows = []
+        for text in texts:
             ids = [self.start_id, *self.encode(text), self.end_id]
-            if len(ids) > context_length:
-                if not truncate:
-                    raise UserError(
-                        f"'{first_words(text)}' is too long: {len(ids)} tokens, where "
-                        f"{context_length} fit; shorten it or truncate"
-                    )
-                ids[context_length - 1 :] = [self.end_id]
-            row[: len(ids)] = ids
-        return torch.from_numpy(rows)
+            rows.append(fit(ids, text, context_length, end=[self.end_id], truncate=truncate))
+        return stack(rows, context_length, pad=self.pad_id)
 
 
 # --- the merges file -----------------------------------------------------------------------------

@@ -11,7 +11,6 @@ level of dotted names, in which a model is found by a tensor that all of its kin
 A path or a state dict in, names and tensors of one model out. Read nothing before.
 """
 
-import json
 import pickle
 import re
 import sys
@@ -25,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minimodal import files
 from minimodal.data.pickles import BYSTANDERS, StandIn, read_archive
 from minimodal.errors import UserError
 from minimodal.files import asking
@@ -184,11 +184,7 @@ def read_state(given: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tens
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object."""
     check_file(path)
-    try:
-        with asking("read", path):
-            content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is not JSON") from None
+    content = files.read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: expected a JSON object")
     return content

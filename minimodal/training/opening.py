@@ -14,10 +14,11 @@ from minimodal.data.preprocessing import normalize
 from minimodal.errors import UserError
 from minimodal.files import digest
 from minimodal.pretrained.files import read_tensors
-from minimodal.runs import load
+from minimodal.runs import is_original, load
 from minimodal.training import distributed
 from minimodal.training.contract import Recipe
 from minimodal.training.tasks.codes import Encoded, cached_codes
+from minimodal.training.tasks.embeddings import Embedded, cached_embeddings
 from minimodal.training.tasks.vqgan import VQGANTraining
 
 
@@ -68,6 +69,39 @@ def encode_data(
         write=here.main,  # several writers would take each other's files away
     )
     return Encoded(train, val, vqgan, vqgan_run, weights, codes, pictures)
+
+
+def embed_data(
+    recipe: Recipe, spec: str, clip_run: Path, device: str, *, image_size: int = 0
+) -> Embedded:
+    """Open a SPEC, and turn its pictures into a CLIP's embeddings, once: as many as the recipe's
+    training has in its `pool`, with their mirror images if it says `flip`.
+
+    image_size: of the pictures; 0: as CLIP reads them
+    """
+    flip, limit = recipe.training.flip, recipe.engine.limit
+    here = distributed.start(device)
+    if is_original(clip_run):
+        raise UserError(
+            f"--clip {clip_run} is an original checkpoint; unCLIP's parts are trained on a CLIP "
+            "run of train.py, whose words they share"
+        )
+    clip = load(clip_run, kind="clip").to(here.device)
+    image_size = image_size or clip.config.image_size
+    train, val = open_both(spec, image_size, limit, captions=True)
+    pictures = min(len(train), recipe.training.pool)
+    weights = digest(clip_run / "model.safetensors")
+    described = f"{weights} {train.fingerprint()} {pictures} {flip} {image_size}"
+    key = hashlib.sha256(described.encode()).hexdigest()[:16]
+    embeddings = cached_embeddings(
+        clip_run / "embeddings" / f"{key}.npy",
+        clip,
+        train,
+        n=pictures,
+        flip=flip,
+        write=here.main,  # several writers would take each other's files away
+    )
+    return Embedded(train, val, clip, clip_run, weights, embeddings, pictures)
 
 
 def open_perceptual(training: VQGANTraining) -> PerceptualDistance | None:

@@ -95,18 +95,6 @@ def table(scores: dict[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def matrix(tables: dict[str, dict[str, Any]]) -> str:
-    """Variants as rows, their scores as columns."""
-    names = list(dict.fromkeys(name for scores in tables.values() for name in scores))
-    rows = ["".join(f"<td>{html.escape(name)}</td>" for name in ("", *names))]
-    for variant, scores in tables.items():
-        cells = [scores.get(name, "") for name in names]
-        shown = [f"{c:.4g}" if isinstance(c, float) else html.escape(str(c)) for c in cells]
-        numbers = "".join(f'<td class="number">{cell}</td>' for cell in shown)
-        rows.append(f"<td>{html.escape(variant)}</td>{numbers}")
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-
-
 def run_section(run: Path) -> str:
     """One run: last numbers, curves, samples, configuration."""
     lines = read_metrics(run)
@@ -125,19 +113,15 @@ def run_section(run: Path) -> str:
 
 
 def scoreboard(path: Path) -> str:
-    """The demo's scores, a table for each system; of variants of one system a single table."""
+    """The scores of a demo or a comparison, a table for each system."""
     try:
         board = json.loads(path.read_text(encoding="utf-8"))
         single = {name: value for name, value in board.items() if not isinstance(value, dict)}
     except (ValueError, AttributeError):
         raise UserError(f"{path} is damaged: expected the JSON that the demo writes") from None
     tables = {name: scores for name, scores in board.items() if isinstance(scores, dict)}
-    parts = [] if not single else [("run", table(single))]
-    alike = len(tables) > 1 and len({next(iter(scores), "") for scores in tables.values()}) == 1
-    if alike:  # variants of one thing: a row each
-        parts.append(("side by side", matrix(tables)))
-    else:
-        parts = [(name, table(scores)) for name, scores in tables.items()] + parts
+    parts = [(name, table(scores)) for name, scores in tables.items()]
+    parts += [("run", table(single))] if single else []
     return "".join(f"<h2>scores: {html.escape(name)}</h2>{found}" for name, found in parts)
 
 

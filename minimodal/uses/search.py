@@ -17,16 +17,14 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,11 +32,10 @@ from minimodal.clip import CLIP
 from minimodal.data.images import opened
 from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
 from minimodal.errors import UserError
-from minimodal.files import make_folder
+from minimodal.files import make_folder, write_atomically
 
 VERSION = 2  # of the file and of how pictures are read
 FILE = "index.safetensors"
-OLD = 3600  # seconds after which nobody is still writing a file
 BATCH = 64  # pictures that the encoder sees at once
 Stamp = tuple[int, int]  # size and time of change (ns): a file with the same is the same
 
@@ -95,16 +92,6 @@ def read_picture(clip: CLIP, path: Path) -> Tensor | str:
 
 
 @torch.no_grad()
-def embed_images(clip: CLIP, images: Tensor) -> Tensor:
-    """Unit vectors of pictures, on the CPU.
-
-    images: (B, 3, H, W) normalised
-    returns: (B, E) float32
-    """
-    found = clip.encode_image(images.to(clip.logit_scale.device))
-    return F.normalize(found.float(), dim=-1).cpu()  # (B, E)
-
-
 def embed_files(clip: CLIP, paths: Sequence[Path]) -> Iterator[Tensor | str]:
     """For each file in turn its unit vector (E,), or why there is none."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -112,8 +99,9 @@ def embed_files(clip: CLIP, paths: Sequence[Path]) -> Iterator[Tensor | str]:
             read = list(pool.map(lambda p: read_picture(clip, p), paths[first : first + BATCH]))
             sound = [i for i, picture in enumerate(read) if not isinstance(picture, str)]
             if sound:
-                rows = embed_images(clip, torch.stack([read[i] for i in sound]))  # (B, E)
-                for i, row in zip(sound, rows, strict=True):
+                images = torch.stack([read[i] for i in sound]).to(clip.logit_scale.device)
+                rows = F.normalize(clip.encode_image(images).float(), dim=-1)  # (B, E)
+                for i, row in zip(sound, rows.cpu(), strict=True):
                     # No number would be the largest of all in every search.
                     read[i] = row if row.isfinite().all() else "its embedding is not finite"
             yield from read
@@ -146,11 +134,6 @@ class Index:
     stamps: dict[str, Stamp]  # of each row's file, by its name in the folder; in the rows' order
     broken: dict[str, str]  # files that cannot be read, and why; they are tried again each time
 
-    @property
-    def names(self) -> list[str]:
-        """The file of each row, as a/b.png."""
-        return list(self.stamps)
-
 
 class Changes(NamedTuple):
     """What `refresh` found: pictures that it embedded, pictures that are no longer there."""
@@ -160,7 +143,7 @@ class Changes(NamedTuple):
 
 
 def write_index(path: Path, index: Index, model: str) -> None:
-    """Write an index whole or not at all."""
+    """Write an index whole or not at all; the search goes on where it cannot be kept."""
     described = {
         "version": VERSION,
         "model": model,
@@ -168,28 +151,13 @@ def write_index(path: Path, index: Index, model: str) -> None:
     }
     text = json.dumps(described).encode()
     manifest = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    # Not checkpoint.write_atomically: two searches of one folder may write at the same time.
-    temporary = path.with_name(f".{os.getpid()}.tmp")
+    tensors = {"embeddings": index.embeddings, "manifest": manifest}
     try:
-        for left in path.parent.glob(".*.tmp"):
-            if left.stat().st_mtime < time.time() - OLD:  # of a search that was killed
-                left.unlink(missing_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # by the umask; what save_file writes is its owner's alone
-        save_file({"embeddings": index.embeddings, "manifest": manifest}, temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        print(f"the index cannot be kept in {path.parent}: {error}", file=sys.stderr)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _parse(manifest: dict[str, Any], embeddings: Tensor, width: int) -> Index:
-    stamps = {name: (int(size), int(time)) for name, size, time in manifest["pictures"]}
-    if embeddings.dtype != torch.float32 or embeddings.shape != (len(stamps), width):
-        raise ValueError("the rows do not fit the manifest")
-    return Index(embeddings, stamps, {})
+        make_folder(path.parent)
+        # Not save_file: its files are for their owner alone.
+        write_atomically(path, lambda file: file.write_bytes(save(tensors)))
+    except UserError as error:
+        print(f"the index cannot be kept: {error}", file=sys.stderr)
 
 
 def read_index(path: Path, model: str, *, width: int) -> Index:
@@ -197,38 +165,20 @@ def read_index(path: Path, model: str, *, width: int) -> Index:
 
     The rows stay on the disk and are mapped into memory.
     """
-    empty = Index(torch.empty(0, width), {}, {})
-    if not path.exists():
-        return empty
-    try:
-        with safe_open(path, framework="pt") as file:
-            embeddings, raw = file.get_tensor("embeddings"), file.get_tensor("manifest")
-        manifest = json.loads(raw.numpy().tobytes())
-        if manifest["version"] != VERSION:
-            why = "is of another version"
-        elif manifest["model"] != model:
-            why = "is of another model"
-        else:
-            return _parse(manifest, embeddings, width)
-    except Exception:  # a damaged file can raise nearly anything
-        why = "is damaged"
-    print(f"the index {path} {why}: it is made again", file=sys.stderr)
-    return empty
-
-
-def index_place(folder: Path, chosen: Path | None = None) -> Path | None:
-    """Where the index of a folder is kept: the chosen place, else beside the folder; None where
-    nothing can be written there."""
-    whole = folder.resolve()
-    place = chosen or whole.parent / f".{whole.name}.minimodal"
-    try:
-        make_folder(place)
-    except UserError as error:
-        if chosen is not None:
-            raise
-        print(f"the index cannot be kept, give a place with --index: {error}", file=sys.stderr)
-        return None
-    return place
+    if path.exists():
+        try:
+            stored = load_file(path)
+            embeddings, manifest = stored["embeddings"], json.loads(bytes(stored["manifest"]))
+            stamps = {name: (int(size), int(time)) for name, size, time in manifest["pictures"]}
+            fits = embeddings.dtype == torch.float32 and embeddings.shape == (len(stamps), width)
+            same = manifest["version"] == VERSION and manifest["model"] == model
+            if same and fits:
+                return Index(embeddings, stamps, {})
+            why = "is damaged" if same else "is of another model or version"
+        except Exception:  # a damaged file can raise nearly anything
+            why = "is damaged"
+        print(f"the index {path} {why}: it is made again", file=sys.stderr)
+    return Index(torch.empty(0, width), {}, {})
 
 
 # --- bringing an index up to date ----------------------------------------------------------------
@@ -287,20 +237,14 @@ def tell_broken(index: Index, folder: Path) -> None:
     print(f"{folder}: skipped {len(index.broken)} broken of {total}: {listed}", file=sys.stderr)
 
 
-def refresh(
-    clip: CLIP, folder: Path, *, place: Path | None = None, rebuild: bool = False
-) -> tuple[Index, Changes]:
+def refresh(clip: CLIP, folder: Path) -> tuple[Index, Changes]:
     """The index of a folder, up to date, with what changed; kept for the next time.
 
-    `place`: a folder for the index, where it is not to be beside the pictures. Ctrl-C keeps what
-    is embedded by then.
+    It lies beside the folder. Ctrl-C keeps what is embedded by then.
     """
-    present, model = scan(folder), fingerprint(clip)
-    kept_in = index_place(folder, place)
-    width = clip.config.embed_width
-    stored = Index(torch.empty(0, width), {}, {})
-    if kept_in is not None and not rebuild:
-        stored = read_index(kept_in / FILE, model, width=width)
+    present, model, whole = scan(folder), fingerprint(clip), folder.resolve()
+    path = whole.parent / f".{whole.name}.minimodal" / FILE
+    stored = read_index(path, model, width=clip.config.embed_width)
     wanted = [name for name, stamp in present.items() if stored.stamps.get(name) != stamp]
     found: dict[str, Tensor | str] = {}
     try:  # disable=None: no bar where stderr is no terminal
@@ -311,8 +255,8 @@ def refresh(
                 bar.update()
     finally:
         index = merge(stored, present, found)
-        if kept_in is not None and index.embeddings is not stored.embeddings:
-            write_index(kept_in / FILE, index, model)
+        if index.embeddings is not stored.embeddings:
+            write_index(path, index, model)
     tell_broken(index, folder)
     new = len(found) - len(index.broken)
     return index, Changes(new, sum(name not in present for name in stored.stamps))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from minimodal.blocks.guidance import contrast, great_circle, stopped
+from minimodal.blocks.guidance import great_circle, stopped
 from minimodal.errors import UserError
 from minimodal.vqgan_clip.prompts import Prompt
 
@@ -61,14 +61,10 @@ class Wanted(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A CLIP and what is asked of it.
-
-    bank: (M, E) unit vectors of other captions, for the contrastive score; None: distances
-    """
+    """A CLIP and what is asked of it."""
 
     clip: nn.Module
     wanted: tuple[Wanted, ...]
-    bank: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -83,24 +79,18 @@ class Guide(NamedTuple):
         """
         how = self.clip.reading
         mean, std = (torch.tensor(n).to(views)[:, None, None] for n in (how.mean, how.std))
-        return F.normalize(self.clip.encode_image(((views + 1) / 2 - mean) / std), dim=-1)
+        return F.normalize(self.clip.encode_image(((views + 1) / 2 - mean) / std).float(), dim=-1)
 
     def losses(self, views: Tensor, wanted: Wanted) -> Tensor:
         """The loss of each view, the weighted mean over the prompts.
 
             Σ_p |w_p| stop( sign(w_p) θ²/2 ) / Σ_p |w_p|
 
-        and with a bank minus the contrastive score over the scale, in place of θ²/2.
-
         views: (N, 3, S, S) in [-1, 1]
         returns: (N,)
         """
         x = self.embed(views)
-        if self.bank is None:
-            distance = great_circle(x, wanted.embeddings)  # (N, P)
-        else:
-            scale = float(self.clip.logit_scale.detach().exp())
-            distance = -contrast(x, wanted.embeddings, self.bank, scale) / scale
+        distance = great_circle(x, wanted.embeddings)  # (N, P)
         size = wanted.weights.abs()
         signed = stopped(distance * wanted.weights.sign(), wanted.stops)
         return (signed * size).sum(dim=1) / size.sum()
@@ -136,13 +126,11 @@ def region_of(prompt: Prompt, read: Callable[[str], Image.Image]) -> Region:
 
 @torch.no_grad()
 def make_guide(
-    clip: nn.Module, prompts: Sequence[Prompt], *, read: Callable[[str], Image.Image] = Image.open,
-    bank: Tensor | None = None,
+    clip: nn.Module, prompts: Sequence[Prompt], *, read: Callable[[str], Image.Image] = Image.open
 ) -> Guide:  # fmt: skip
     """Embed all prompts with one CLIP, those of one region together.
 
     read: from a path to a picture
-    bank: (M, E) unit vectors
     """
     if not prompts:
         raise UserError("no prompt: expected at least one, such as 'a red circle'")
@@ -156,4 +144,4 @@ def make_guide(
         if not numbers[:, 0].any():
             raise UserError(f"prompt '{group[0].content}': all weights are 0, which asks nothing")
         wanted.append(Wanted(region_of(group[0], read), embeddings, *numbers.unbind(1)))
-    return Guide(clip, tuple(wanted), bank)
+    return Guide(clip, tuple(wanted))

@@ -1,7 +1,7 @@
 """VQGAN+CLIP: follow CLIP's gradient to a picture (Crowson et al. 2022, "VQGAN-CLIP").
 
     picture = drawer(parameters)                       VQGAN's decoder, or another drawer
-    loss    = mean over views of θ(CLIP(view), prompt)² / 2  + what else is asked
+    loss    = mean over views of θ(CLIP(view), prompt)² / 2
     parameters ← Adam(∂loss / ∂parameters)
 
 B pictures are optimised side by side, each for itself, and each keeps its best step. Nothing but
@@ -15,18 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minimodal.blocks.cutouts import CAPTION_TRUE, Draws, Views, draw_views, see
 from minimodal.blocks.drawers import Drawer
-from minimodal.blocks.regularizers import (
-    FROM_START,
-    REGULARIZERS,
-    check_names,
-    from_start,
-    palette,
-)
 from minimodal.errors import UserError
 from minimodal.vqgan_clip.guide import Guide, Wanted
 
@@ -37,24 +29,20 @@ class OptimiseConfig:
 
     steps: int = 200
     lr: float = 0.1
-    optimizer: str = "adam"  # adam or adamw
-    weight_decay: float = 0.0  # adamw
     drops: tuple[float, ...] = (0.75,)  # at these shares of the steps lr falls
     drop: float = 0.1  # to this share of what it was
     views: int = 16  # of each picture, for each guide and region
     chunk: int = 0  # views in memory at a time; 0: all
     noise: float = 0.0  # deviation of what is added to parameters, falling to 0 at two thirds
-    patience: int = 0  # stop after so many steps without a better one; 0: never
+    bfloat16: bool = False  # in the models; faster where the machine multiplies it natively
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.views) < 1 or min(self.chunk, self.patience) < 0:
-            raise UserError("steps and views: expected 1 or more; chunk and patience: 0 or more")
+        if min(self.steps, self.views) < 1 or self.chunk < 0:
+            raise UserError("steps and views: expected 1 or more; chunk: 0 or more")
         if not 0 < self.lr < math.inf or not 0 < self.drop <= 1:
             raise UserError(f"lr {self.lr}, drop {self.drop}: expected above 0 (drop at most 1)")
-        if self.optimizer not in ("adam", "adamw"):
-            raise UserError(f"optimizer {self.optimizer}: expected adam or adamw")
-        if not (0 <= self.noise < math.inf and 0 <= self.weight_decay < math.inf):
-            raise UserError("noise and weight_decay: expected 0 or more")
+        if not 0 <= self.noise < math.inf:
+            raise UserError("noise: expected 0 or more")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -99,20 +87,13 @@ class Optimisation:
 
     def __init__(
         self, drawer: Drawer, guides: Sequence[Guide], config: OptimiseConfig, *,
-        views: Views = CAPTION_TRUE, seed: int = 0, regularizers: dict[str, float] | None = None,
-        colors: Tensor | None = None,
+        views: Views = CAPTION_TRUE, seed: int = 0,
     ) -> None:  # fmt: skip
-        """regularizers: weights by name; colors: (P, 3) in [-1, 1] for "palette"."""
         self.drawer, self.guides, self.config, self.views = drawer, list(guides), config, views
-        self.regularizers, self.colors = regularizers or {}, colors
-        check_names(self.regularizers)
-        if "palette" in self.regularizers and colors is None:
-            raise UserError("regulariser palette needs colours")
         if not self.guides:
             raise UserError("no CLIP: expected at least one")
         self.generator = torch.Generator().manual_seed(seed)
         self.number = 0  # of steps done
-        self.since_best = 0
         with torch.no_grad():
             self.best = drawer.pictures().clone()
         self.best_loss = torch.full((len(self.best),), math.inf, device=self.best.device)
@@ -120,23 +101,23 @@ class Optimisation:
         self.begin()
 
     def begin(self) -> None:
-        """Start an optimiser at the drawer's parameters, which regularisers then hold on to."""
-        self.first = [p.detach().clone() for p in self.drawer.parameters]
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
-        self.optimizer = kind(
-            self.drawer.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay
-        )
+        """Start an optimiser at the drawer's parameters."""
+        self.optimizer = torch.optim.Adam(self.drawer.parameters, lr=self.config.lr)
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done, or the last so many brought nothing."""
-        tired = 0 < self.config.patience <= self.since_best
-        return self.number >= self.config.steps or tired
+        """Whether all steps are done."""
+        return self.number >= self.config.steps
 
     def ask(self, guides: Sequence[Guide]) -> None:
         """Go on with other prompts, the next chapter of a story: old losses do not compare."""
-        self.guides, self.since_best = list(guides), 0
+        self.guides = list(guides)
         self.best_loss.fill_(math.inf)
+
+    def autocast(self) -> torch.autocast:
+        """What the models compute in."""
+        device = self.best.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.bfloat16)
 
     def view_losses(self, guide: Guide, wanted: Wanted, pictures: Tensor, draws: Draws) -> Tensor:
         """Losses of some views, one picture and one row of random numbers for each.
@@ -145,7 +126,8 @@ class Optimisation:
         returns: (N,)
         """
         seen = see(wanted.region.of(pictures), draws, guide.size, fill=self.views.fill)
-        return guide.losses(seen, wanted)
+        with self.autocast():
+            return guide.losses(seen, wanted)
 
     def guided(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """The guides' loss of pictures and its gradient, a chunk of views at a time.
@@ -188,22 +170,6 @@ class Optimisation:
         views = len(self.best) * self.config.views
         return drawn + most * min(self.config.chunk or views, views)
 
-    def asked_beside(self, pictures: Tensor) -> Tensor:
-        """What regularisers add.
-
-        pictures: (B, 3, H, W)
-        returns: (B,)
-        """
-        total = pictures.new_zeros(len(pictures))
-        for name, weight in self.regularizers.items():
-            if name in FROM_START:
-                total = total + weight * from_start(self.drawer.parameters, self.first, how=name)
-            elif name == "palette":
-                total = total + weight * palette(pictures, self.colors)
-            else:
-                total = total + weight * REGULARIZERS[name](pictures)
-        return total
-
     def step(self) -> Tensor:
         """One step of all pictures; what it started from is kept where it is the best.
 
@@ -211,14 +177,11 @@ class Optimisation:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.number)
-        pictures = self.drawer.pictures(self.generator)
+        with self.autocast():
+            pictures = self.drawer.pictures(self.generator).float()
         losses, gradient = self.guided(pictures)
-        beside = self.asked_beside(pictures)
-        # One backward pass through the drawer, with the guides' gradient given.
         self.optimizer.zero_grad()
-        surrogate = (pictures * gradient).sum() + beside.sum()
-        surrogate.backward()
-        losses = losses + beside.detach()
+        pictures.backward(gradient)
         self.keep(losses, pictures.detach())
         self.optimizer.step()
         self.drawer.settle()
@@ -236,7 +199,6 @@ class Optimisation:
         pictures: (B, 3, H, W)
         """
         better = losses < self.best_loss
-        self.since_best = 0 if bool(better.any()) else self.since_best + 1
         self.best_loss = torch.where(better, losses, self.best_loss)
 
         def chosen(new: Tensor, old: Tensor) -> Tensor:
@@ -260,28 +222,15 @@ class Optimisation:
                 on_step(self, losses)
         return self.best
 
-    def zoom(self, scale: float, shift: tuple[float, float] = (0.0, 0.0)) -> None:
-        """Begin again from the picture enlarged and moved, for a film that flies into it.
-
-        shift: to the right and down, in shares of the side
-        """
-        with torch.no_grad():
-            moved = zoomed(self.drawer.pictures(), scale, shift)
-            self.drawer.start(moved)
-        self.best_loss.fill_(math.inf)
-        self.begin()
-
     # --- to a file and back ----------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """All that changes: tensors and plain numbers, for torch.save."""
         return {
             "parameters": [p.detach().clone() for p in self.drawer.parameters],
-            "first": self.first,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "number": self.number,
-            "since_best": self.since_best,
             "best": self.best,
             "best_loss": self.best_loss,
             "best_parameters": self.best_parameters,
@@ -296,25 +245,8 @@ class Optimisation:
             for p, stored in zip(self.drawer.parameters, state["parameters"], strict=True):
                 p.copy_(stored)
         self.begin()
-        self.first = list(state["first"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.number, self.since_best = state["number"], state["since_best"]
+        self.number = state["number"]
         self.best, self.best_loss = state["best"].clone(), state["best_loss"].clone()
         self.best_parameters = list(state["best_parameters"])
-
-
-def zoomed(pictures: Tensor, scale: float, shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """Pictures seen from nearer (scale above 1) and from a place beside.
-
-    pictures: (B, 3, H, W)
-    shift: to the right and down, in shares of the side
-    returns: (B, 3, H, W)
-    """
-    if not 0 < scale < math.inf:
-        raise UserError(f"zoom {scale}: expected a number above 0")
-    map_ = torch.tensor([[1 / scale, 0, 2 * shift[0]], [0, 1 / scale, 2 * shift[1]]])
-    grid = F.affine_grid(
-        map_.to(pictures).expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False
-    )
-    return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)

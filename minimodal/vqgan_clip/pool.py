@@ -44,7 +44,7 @@ class Prior:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Of a code's factors."""
-        return tuple(self.painter.vqgan.config.vocabulary)
+        return tuple(self.painter.vqgan.config.codes)
 
     def nothing(self, n: int) -> Tensor:
         """What stands before the codes where nothing is asked for: empty captions, or no class."""

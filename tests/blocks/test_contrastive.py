@@ -10,13 +10,8 @@ import torch
 import torch.nn.functional as F
 from helpers.tiny import noise
 
-from minimodal.blocks.contrastive import (
-    both_ways,
-    gathered_loss,
-    rows_cross_entropy,
-    rows_sigmoid,
-    unit,
-)
+from minimodal.blocks.contrastive import both_ways, unit
+from minimodal.blocks.contrastive_rows import gathered_loss, rows_cross_entropy, rows_sigmoid
 from minimodal.clip import contrastive_loss
 
 B, E = 12, 5
@@ -180,7 +175,7 @@ def test_some_rows_at_a_time_give_the_gradients_of_the_sigmoid_loss(rows):
 
 PEAK = """
 import sys, torch
-from minimodal.blocks.contrastive import gathered_loss
+from minimodal.blocks.contrastive_rows import gathered_loss
 B, rows = int(sys.argv[1]), int(sys.argv[2])
 image, text = torch.ones(2, B, 64).unbind()
 for tensor in (image, text):

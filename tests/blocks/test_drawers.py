@@ -28,16 +28,15 @@ PAIR = make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
 def other_vqgan(quantizer: str) -> VQGAN:
     """One of 16 pixels with another quantizer; new codes are zero, so they are drawn."""
     config = VQGANConfig(
-        image_size=16, channels=8, multipliers=(1, 2), quantizer=quantizer,
-        codes=(4, 3, 3) if quantizer == "fsq" else (12,), code_width=6,
+        image_size=16, channels=8, multipliers=(1, 2), quantizer=quantizer, codes=(12,),
+        code_width=6,
     )  # fmt: skip
     vqgan = seeded(lambda: VQGAN(config), 0).eval()
-    if quantizer != "fsq":
-        vqgan.quantizer.codes.data.copy_(noise(12, 6))
+    vqgan.quantizer.codes.data.copy_(noise(12, 6))
     return vqgan
 
 
-OTHERS = {name: other_vqgan(name) for name in ("gradient", "sphere", "gumbel", "fsq")}
+OTHERS = {name: other_vqgan(name) for name in ("gradient", "gumbel")}
 VQGANS = {"ema": JOINT, "two codebooks": PAIR, **OTHERS}
 
 
@@ -103,9 +102,8 @@ def test_rounding_is_to_the_models_own_codes_and_settles_among_them(name):
     flat = rounded[0].movedim(1, -1).flatten(0, -2)
     distance = (flat[:, None] - every[0, :, 0].T).abs().amax(dim=2).amin(dim=1)
     assert float(distance.max()) < 1e-5
-    if name != "sphere":
-        low, high = every.amin(dim=(0, 2, 3)), every.amax(dim=(0, 2, 3))
-        assert ((z >= low[:, None, None] - 1e-6) & (z <= high[:, None, None] + 1e-6)).all()
+    low, high = every.amin(dim=(0, 2, 3)), every.amax(dim=(0, 2, 3))
+    assert ((z >= low[:, None, None] - 1e-6) & (z <= high[:, None, None] + 1e-6)).all()
 
 
 def test_straight_through_is_nearest_forward_and_the_identity_backward():
@@ -145,7 +143,6 @@ def test_wide_pictures_are_drawn_wide():
         ("vqgn", None, "did you mean vqgan"),
         ("clipdraw", None, "expected one of vqgan"),
         ("vqgan", None, "needs a trained VQGAN"),
-        ("codes", OTHERS["fsq"], "without a codebook"),
     ],
 )
 def test_a_drawer_that_cannot_be_had_is_refused(name, vqgan, message):
@@ -169,7 +166,6 @@ def test_squares_that_do_not_fit_are_refused():
         (FourierDrawer(START).pictures, {}, {"B": 2, "H": 16, "W": 16}),
         (StackDrawer(START).pictures, {}, {"B": 2, "H": 16, "W": 16}),
         (StackDrawer(START).enlarged, dict(x=START[..., :4, :4]), {"H": 16, "W": 16}),
-        (VQGANDrawer(OTHERS["fsq"], START).round_levels, dict(z=noise(2, 3, 8, 8)), {}),
     ],
 )
 def test_shapes_are_as_documented(function, arguments, letters):

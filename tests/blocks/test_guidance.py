@@ -1,4 +1,4 @@
-"""The distance, the contrastive score, and gradients that differ from their values' own."""
+"""The distance, and gradients that differ from their values' own."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers.shape_check import check_shapes
 from helpers.tiny import noise
 
-from minimodal.blocks.guidance import clamp_through, contrast, great_circle, stopped
+from minimodal.blocks.guidance import clamp_through, great_circle, stopped
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -43,28 +43,6 @@ def test_the_distance_has_the_gradient_that_finite_differences_say():
     assert torch.autograd.gradcheck(great_circle, (x, y))
 
 
-def test_the_contrastive_score_is_a_log_softmax():
-    x, y, bank = unit(4, 8), unit(2, 8, seed=1), unit(6, 8, seed=2)
-    for p in range(2):
-        logits = 20 * x @ torch.cat([y[p : p + 1], bank]).T
-        expected = logits.log_softmax(dim=1)[:, 0]
-        torch.testing.assert_close(contrast(x, y, bank, 20.0)[:, p], expected)
-
-
-def test_a_caption_of_the_bank_that_says_the_same_is_left_out():
-    x, y, bank = unit(4, 8), unit(1, 8, seed=1), unit(6, 8, seed=2)
-    torch.testing.assert_close(
-        contrast(x, y, torch.cat([bank, y]), 20.0), contrast(x, y, bank, 20.0)
-    )
-
-
-def test_what_raises_all_captions_gains_nothing():
-    """Two captions at equal angles from a picture: being nearer to both is no better."""
-    y, bank = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0, 1.0, 0]])
-    near, far = F.normalize(torch.tensor([[1.0, 1, 0.1], [1, 1, 5]]), dim=1).split(1)
-    torch.testing.assert_close(contrast(near, y, bank, 9.0), contrast(far, y, bank, 9.0))
-
-
 def test_stop_shows_the_distance_and_pulls_only_above_it():
     d = torch.tensor([[0.2, 0.5, 0.9]], requires_grad=True)
     value = stopped(d, 0.5 + 1e-6)
@@ -87,7 +65,6 @@ def test_a_clamp_lets_pass_only_what_leads_back():
     ("function", "arguments"),
     [
         (great_circle, dict(x=noise(4, 8), y=noise(3, 8))),
-        (contrast, dict(x=noise(4, 8), y=noise(3, 8), bank=noise(5, 8), scale=2.0)),
         (stopped, dict(distance=noise(4, 3), stop=0.1)),
     ],
 )

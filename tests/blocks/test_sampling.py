@@ -80,21 +80,6 @@ def test_top_p_counts_among_what_top_k_left():
     assert kept(top_k=2, top_p=0.63) == [1, 3]
 
 
-@pytest.mark.parametrize(
-    ("p", "tokens"),
-    [(0.0, [0, 1, 2, 3]), (0.2, [0, 1, 3]), (0.55, [1, 3]), (0.7, [1])],
-)
-def test_min_p_keeps_what_is_p_times_as_likely_as_the_likeliest(p, tokens):
-    assert kept(min_p=p) == tokens  # the likeliest has 0.5, so 0.2 asks for 0.1
-
-
-def test_draws_follow_what_min_p_left():
-    found = frequencies(P.log(), min_p=0.2)
-    left = [0, 1, 3]
-    # The 0.999 quantile of chi-square with 2 degrees of freedom.
-    assert found[2] == 0 and chi_square(found[left], P[0, left] / 0.95) < 13.8
-
-
 def test_rows_are_filtered_each_by_itself():
     logits = torch.stack([P[0].log(), P[0].flip(0).log()])
     found = torch.isfinite(filter_logits(logits, top_p=0.6))
@@ -114,7 +99,7 @@ def test_guidance_1_is_the_conditional_and_0_the_unconditional():
 
 
 def test_the_coldest_draw_under_the_strongest_guidance_is_the_likeliest_token():
-    config = SamplingConfig(temperature=COLDEST, guidance=MOST_GUIDANCE, top_p=0.9, min_p=0.1)
+    config = SamplingConfig(temperature=COLDEST, guidance=MOST_GUIDANCE, top_p=0.9)
     logits = guide(100 * noise(50, 9), 100 * noise(50, 9, seed=1), config.guidance)
     assert torch.equal(sample_token(logits, config, generator()), logits.argmax(1))
 

@@ -72,7 +72,7 @@ def test_a_fast_machine_ends_earlier_at_twice_the_recipes():
 def test_no_time_at_all_still_takes_a_few_steps_and_draws_a_few_pictures():
     plan = plan_for(0.05, 3.0)
     assert set(plan.steps.values()) == {LEAST}
-    assert plan.pictures == 16
+    assert plan.pictures == 16 and plan.candidates == 32
 
 
 def test_minutes_0_are_the_recipes_own_steps_on_any_machine():

@@ -212,7 +212,7 @@ def test_a_vqgan_that_loses_nothing_has_full_marks_and_the_least_used_codebook_c
         return SimpleNamespace(z=images, indices=codes)
 
     vqgan = SimpleNamespace(
-        config=SimpleNamespace(image_size=32, vocabulary=(4, 10)),
+        config=SimpleNamespace(image_size=32, codes=(4, 10)),
         last_layer=torch.zeros(1),
         encode=encode,
         decode=lambda z: z,

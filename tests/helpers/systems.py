@@ -41,7 +41,7 @@ def make_plain_vqgan(engine: TrainConfig = ENGINE, *, quantizer: str) -> Task:
     recipe = recipe_for("vqgan", "cifar10")
     model = replace(
         recipe.model, patch=4, channels=24, multipliers=(1,), quantizer=quantizer, code_width=8,
-        codes=(4, 3) if quantizer == "fsq" else (12,),
+        codes=(12,),
     )  # fmt: skip
     training = replace(
         recipe.training, warm_start=3, discriminator_start=4, gan_start=6, gan_ramp=3,

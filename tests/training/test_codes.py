@@ -163,7 +163,7 @@ def test_dalle_trains_and_draws_on_the_codes_of_an_original_checkpoint(tmp_path)
     assert picture.shape[2] == dalle.config.grid * dalle.painter.factor
 
 
-BOOKS = {name: (12,) for name in QUANTIZERS} | {"fsq": (4, 3, 5), "two codebooks": (5, 4)}
+BOOKS = {name: (12,) for name in QUANTIZERS} | {"two codebooks": (5, 4)}
 
 
 @pytest.mark.parametrize("name", BOOKS)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from minimodal.training.checkpoint import read_metrics
 
 ON_CODES = ("vqgan-prior", "dalle")
-QUANTIZERS = ("vqgan", "vqgan-gradient", "vqgan-sphere", "vqgan-gumbel", "vqgan-fsq")
+QUANTIZERS = ("vqgan", "vqgan-gradient", "vqgan-gumbel")
 KINDS = (*QUANTIZERS, "vqgan-prior", "clip", "dalle")
 
 SCRIPT = f"""

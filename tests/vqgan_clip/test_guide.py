@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.shape_check import check_shapes
-from helpers.tiny import make_clip, noise, pictures
+from helpers.tiny import make_clip, pictures
 from PIL import Image
 
-from minimodal.blocks.guidance import contrast, great_circle
+from minimodal.blocks.guidance import great_circle
 from minimodal.clip import embed_pictures
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
@@ -66,13 +65,6 @@ def test_image_prompts_are_their_picture_and_noise_prompts_their_seed():
     assert float(found.losses(as_view, found.wanted[0])) == pytest.approx(0, abs=1e-4)
     first, again, other = (embed_prompt(CLIP, Prompt(s, "noise"), Image.open) for s in "112")
     assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-def test_with_a_bank_the_loss_is_the_contrastive_score():
-    bank, scale = F.normalize(noise(6, 10), dim=1), float(CLIP.logit_scale.detach().exp())
-    guide = make_guide(CLIP, [Prompt("a")], bank=bank)
-    expected = contrast(guide.embed(VIEWS), guide.wanted[0].embeddings, bank, scale)[:, 0] / -scale
-    torch.testing.assert_close(guide.losses(VIEWS, guide.wanted[0]), expected)
 
 
 def test_prompts_of_one_region_share_their_views():

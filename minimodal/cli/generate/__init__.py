@@ -10,12 +10,17 @@ import argparse
 from collections.abc import Sequence
 
 from minimodal.cli.common import Parser, run_command
-from minimodal.cli.generate import dalle, vqgan_clip, vqgan_prior
+from minimodal.cli.generate import dalle, unclip, vqgan_clip, vqgan_prior
 from minimodal.cli.generate.shared import add_common_flags, check, places, show
 from minimodal.training.distributed import pick_device
 
 ABOUT = "draw pictures for prompts"
-METHODS = {"dalle": dalle, "vqgan-prior": vqgan_prior, "vqgan-clip": vqgan_clip}
+METHODS = {
+    "dalle": dalle,
+    "vqgan-prior": vqgan_prior,
+    "vqgan-clip": vqgan_clip,
+    "unclip": unclip,
+}
 
 
 def make_parser(method: str, prog: str = "generate.py") -> Parser:

@@ -6,8 +6,6 @@ import argparse
 import re
 from pathlib import Path
 
-from torch import Tensor
-
 from minimodal.blocks.given import Given
 from minimodal.cli.common import Parser, read_picture
 from minimodal.cli.generate.shared import (
@@ -16,15 +14,12 @@ from minimodal.cli.generate.shared import (
     add_sampling_flags,
     choose,
     clip_for,
-    each,
-    in_rows,
     judged,
     requested,
     sampling_of,
 )
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
-from minimodal.drawing import save_gif
 from minimodal.errors import UserError
 from minimodal.runs import find
 from minimodal.runs import load as load_run
@@ -53,8 +48,6 @@ def add_flags(parser: Parser) -> None:
              "(default: the lower half)")  # fmt: skip
     add("--first", type=Path, metavar="IMG",
         help="first picture of a pair, with a run on pairs (default: none)")  # fmt: skip
-    add("--gif", type=Path, metavar="GIF",
-        help="the drawing, row by row, as a moving picture (default: none)")  # fmt: skip
 
 
 def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None]:
@@ -66,8 +59,6 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None
     if arguments.first and (arguments.complete or arguments.rerank):
         other = "--complete" if arguments.complete else "--rerank"
         raise UserError(f"--first and {other} do not go together: leave one of them out")
-    if arguments.gif and arguments.gif.suffix.lower() != ".gif":
-        raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
     sampling_of(arguments, {})  # refuses what is out of range
     folder = find(arguments.run, "dalle", flag="--run")
     dalle = load_run(folder, kind="dalle").to(device)
@@ -75,7 +66,7 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None
 
 
 def draw(arguments: argparse.Namespace, loaded: tuple[DALLE, CLIP | None], device: str) -> Drawn:
-    """All pictures, chosen and judged; the first ones row by row as a GIF where asked for."""
+    """All pictures, chosen and judged."""
     dalle, clip = loaded
     model = dalle.run["model"]
     sampling = sampling_of(arguments, model.get("sampling", {}))
@@ -86,20 +77,11 @@ def draw(arguments: argparse.Namespace, loaded: tuple[DALLE, CLIP | None], devic
         )
     complete = read_picture(arguments.complete) if arguments.complete else None
     first = read_picture(arguments.first) if arguments.first else None
-    frames: list[Tensor] = []
-
-    def row(pictures: Tensor, done: int) -> None:
-        if done == 0:  # of the first batch
-            frames.append(pictures.cpu())
-
-    with requested(arguments, device, partial=row if arguments.gif else None) as request:
+    with requested(arguments, device) as request:
         pictures = dalle.draw(
             arguments.prompts, request, sampling, given=Given(complete, arguments.redraw, first),
             truncate=arguments.truncate, allow_unseen=arguments.allow_unseen,
         ).cpu()  # fmt: skip
-    if arguments.gif:
-        grids = [in_rows(frame, arguments.prompts, each(arguments)) for frame in frames]
-        save_gif(grids, arguments.gif)
     drawn = choose(arguments, clip, pictures)
     verdicts = judged(str(dalle.run["data"]), arguments.prompts, drawn.pictures, first=first)
     return drawn._replace(verdicts=verdicts)

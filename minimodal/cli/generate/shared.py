@@ -73,8 +73,6 @@ def add_sampling_flags(parser: Parser) -> None:
         help="draw among the K likeliest codes (default: 0, all)")  # fmt: skip
     add("--top-p", type=float, default=1.0, metavar="P",
         help="draw among the likeliest that hold P together (default: 1, all)")  # fmt: skip
-    add("--min-p", type=float, default=0.0, metavar="P",
-        help="drop codes less than P times as likely as the best (default: 0, none)")  # fmt: skip
     add("--guidance", type=float, metavar="S",
         help="how much the prompt counts; 1 is plain (default: the run's own)")  # fmt: skip
 
@@ -122,7 +120,7 @@ def sampling_of(arguments: argparse.Namespace, own: dict[str, float]) -> Samplin
         own.get(name, 1.0) if getattr(arguments, name) is None else getattr(arguments, name)
         for name in ("temperature", "guidance")
     )
-    return SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance, arguments.min_p)
+    return SamplingConfig(temperature, arguments.top_k, arguments.top_p, guidance)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from there or from another `--init`. PROMPT has a grammar, see `vqgan_clip/promp
 
 import argparse
 import json
+import pickle
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from minimodal.blocks.sampling import SamplingConfig
 from minimodal.cli.common import Parser
 from minimodal.cli.generate.shared import Drawn, in_rows, judged
 from minimodal.cli.generate.vqgan_prior import read_size
-from minimodal.cli.pool import pool_of, prior_of
+from minimodal.cli.pool import pool_of, prior_of, told
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.data.images import open_rgb
 from minimodal.drawing import save_gif, save_png, to_picture
@@ -41,6 +42,7 @@ from minimodal.vqgan_clip.search import SearchConfig
 
 STARTS = ("pool", "codes", "noise", "gradient", "dalle")
 RATES = {"vqgan": 0.1, "codes": 0.3}  # of learning; 0.05 where pixels are moved
+DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)  # torch.load's
 OF_STEPS = ("drawer", "gif", "every", "size", "cutouts", "chunk", "resume")
 
 
@@ -221,10 +223,8 @@ class Work:
             raise UserError(f"--resume: there is no {self.place}, so nothing was stopped")
         try:
             state = torch.load(self.place, map_location=self.device, weights_only=True)
-        except Exception as error:  # pickles have many ways to be damaged
-            raise UserError(
-                f"{self.place} is damaged ({type(error).__name__}): remove it"
-            ) from None
+        except DAMAGED:
+            raise UserError(f"{self.place} is damaged: remove it and begin again") from None
         if state["asked"] != self.asked:
             old, new = json.loads(state["asked"]), json.loads(self.asked)
             other = next(k for k in new if old.get(k) != new[k])
@@ -280,12 +280,13 @@ class Work:
         config = None if a.search == 0 else SearchConfig()
         if a.search:
             config = SearchConfig(evaluations=10**9)
-        for number in tqdm(numbers, desc="search", file=sys.stderr, disable=None, leave=False):
-            codes = pools.find(
-                loaded.prior, wanted[number // a.n], pool, seed=self.seed(number),
-                skip=number % a.n, config=config, seconds=a.search or float("inf"),
-            ).codes[:1]  # fmt: skip
-            found[number] = to_float(loaded.painter.decode(codes.to(self.device)))
+        with told("searched pictures are kept when all are found: none is saved"):
+            for number in tqdm(numbers, desc="search", file=sys.stderr, disable=None, leave=False):
+                codes = pools.find(
+                    loaded.prior, wanted[number // a.n], pool, seed=self.seed(number),
+                    skip=number % a.n, config=config, seconds=a.search or float("inf"),
+                ).codes[:1]  # fmt: skip
+                found[number] = to_float(loaded.painter.decode(codes.to(self.device)))
         return found
 
     def followed(self, number: int, start: Tensor | None) -> Tensor:

@@ -26,8 +26,6 @@ def add_flags(parser: Parser) -> None:
         help="a picture whose upper part is kept (default: none)")  # fmt: skip
     add("--keep", type=float, metavar="P",
         help="share of the picture to --complete that is kept (default: 0.5)")  # fmt: skip
-    add("--stride", type=int, default=1, metavar="S",
-        help="the sliding window moves S codes at a time: faster (default: 1)")  # fmt: skip
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:
@@ -66,6 +64,6 @@ def draw(arguments: argparse.Namespace, prior: VQGANPrior, device: str) -> Drawn
     with requested(arguments, device) as request:
         pictures = prior.draw(
             arguments.prompts, request, sampling_of(arguments, own), size=size, complete=complete,
-            keep=0.5 if arguments.keep is None else arguments.keep, stride=arguments.stride,
+            keep=0.5 if arguments.keep is None else arguments.keep,
         )  # fmt: skip
     return Drawn(pictures.cpu(), seeds=arguments.seeds)

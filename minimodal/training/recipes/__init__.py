@@ -12,13 +12,16 @@ CONTRIBUTING.md shows what a further system takes: a module, a file here, a line
 from dataclasses import replace
 
 from minimodal.training.contract import Recipe, System
-from minimodal.training.recipes import clip, dalle, vqgan, vqgan_prior
+from minimodal.training.recipes import clip, dalle, decoder, prior, upsampler, vqgan, vqgan_prior
 
 SYSTEMS: dict[str, System] = {
     "vqgan": vqgan.SYSTEM,
     "clip": clip.SYSTEM,
     "vqgan-prior": vqgan_prior.SYSTEM,
     "dalle": dalle.SYSTEM,
+    "prior": prior.SYSTEM,
+    "decoder": decoder.SYSTEM,
+    "upsampler": upsampler.SYSTEM,
 }
 
 

@@ -101,7 +101,7 @@ def on_codes(recipe: Recipe, encoded: Encoded) -> DALLETask:
         pad_id=words.tokenizer.pad_id,
         grid=vqgan.config.grid,
         pictures=encoded.codes.shape[1] // vqgan.config.grid,
-        codes=vqgan.config.vocabulary,
+        codes=vqgan.config.codes,
     )
     return DALLETask(recipe._replace(model=model), encoded, words)
 

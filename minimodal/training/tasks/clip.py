@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimodal.blocks.contrastive import difference_loss, gathered_loss, rows_sigmoid
+from minimodal.blocks.contrastive import difference_loss
+from minimodal.blocks.contrastive_rows import gathered_loss, rows_sigmoid
 from minimodal.clip import (
     CLIP,
     class_embeddings,

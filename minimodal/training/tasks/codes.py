@@ -4,8 +4,6 @@ uint8 pictures (B, 3, H, W) of a data source in, codes (N, h, w) out, kept in a 
 VQGAN. Read `minimodal/vqgan.py` before.
 """
 
-import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +15,9 @@ from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
 from minimodal.data.loading import DataSource
-from minimodal.errors import UserError
-from minimodal.files import make_folder, write_atomically
+from minimodal.files import make_folder
 from minimodal.training.checkpoint import save_config, save_weights
+from minimodal.training.tasks.cached import cached, copy_files
 from minimodal.training.tasks.common import EVALUATION_PICTURES
 from minimodal.vqgan import VQGAN
 
@@ -83,38 +81,22 @@ def cached_codes(
 ) -> Tensor:
     """`tokenize_pictures`, once: kept in a file whose name stands for the weights and the data.
 
-    The file is mapped into memory, not read: of millions of pictures a batch touches its own.
     returns: (N, h, w) int32
     """
-    if path.exists():
-        try:
-            kept = np.lib.format.open_memmap(path, mode="c")
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); delete it, and the pictures are encoded again"
-            ) from None
-        w, (height, width) = vqgan.config.grid, source.images(np.arange(1)).shape[2:]
-        shape = (n * (2 if flip else 1), w * height // width, w)  # of pairs h = 2 w
-        if kept.shape == shape and kept.dtype == np.int32:
-            return torch.from_numpy(kept)
-        print(f"{path} holds {kept.dtype} {kept.shape}, where int32 {shape} is expected: it is "
-              "made anew", file=sys.stderr)  # fmt: skip
-    print(f"turning {n} pictures into codes, once (kept in {path})", file=sys.stderr)
-    device = vqgan.last_layer.device
-    codes = tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
-    if write:
-        try:
-            make_folder(path.parent)
-            write_atomically(path, lambda file: write_array(file, codes.numpy()))
-        except UserError as error:  # beside someone else's checkpoint, perhaps, or on a full disk
-            print(f"{error}; next time the pictures are encoded again", file=sys.stderr)
-    return codes
+    w, (height, width) = vqgan.config.grid, source.images(np.arange(1)).shape[2:]
 
+    def make() -> Tensor:
+        device = vqgan.last_layer.device
+        return tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a NumPy file; np.save itself would add .npy to the name."""
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+    return cached(
+        path,
+        make,
+        shape=(n * (2 if flip else 1), w * height // width, w),  # of pairs h = 2 w
+        dtype=np.int32,
+        what=f"{n} pictures into codes",
+        write=write,
+    )
 
 
 def copy_vqgan(encoded: Encoded, out: Path) -> None:
@@ -132,7 +114,4 @@ def copy_vqgan(encoded: Encoded, out: Path) -> None:
         save_weights(out / "vqgan", vqgan)
         vqgan.discriminator = keep
         return
-    for name in ("config.json", "model.safetensors"):
-        source, copy = run / name, out / "vqgan" / name
-        if source.resolve() != copy.resolve():
-            write_atomically(copy, lambda path, source=source: shutil.copyfile(source, path))
+    copy_files(run, out / "vqgan", "config.json", "model.safetensors")

@@ -307,7 +307,7 @@ class VQGANTask(Task):
         decoded = torch.cat([to_uint8(model.decode(part.z)).cpu() for part in codes])
         scores = {"val_psnr": psnr(decoded, images)}
         parts = model.quantizer.factors(torch.cat([part.indices.cpu() for part in codes]))
-        for name, part, size in zip(("", "_2"), parts, model.config.vocabulary, strict=False):
+        for name, part, size in zip(("", "_2"), parts, model.config.codes, strict=False):
             used = usage(part, size)
             scores |= {f"codes_used{name}": used.share, f"perplexity{name}": used.perplexity}
         return scores

@@ -1,0 +1,391 @@
+"""Diffusion: a path from data to noise, what a network may predict on it, and ways back.
+
+One time axis for all: t = 0 is the data x, t = 1 is noise ε ~ N(0, I), and between them
+
+    x_t = α(t) x + σ(t) ε
+
+A `Path` says what α and σ are. A network may predict x, ε or the velocity v; each follows from any
+other (`Path.estimate`). A sampler walks from 1 to 0 and asks `denoise(x_t, t)`, a function, for its
+estimate of x at every step: DDPM (Ho et al. 2020), DDIM (Song et al. 2021), DPM-Solver++ 2M (Lu et
+al. 2022). The same walk upwards inverts a picture; from the middle it changes one; with a part
+held it fills the rest in. Tensors x are (B, …), whatever is diffused: pictures or embeddings.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimodal.blocks.sampling import Generators, normal
+from minimodal.errors import UserError
+
+PATHS = ("cosine", "linear", "straight")
+TARGETS = ("x", "noise", "velocity")
+SAMPLERS = ("ddpm", "ddim", "2m")
+LEAST = 0.05  # σ and α are taken for no less where an estimate is divided by them
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # x_t (B, …) and t (B,) to the estimate of x (B, …)
+
+
+class Estimate(NamedTuple):
+    """The same statement about x_t in three ways.
+
+    x: (B, …) the data
+    noise: (B, …) ε
+    velocity: (B, …) v
+    """
+
+    x: Tensor
+    noise: Tensor
+    velocity: Tensor
+
+
+class Path(NamedTuple):
+    """How data becomes noise.
+
+    cosine    α = cos(πt/2), σ = sin(πt/2)                          (Nichol & Dhariwal 2021)
+    linear    α² = exp(-0.1 t - 9.95 t²), σ² = 1 - α²               (Ho et al. 2020, in the limit)
+    straight  α = 1 - t, σ = t                                      (Liu et al. 2022)
+    """
+
+    name: str = "cosine"
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at times t.
+
+        t: (B,) 0 to 1
+        returns: (B,) α, (B,) σ
+        """
+        if self.name == "cosine":
+            # differs from the paper: without its offset s = 0.008, which keeps 1,000 discrete
+            # steps from beginning too small; time is continuous here.
+            return torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)
+        if self.name == "linear":
+            square = torch.exp(-0.1 * t - 9.95 * t.square())  # ᾱ with β from 0.1 to 20
+            return square.sqrt(), (1 - square).clamp(min=0).sqrt()
+        if self.name == "straight":
+            return 1 - t, t
+        raise UserError(f"path {self.name}: expected {', '.join(PATHS)}")
+
+    def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b of the velocity v = a x + b ε, chosen so that α b - σ a = 1: of the straight path
+        ε - x, its derivative; of the others α ε - σ x (Salimans & Ho 2022).
+
+        t: (B,)
+        returns: (B,) a, (B,) b
+        """
+        if self.name == "straight":
+            return -torch.ones_like(t), torch.ones_like(t)
+        alpha, sigma = self.coefficients(t)
+        return -sigma, alpha
+
+    def noised(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = α x + σ ε.
+
+        x: (B, D) data, of any further dimensions
+        noise: (B, D)
+        t: (B,)
+        returns: (B, D)
+        """
+        alpha, sigma = (along(c, x) for c in self.coefficients(t))
+        return alpha * x + sigma * noise
+
+    def estimate(self, x_t: Tensor, t: Tensor, found: Tensor, kind: str) -> Estimate:
+        """All three predictions from one of them.
+
+        With α b - σ a = 1 the two lines x_t = α x + σ ε and v = a x + b ε have the solution
+        x = b x_t - σ v and ε = α v - a x_t.
+
+        x_t: (B, D) of any further dimensions
+        t: (B,)
+        found: (B, D) the prediction
+        kind: what it is: x, noise or velocity
+        """
+        (alpha, sigma), (a, b) = self.coefficients(t), self.direction(t)
+        alpha, sigma, a, b = (along(c, x_t) for c in (alpha, sigma, a, b))
+        if kind == "velocity":
+            return Estimate(b * x_t - sigma * found, alpha * found - a * x_t, found)
+        if kind == "x":
+            # Near the data all but nothing of x_t is noise: what it was cannot be told from x.
+            divisor = sigma.clamp(min=LEAST)
+            return Estimate(found, (x_t - alpha * found) / divisor, (b * x_t - found) / divisor)
+        if kind == "noise":
+            divisor = alpha.clamp(min=LEAST)
+            return Estimate((x_t - sigma * found) / divisor, found, (found + a * x_t) / divisor)
+        raise UserError(f"prediction {kind}: expected {', '.join(TARGETS)}")
+
+
+def along(values: Tensor, like: Tensor) -> Tensor:
+    """One number per row, shaped to multiply a batch.
+
+    values: (B,)
+    like: (B, D) of any further dimensions
+    """
+    return values.view(-1, *(1,) * (like.ndim - 1)).to(like.dtype)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """How a system diffuses: the path, what its network says, what its loss compares, when."""
+
+    path: str = "straight"  # cosine, linear or straight
+    predicts: str = "x"  # what the network gives: x, noise or velocity
+    loss_on: str = "velocity"  # what the loss compares: x, noise or velocity
+    time_mean: float = 0.0  # of the training's times, as ln(t / (1 - t)); above 0: more noise
+    time_spread: float = 1.0  # their deviation; 0: all times alike
+
+    def __post_init__(self) -> None:
+        Path(self.path).coefficients(torch.zeros(1))
+        for name in ("predicts", "loss_on"):
+            if getattr(self, name) not in TARGETS:
+                raise UserError(f"{name} {getattr(self, name)}: expected {', '.join(TARGETS)}")
+        if not self.time_spread >= 0:
+            raise UserError(f"time_spread {self.time_spread}: expected 0 or more")
+
+
+def training_times(uniform: Tensor, config: DiffusionConfig) -> Tensor:
+    """Times to train at: t = sigmoid(m + s n), n ~ N(0, 1) (Esser et al. 2024, equation 19).
+
+    uniform: (B,) random numbers between 0 and 1
+    returns: (B,) between 0 and 1
+    """
+    if config.time_spread == 0:
+        return uniform
+    n = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6)).to(uniform.dtype)
+    return torch.sigmoid(config.time_mean + config.time_spread * n)
+
+
+def diffusion_loss(
+    found: Tensor, x: Tensor, noise: Tensor, t: Tensor, config: DiffusionConfig
+) -> Tensor:
+    """Mean squared error of what the network says, as x, ε or v, whatever it predicts:
+
+        L = E ‖estimate_loss_on(found) - estimate_loss_on(true)‖²
+
+    On v this weighs an error of x by 1/σ², on ε by α²/σ². Divisors below 0.05 are taken for that.
+
+    found: (B, D) the network's prediction at x_t, of any further dimensions
+    x: (B, D) the data
+    noise: (B, D)
+    t: (B,)
+    returns: ()
+    """
+    path = Path(config.path)
+    x_t = path.noised(x, noise, t)
+    a, b = (along(c, x) for c in path.direction(t))
+    true = {"x": x, "noise": noise, "velocity": a * x + b * noise}[config.predicts]
+    guess, truth = (
+        getattr(path.estimate(x_t, t, some.float(), config.predicts), config.loss_on)
+        for some in (found, true)
+    )
+    return (guess - truth).square().mean()
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+class Sampler(NamedTuple):
+    """How to go from noise to data."""
+
+    name: str = "2m"  # ddpm, ddim or 2m
+    steps: int = 16
+    eta: float = 0.0  # of DDIM: 0 adds no noise, 1 is DDPM
+    guidance: float = 1.0  # 0: without the condition, 1: with it, above: away from without
+    guide_from: float = 1.0  # guidance holds between these times, from noise …
+    guide_to: float = 0.0  # … to data
+    threshold: float = 0.0  # share of an estimate's values that stay in [-1, 1]; 0: not asked for
+
+    def check(self) -> None:
+        """Refuse what no walk can be made of."""
+        if self.name not in SAMPLERS:
+            raise UserError(f"sampler {self.name}: expected {', '.join(SAMPLERS)}")
+        if not 1 <= self.steps <= 1000:
+            raise UserError(f"steps {self.steps}: expected from 1 to 1000")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise UserError(f"guidance {self.guidance}: expected 0 or more")
+        for name in ("eta", "threshold", "guide_from", "guide_to"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)}: expected from 0 to 1")
+        if self.eta and self.name != "ddim":
+            raise UserError(f"eta {self.eta} is DDIM's; {self.name} has none")
+
+
+def guided(with_it: Tensor, without: Tensor, t: Tensor, how: Sampler) -> Tensor:
+    """x = x_∅ + s (x_c - x_∅) (Ho & Salimans 2022), within the times that guidance holds.
+
+    with_it: (B, D) the estimate with the condition
+    without: (B, D) the one without
+    t: (B,)
+    returns: (B, D)
+    """
+    holds = (t <= how.guide_from) & (t >= how.guide_to)
+    scale = torch.where(holds, how.guidance, 1.0)  # (B,)
+    return without + along(scale, with_it) * (with_it - without)
+
+
+def threshold(x: Tensor, share: float) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp to s, the quantile of |x|, and
+    divide by it where it is above 1, so that guidance cannot saturate a picture.
+
+    x: (B, C, H, W)
+    returns: (B, C, H, W)
+    """
+    s = x.flatten(1).abs().float().quantile(share, dim=1).clamp(min=1)  # (B,)
+    s = along(s, x)
+    return x.clamp(-s, s) / s
+
+
+def walk_times(steps: int, *, start: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
+    """The times of a walk, from `start` down to 0.
+
+    returns: (steps + 1,)
+    """
+    return torch.linspace(start, 0, steps + 1, device=device)
+
+
+def ddim_step(
+    path: Path, x_t: Tensor, t: Tensor, s: Tensor, x: Tensor, *, eta: float, fresh: Tensor | None
+) -> Tensor:
+    """From time t to s with the estimate x of the data (Song et al. 2021, equation 12):
+
+        x_s = α_s x + sqrt(σ_s² - c²) ε + c z,   ε = (x_t - α_t x) / σ_t
+        c = η σ_s sqrt(1 - (α_t σ_s / α_s σ_t)²)
+
+    x_t: (B, D) of any further dimensions
+    t: (B,)
+    s: (B,)
+    x: (B, D)
+    fresh: (B, D) the new noise z, where η is above 0
+    returns: (B, D)
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = path.coefficients(t), path.coefficients(s)
+    ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
+    c = eta * sigma_s * (1 - ratio.square()).clamp(min=0).sqrt()
+    kept = (sigma_s.square() - c.square()).clamp(min=0).sqrt()
+    noise = (x_t - along(alpha_t, x) * x) / along(sigma_t, x)
+    moved = along(alpha_s, x) * x + along(kept, x) * noise
+    return moved if fresh is None else moved + along(c, x) * fresh
+
+
+class Held(NamedTuple):
+    """A part of the data that is known and stays.
+
+    x: (B, D) the data, of any further dimensions
+    keep: (B, D) or what broadcasts to it, bool, True where it stays
+    noise: (B, D) with which it is noised on the way
+    """
+
+    x: Tensor
+    keep: Tensor
+    noise: Tensor
+
+
+class Start(NamedTuple):
+    """Where a walk begins, if not in fresh noise.
+
+    x_t: (B, D) noise that was chosen, or data with noise of the time; of any further dimensions
+    """
+
+    x_t: Tensor | None = None
+    time: float = 1.0
+    held: Held | None = None  # what stays as it is
+
+
+NOISE = Start()
+
+
+@torch.no_grad()
+def walk(
+    denoise: Denoise,
+    x_t: Tensor,
+    how: Sampler,
+    path: Path,
+    *,
+    time: float = 1.0,
+    generator: Generators | None = None,
+    held: Held | None = None,
+    on_step: Callable[[Tensor, int], None] | None = None,
+) -> Tensor:
+    """Follow `denoise` from noise to data; the last step returns its last estimate.
+
+    2M looks one step back (Lu et al. 2022, algorithm 2): with λ = ln(α/σ), h = λ_s - λ_t and
+    r = h_before / h it takes D = (1 + 1/2r) x - 1/2r x_before for the estimate, and
+
+        x_s = σ_s/σ_t x_t + α_s (1 - e^-h) D,   which is DDIM's step where D = x
+
+    x_t: (B, D) where the walk begins: noise, or data with noise of the first time
+    time: of x_t
+    held: what stays as it is (Lugmayr et al. 2022, without their resampling)
+    on_step: called after each step with the estimate of x and the number of steps done
+    returns: (B, D)
+    """
+    how.check()
+    times = walk_times(how.steps, start=time, device=x_t.device)
+    eta = {"ddpm": 1.0, "ddim": how.eta, "2m": 0.0}[how.name]
+    # λ is -∞ where there is no data left, as at the start of most walks: 1/2r is 0 behind it.
+    alphas, sigmas = path.coefficients(times)
+    lam = torch.where(alphas < 1e-6, -torch.inf, (alphas / sigmas).log())  # (n,)
+    before: Tensor | None = None
+    ends = len(times) - 2
+    for i in range(len(times) - 1):
+        t, s = (times[j].expand(len(x_t)) for j in (i, i + 1))  # (B,)
+        x = denoise(x_t, t)
+        if how.threshold:
+            x = threshold(x, how.threshold)
+        # The last step goes to an infinite λ, where a line through two estimates is no help.
+        use = x
+        if how.name == "2m" and before is not None and i < ends:
+            half = (lam[i + 1] - lam[i]) / (lam[i] - lam[i - 1]) / 2  # 1/2r
+            use = (1 + half) * x - half * before
+        before = x
+        fresh = normal(x_t, generator) if eta > 0 and i < ends else None
+        x_t = ddim_step(path, x_t, t, s, use, eta=eta if fresh is not None else 0.0, fresh=fresh)
+        if held is not None:
+            x_t = torch.where(held.keep, path.noised(held.x, held.noise, s), x_t)
+        if on_step is not None:
+            on_step(x, i + 1)
+    return x_t
+
+
+@torch.no_grad()
+def invert(denoise: Denoise, x: Tensor, path: Path, *, steps: int) -> Tensor:
+    """The noise from which DDIM's walk of as many steps leads to x, nearly: the walk backwards.
+
+    The step from s down to t took the estimate at x_s, which is not known yet. It is found in two
+    rounds: x_s is moved by as much as its step down misses x_t.
+
+    x: (B, D) the data, of any further dimensions
+    returns: (B, D)
+    """
+    times, x_t = walk_times(steps, device=x.device).flip(0), x  # rising
+    for i in range(steps):
+        t, s = (times[j].expand(len(x)) for j in (i, i + 1))
+        x_s = x_t
+        for _ in range(2):
+            down = ddim_step(path, x_s, s, t, denoise(x_s, s), eta=0.0, fresh=None)
+            x_s = x_s + x_t - down
+        x_t = x_s
+    return x_t
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """A point on the great circle from a to b: sin((1-s)θ)/sin θ a + sin(sθ)/sin θ b (Shoemake
+    1985), of directions and lengths alike, which keeps both unit vectors and noise what they are.
+
+    a: (B, D) of any further dimensions
+    b: (B, D)
+    share: 0 is a, 1 is b
+    returns: (B, D)
+    """
+    left, right = a.flatten(1), b.flatten(1)
+    cosine = (left * right).sum(1) / (left.norm(dim=1) * right.norm(dim=1)).clamp(min=1e-12)
+    angle = cosine.clamp(-1, 1).acos()  # (B,)
+    near = angle.sin() < 1e-6  # the same direction, or opposite ones, between which no way is best
+    sine = angle.sin().clamp(min=1e-6)
+    weights = (((1 - share) * angle).sin() / sine, (share * angle).sin() / sine)
+    plain = (1 - share, share)
+    w, v = (torch.where(near, p, weight) for p, weight in zip(plain, weights, strict=True))
+    return along(w, a) * a + along(v, b) * b

@@ -1,0 +1,117 @@
+"""unCLIP's runs: how generate.py loads them, and how `train.py demo --with unclip` makes them.
+
+The demo trains a prior and a decoder of code vectors on its own CLIP and VQGAN. Both have their
+recipes' own steps: half an hour of one core where bfloat16 is native, three times that elsewhere.
+Read `cli/demo.py` and `evaluation/unclip.py` before.
+"""
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minimodal.blocks.diffusion import Sampler
+from minimodal.blocks.painter import Painter
+from minimodal.drawing import grid, save_png
+from minimodal.errors import UserError
+from minimodal.evaluation.scoreboard import format_scoreboard
+from minimodal.evaluation.unclip import draw_with, unclip_scores
+from minimodal.files import digest, write_atomically
+from minimodal.runs import load
+from minimodal.shapes.oracle import score
+from minimodal.shapes.source import ShapesSource
+from minimodal.training import distributed
+from minimodal.training.checkpoint import last_of_finished
+from minimodal.training.engine import run
+from minimodal.training.recipes import SYSTEMS, recipe_for
+from minimodal.training.recipes.decoder import on_codes
+from minimodal.training.report import write_report
+from minimodal.uses.unclip import UnCLIP
+
+UNCLIP = ("prior", "decoder")
+
+
+def load_unclip(
+    folder: Path,
+    device: str,
+    *,
+    prior: Path | None = None,
+    upsampler: Path | None = None,
+) -> tuple[UnCLIP, Sampler]:
+    """An unCLIP of a decoder's run, and how it draws by default; its CLIP, and the VQGAN of code
+    vectors, lie within the run.
+
+    prior: a run trained with the same CLIP, for prompts
+    """
+    decoder = load(folder, kind="decoder").to(device)
+    trained = decoder.run["model"]
+    clip = load(folder / "clip", kind="clip").to(device)
+    painter, first, last = None, None, None
+    if decoder.config.latent:
+        painter = Painter(load(folder / "vqgan", kind="vqgan").to(device))
+    if prior is not None:
+        first = load(prior, kind="prior").to(device)
+        mine, its = (m["training"]["clip"][:12] for m in (trained, first.run["model"]))
+        if mine != its:
+            raise UserError(
+                f"{prior} was trained with the CLIP {its}, and {folder} with another, {mine}: "
+                "train one of them again, with the same --clip"
+            )
+    if upsampler is not None:
+        last = load(upsampler, kind="upsampler").to(device)
+    model = UnCLIP(clip, decoder, prior=first, painter=painter, upsampler=last)
+    return model, Sampler(**trained["sampling"])
+
+
+def train_unclip(out: Path, seed: int, device: str) -> None:
+    """Train what is not trained yet, in the demo's folder."""
+    for name in UNCLIP:
+        if last_of_finished(out / name):
+            continue
+        recipe = recipe_for(name, "shapes") if name == "prior" else on_codes(out / "vqgan")
+        recipe = recipe._replace(engine=replace(recipe.engine, seed=seed))
+        task = SYSTEMS[name].build(recipe, "shapes", {"clip": out / "clip"}, device)
+        run(
+            task, recipe.engine, out / name, data_spec="shapes", resume=(out / name).exists(),
+            device=device,
+        )  # fmt: skip
+
+
+def draw_row(unclip: UnCLIP, how: Sampler, out: Path, seed: int) -> None:
+    """unclip.png: two rows of seen captions, one of held-out ones, and the verdicts."""
+    captions = []
+    for pairs, n in (("seen", 16), ("held_out", 8)):
+        source = ShapesSource(seed, split="val", pairs=pairs)
+        numbers = np.arange(1000, 1000 + n)
+        captions += source.full_captions(numbers, np.random.default_rng(seed))
+    pictures = draw_with(unclip, how)(captions, 1, seed)
+    verdicts = score(captions, pictures.numpy())
+    save_png(grid(pictures, captions, verdicts, columns=8), out / "unclip.png")
+
+
+def add_unclip(out: Path, seed: int, device: str, *, n: int = 200) -> None:
+    """Train, score and draw; the scores join the demo's scoreboard."""
+    began, path = time.time(), out / "scoreboard.json"
+    train_unclip(out, seed, device)
+    if not distributed.start(device).main:
+        return
+    board = json.loads(path.read_text())
+    weights = {name: digest(out / name / "model.safetensors") for name in UNCLIP}
+    if board.get("unclip_weights") != weights:
+        print("scoring unCLIP", file=sys.stderr)
+        unclip, how = load_unclip(out / "decoder", device, prior=out / "prior")
+        with torch.no_grad():
+            board["unclip"] = unclip_scores(unclip, how, seed=seed, n=n)
+        draw_row(unclip, how, out, seed)
+        board["unclip_weights"] = weights
+        board["seconds"]["unclip"] = round(time.time() - began, 1)
+        text = json.dumps(board, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write_text(text))
+        for name in UNCLIP:
+            write_report(out / name)
+    print(format_scoreboard({"unclip": board["unclip"]}))
+    print(f"pictures: {out / 'unclip.png'}")

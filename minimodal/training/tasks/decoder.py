@@ -1,0 +1,209 @@
+"""The training of unCLIP's decoder: take noise away from pictures.
+
+Pictures come from the data source, their embeddings were made once by a trained CLIP. Read
+`minimodal/unclip/decoder.py` before.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minimodal.blocks.diffusion import Sampler, training_times
+from minimodal.blocks.painter import Painter
+from minimodal.blocks.pixels import to_float
+from minimodal.clip import embed_captions
+from minimodal.data.loading import batch_indices
+from minimodal.errors import UserError
+from minimodal.training.contract import Recipe, Task
+from minimodal.training.tasks.codes import Encoded, copy_vqgan
+from minimodal.training.tasks.common import draws, seeded, tile
+from minimodal.training.tasks.embeddings import (
+    Embedded,
+    copy_clip,
+    embed_source,
+    unseen_embeddings,
+)
+from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
+
+SUMMARIES = 2048  # captions whose embeddings' statistics are taken
+
+
+@dataclass(frozen=True)
+class DecoderTraining:
+    """What a decoder's training has beyond the engine's settings."""
+
+    pool: int = 65_536  # pictures embedded at the start, at most
+    flip: bool = False  # the pool holds every picture and its mirror image
+    embedding_dropout: float = 0.1  # share of pictures whose embedding is left out
+    caption_dropout: float = 0.5  # share of pictures whose caption is
+    # differs from the paper: noise of a told level in the embedding (Rombach's Stable unCLIP), so
+    # that what a prior makes of a caption, which is never quite an embedding, is no surprise.
+    embedding_noise: float = 0.5  # its deviation at most, where the embedding's own is 1
+    vqgan: str = ""  # a trained VQGAN, whose codes are diffused instead of pixels
+    guidance: float = 1.0  # that generate.py samples with by default
+    sampler: str = "2m"  # that generate.py samples by by default
+    sampling_steps: int = 16  # that generate.py takes by default
+
+    def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise UserError(f"pool {self.pool}: expected at least 1")
+        for name in ("embedding_dropout", "caption_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
+        if not 0 <= self.embedding_noise <= 4:
+            raise UserError(f"embedding_noise {self.embedding_noise}: expected 0 to 4")
+        Sampler(self.sampler, self.sampling_steps, guidance=self.guidance).check()
+
+
+class DecoderTask(Task):
+    """Denoising of pictures that are told by embedding and caption."""
+
+    name = "decoder"
+
+    def __init__(self, recipe: Recipe, embedded: Embedded, encoded: Encoded | None) -> None:
+        """encoded: the codes that are diffused instead of pixels, if any"""
+        model = seeded(lambda: Decoder(recipe.model), recipe.engine.seed)
+        super().__init__(recipe, model)
+        self.train, self.val = embedded.train, embedded.val
+        self.embedded, self.encoded = embedded, encoded
+        model.space.learn(embedded.embeddings, recipe.model.scale)
+        if recipe.model.captions:
+            n = min(SUMMARIES, embedded.pictures)
+            captions = self.train.captions(np.arange(n), draws(self.seed, 0))
+            model.summaries.learn(embed_captions(embedded.clip, captions).cpu(), "standard")
+        if encoded is not None:
+            some = self.code_vectors(encoded.codes[:4096]).cpu()
+            model.latents.learn(rearrange(some, "B C h w -> (B h w) C"), "standard")
+
+    def code_vectors(self, codes: Tensor) -> Tensor:
+        """What stands for codes.
+
+        codes: (B, h, w) integers
+        returns: (B, C, h, w)
+        """
+        vqgan = self.encoded.vqgan
+        return vqgan.quantizer.vectors(codes.long().to(vqgan.last_layer.device))
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Pictures (or their codes), embeddings, captions, and all random numbers of the step."""
+        rng, c = draws(self.seed, step), self.model.config
+        N, B, n = len(self.embedded.embeddings), self.batch_size, self.embedded.pictures
+        indices = batch_indices(N, B, step, seed=self.seed)
+        captions = self.train.captions(indices % n, rng)
+        dropped = rng.random((B, 3)) < (
+            self.training.embedding_dropout, self.training.caption_dropout, 0
+        )  # fmt: skip
+        numbers = rng.random((B, 2), dtype=np.float32)
+        noise = rng.standard_normal((B, *c.shape), dtype=np.float32)[rows]
+        shift = rng.standard_normal((B, c.embed_width), dtype=np.float32)[rows]
+        mine = indices[rows]
+        found = {
+            "embedding": self.embedded.embeddings[torch.from_numpy(mine)],
+            "tokens": self.embedded.clip.tokenize(captions[rows], truncate=True),
+            "embedded": torch.from_numpy(~dropped[rows, 0]),
+            "captioned": torch.from_numpy(~dropped[rows, 1]),
+            "numbers": torch.from_numpy(numbers[rows]),
+            "noise": torch.from_numpy(noise),
+            "shift": torch.from_numpy(shift),
+        }
+        if self.encoded is not None:
+            return found | {"codes": self.encoded.codes[torch.from_numpy(mine)].long()}
+        images = self.train.images(mine % n)
+        mirrored = (mine >= n)[:, None, None, None]
+        images = np.where(mirrored, images[..., ::-1], images)
+        return found | {"images": torch.from_numpy(images)}
+
+    def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The squared error of what is said of noised pictures."""
+        model = self.model
+        x = self.clean(batch)  # (B, C, H, W)
+        level = batch["numbers"][:, 1] * self.training.embedding_noise  # (B,)
+        embedding = model.space.standardize(batch["embedding"]) + level[:, None] * batch["shift"]
+        caption = read_captions(self.embedded.clip, batch["tokens"])
+        told = Conditions(embedding, level, *caption, batch["embedded"], batch["captioned"])
+        t = training_times(batch["numbers"][:, 0], model.config)
+        return model.loss(x, told, noise=batch["noise"], t=t), {}
+
+    def clean(self, batch: dict) -> Tensor:
+        """What is diffused: pictures, or standardised code vectors.
+
+        returns: (B, C, H, W)
+        """
+        if "codes" in batch:
+            return self.model.latents.standardize(self.code_vectors(batch["codes"]))
+        return to_float(batch["images"])
+
+    @torch.no_grad()
+    def evaluate(self, model: Decoder) -> dict[str, float]:
+        """The loss on unseen pictures, with everything told and nothing left out."""
+        z = unseen_embeddings(self.embedded)
+        rng, c, sums = draws(self.seed, 0), model.config, 0.0
+        device = model.no_embedding.device
+        for start in range(0, len(z), 64):
+            numbers = np.arange(start, min(start + 64, len(z)))
+            pictures = torch.from_numpy(self.val.images(numbers)).to(device)
+            x = self.latent_of(model, pictures)
+            told = self.told([self.val.all_captions(i)[0] for i in numbers], z[numbers], model)
+            told = told._replace(embedding=model.space.standardize(told.embedding))
+            noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
+            u = torch.from_numpy(rng.random(len(x), dtype=np.float32)).to(device)
+            loss = model.loss(x, told, noise=noise, t=training_times(u, c))
+            sums += float(loss) * len(numbers) / len(z)
+        return {"val_loss": sums}
+
+    def latent_of(self, model: Decoder, pictures: Tensor) -> Tensor:
+        """Pictures as what is diffused.
+
+        pictures: (B, 3, S, S) uint8
+        returns: (B, C, H, W)
+        """
+        if self.encoded is None:
+            return to_float(pictures)
+        return model.latents.standardize(self.code_vectors(self.painter.encode(pictures)))
+
+    @property
+    def painter(self) -> Painter | None:
+        """The VQGAN that decodes code vectors."""
+        return None if self.encoded is None else Painter(self.encoded.vqgan)
+
+    def told(self, captions: list[str], embeddings: Tensor, model: Decoder) -> Conditions:
+        """All that can be told of pictures."""
+        device = model.no_embedding.device
+        tokens = self.embedded.clip.tokenize(captions, truncate=True).to(device)
+        return tell(embeddings.to(device), read_captions(self.embedded.clip.to(device), tokens))
+
+    @torch.no_grad()
+    def sample(self, model: Decoder, step: int) -> Tensor:
+        """16 unseen pictures, and below each what their embeddings and captions are decoded to."""
+        device, numbers = model.no_embedding.device, np.arange(16) % len(self.val)
+        pictures = torch.from_numpy(self.val.images(numbers))
+        z = embed_source(self.embedded.clip, self.val, n=min(16, len(self.val)))
+        told = self.told([self.val.all_captions(i)[0] for i in numbers], z[numbers], model)
+        how = Sampler(self.training.sampler, self.training.sampling_steps,
+                      guidance=self.training.guidance)  # fmt: skip
+        generator = torch.Generator(device).manual_seed(self.seed)
+        drawn = model.decode(model.draw(told, how, generator=generator), self.painter).cpu()
+        rows = torch.stack([pictures.unflatten(0, (2, 8)), drawn.unflatten(0, (2, 8))], dim=1)
+        return tile(rows.flatten(0, 2), 8)
+
+    def inputs(self) -> dict[str, Any]:
+        """The data, the CLIP that made embeddings of it, and the VQGAN that made codes."""
+        codes = {} if self.encoded is None else {"vqgan_digest": self.encoded.digest}
+        return self.embedded.inputs() | codes
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration, how it is sampled, and what else shaped the training."""
+        t = self.training
+        sampling = {"name": t.sampler, "steps": t.sampling_steps, "guidance": t.guidance}
+        return {**super().config(), "sampling": sampling}
+
+    def save_files(self, out: Path) -> None:
+        """Copies of the CLIP and the VQGAN: the run works wherever it is moved."""
+        copy_clip(self.embedded, out)
+        if self.encoded is not None:
+            copy_vqgan(self.encoded, out)

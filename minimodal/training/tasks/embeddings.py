@@ -1,0 +1,89 @@
+"""Pictures as CLIP's embeddings, once: what unCLIP's parts are trained on.
+
+uint8 pictures (B, 3, H, W) of a data source in, unit vectors (N, E) out, kept in a file beside the
+CLIP. Read `minimodal/clip.py` and `tasks/cached.py` before.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.clip import CLIP, embed_pictures
+from minimodal.data.loading import DataSource
+from minimodal.training.tasks.cached import cached, copy_files
+from minimodal.training.tasks.common import EVALUATION_PICTURES
+
+
+class Embedded(NamedTuple):
+    """A trained CLIP and what it makes of a data source.
+
+    embeddings: (N, E) float32 unit vectors of the training pictures; mirror images, if any, behind
+    """
+
+    train: DataSource
+    val: DataSource
+    clip: CLIP
+    run: Path  # of the CLIP
+    digest: str  # of its weights
+    embeddings: Tensor
+    pictures: int  # that the embeddings are of, mirror images not counted
+
+    def inputs(self) -> dict[str, Any]:
+        """What a training on the embeddings depends on."""
+        data = self.train.fingerprint()
+        return {"pictures": len(self.embeddings), "clip": self.digest, "data": data}
+
+
+@torch.no_grad()
+def embed_source(clip: CLIP, source: DataSource, *, n: int, flip: bool = False) -> Tensor:
+    """The embeddings of a source's first n pictures.
+
+    returns: (N, E) float32 unit vectors; with flip the mirror images' follow, N = 2 n
+    """
+    parts, size = [], clip.config.image_size
+    for mirrored in (False, True) if flip else (False,):
+        for start in range(0, n, 256):
+            images = source.images(np.arange(start, min(start + 256, n)))
+            images = images[..., ::-1] if mirrored else images
+            pictures = torch.from_numpy(np.ascontiguousarray(images))
+            if pictures.shape[-1] != size:  # as the decoder draws them, not as CLIP was trained
+                pictures = torch.nn.functional.interpolate(
+                    pictures.float(), size=size, mode="bilinear", antialias=True
+                ).round().to(torch.uint8)  # fmt: skip
+            parts.append(embed_pictures(clip, pictures).float().cpu())
+    return torch.cat(parts)
+
+
+def cached_embeddings(
+    path: Path, clip: CLIP, source: DataSource, *, n: int, flip: bool, write: bool
+) -> Tensor:
+    """`embed_source`, once: kept in a file whose name stands for the weights and the data.
+
+    returns: (N, E) float32
+    """
+    return cached(
+        path,
+        lambda: embed_source(clip, source, n=n, flip=flip),
+        shape=(n * (2 if flip else 1), clip.config.embed_width),
+        dtype=np.float32,
+        what=f"{n} pictures into embeddings",
+        write=write,
+    )
+
+
+def unseen_embeddings(embedded: Embedded) -> Tensor:
+    """The embeddings of the pictures that scores are measured on.
+
+    returns: (N, E) float32
+    """
+    n = min(EVALUATION_PICTURES, len(embedded.val))
+    return embed_source(embedded.clip, embedded.val, n=n)
+
+
+def copy_clip(embedded: Embedded, out: Path) -> None:
+    """Copy the CLIP into the run `out`, which then works wherever it is moved."""
+    names = ("config.json", "model.safetensors", "tokenizer.json", "words.json")
+    copy_files(embedded.run, out / "clip", *names)

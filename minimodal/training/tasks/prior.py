@@ -1,0 +1,115 @@
+"""The training of unCLIP's priors: CLIP's image embeddings from captions.
+
+Embeddings were made once by a trained CLIP, which also reads the captions; no pixel is touched.
+Read `minimodal/unclip/prior.py` before.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.clip import embed_captions
+from minimodal.data.loading import batch_indices
+from minimodal.errors import UserError
+from minimodal.training.contract import Recipe, Task
+from minimodal.training.tasks.common import draws, seeded
+from minimodal.training.tasks.embeddings import Embedded, copy_clip, unseen_embeddings
+from minimodal.unclip.prior import Chance, DiffusionPrior
+from minimodal.unclip.prior_autoregressive import AutoregressivePrior
+
+SUMMARIES = 2048  # captions whose embeddings' statistics are taken
+
+
+@dataclass(frozen=True)
+class PriorTraining:
+    """What a prior's training has beyond the engine's settings."""
+
+    pool: int = 65_536  # pictures embedded at the start, at most
+    flip: bool = False  # the pool holds every picture and its mirror image
+    caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
+
+    def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise UserError(f"pool {self.pool}: expected at least 1")
+        if not 0 <= self.caption_dropout <= 1:
+            raise UserError(f"caption_dropout {self.caption_dropout}: expected 0 to 1")
+
+
+class PriorTask(Task):
+    """Image embeddings from captions."""
+
+    name = "prior"
+
+    def __init__(self, recipe: Recipe, embedded: Embedded) -> None:
+        kind = {"diffusion": DiffusionPrior, "autoregressive": AutoregressivePrior}
+        make = kind[recipe.model.kind]
+        model = seeded(lambda: make(recipe.model), recipe.engine.seed)
+        super().__init__(recipe, model)
+        self.train, self.val, self.embedded = embedded.train, embedded.val, embedded
+        n = min(SUMMARIES, embedded.pictures)
+        captions = self.train.captions(np.arange(n), draws(self.seed, 0))
+        model.learn(embedded.embeddings, embed_captions(embedded.clip, captions).cpu())
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Embeddings, captions, and all random numbers of the step."""
+        rng, c, B = draws(self.seed, step), self.model.config, self.batch_size
+        N, n = len(self.embedded.embeddings), self.embedded.pictures
+        indices = batch_indices(N, B, step, seed=self.seed)
+        captions = self.train.captions(indices % n, rng)
+        unsaid = rng.random(B) < self.training.caption_dropout
+        times = rng.random((B, c.levels), dtype=np.float32)
+        noise = rng.standard_normal((B, c.levels, c.embed_width), dtype=np.float32)
+        return {
+            "image": self.embedded.embeddings[torch.from_numpy(indices[rows])],
+            "tokens": self.embedded.clip.tokenize(captions[rows], truncate=True),
+            "unsaid": torch.from_numpy(unsaid[rows]),
+            "times": torch.from_numpy(times[rows]),
+            "noise": torch.from_numpy(noise[rows]),
+        }
+
+    def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The squared error about noised embeddings, or the cross-entropy of buckets."""
+        chance = Chance(batch["unsaid"], batch["times"], batch["noise"])
+        text = self.text_of(batch["tokens"])
+        return self.model.loss(batch["tokens"], text, batch["image"], chance), {}
+
+    @torch.no_grad()
+    def text_of(self, tokens: Tensor) -> Tensor:
+        """CLIP's embeddings of captions.
+
+        tokens: (B, T) int64
+        returns: (B, E) unit vectors
+        """
+        text = self.embedded.clip.encode_text(tokens)
+        return torch.nn.functional.normalize(text.float(), dim=-1)
+
+    @torch.no_grad()
+    def evaluate(self, model: DiffusionPrior | AutoregressivePrior) -> dict[str, float]:
+        """How near embeddings drawn for unseen captions come to the true ones, as a cosine, and to
+        those of other pictures. A sign of health, no score: the mean of all right embeddings has
+        the best cosine, and no picture."""
+        image = unseen_embeddings(self.embedded)  # (N, E)
+        captions = [self.val.all_captions(i)[0] for i in range(len(image))]
+        device = next(model.parameters()).device
+        tokens = self.embedded.clip.tokenize(captions, truncate=True).to(device)
+        generator = torch.Generator(device).manual_seed(self.seed)
+        drawn = [
+            model.embed(some, self.text_of(some), generator=generator) for some in tokens.split(128)
+        ]
+        drawn = torch.cat(drawn).float().cpu()  # (N, E)
+        return {
+            "cosine": float((drawn * image).sum(1).mean()),
+            "cosine_to_others": float((drawn * image.roll(1, 0)).sum(1).mean()),
+        }
+
+    def inputs(self) -> dict[str, Any]:
+        """The data, and the CLIP that made embeddings of it."""
+        return self.embedded.inputs()
+
+    def save_files(self, out: Path) -> None:
+        """A copy of the CLIP: the run works wherever it is moved."""
+        copy_clip(self.embedded, out)

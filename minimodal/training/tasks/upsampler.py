@@ -1,0 +1,77 @@
+"""The training of unCLIP's up-sampler: take noise away from pictures that are known when small.
+
+Read `minimodal/unclip/upsampler.py` before.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minimodal.blocks.diffusion import training_times
+from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.data.loading import DataSource, batch_indices
+from minimodal.errors import UserError
+from minimodal.training.contract import Recipe, Task
+from minimodal.training.tasks.common import all_pictures, draws, flip_some, seeded, tile
+from minimodal.unclip.upsampler import Upsampler, shrink
+
+
+@dataclass(frozen=True)
+class UpsamplerTraining:
+    """What an up-sampler's training has beyond the engine's settings."""
+
+    flip: bool = False  # mirror half of the pictures
+    blur: float = 0.6  # half of the small pictures are blurred, by up to so many pixels
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.blur <= 4:
+            raise UserError(f"blur {self.blur}: expected 0 to 4")
+
+
+class UpsamplerTask(Task):
+    """Denoising of pictures that are known when small."""
+
+    name = "upsampler"
+
+    def __init__(self, recipe: Recipe, train: DataSource, val: DataSource) -> None:
+        super().__init__(recipe, seeded(lambda: Upsampler(recipe.model), recipe.engine.seed))
+        self.train, self.val = train, val
+
+    def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Pictures and all random numbers of the step."""
+        rng, B = draws(self.seed, step), self.batch_size
+        numbers = rng.random((B, 4), dtype=np.float32)[rows]
+        shape = (B, 3, self.model.config.image_size, self.model.config.image_size)
+        noise = rng.standard_normal(shape, dtype=np.float32)[rows]
+        indices = batch_indices(len(self.train), B, step, seed=self.seed)[rows]
+        images = self.train.images(indices)
+        if self.training.flip:
+            images = flip_some(images, numbers[:, 3] < 0.5)
+        return {
+            "images": torch.from_numpy(np.ascontiguousarray(images)),
+            "numbers": torch.from_numpy(numbers),
+            "noise": torch.from_numpy(noise),
+        }
+
+    def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The squared error of what is said of noised pictures."""
+        c, x = self.model.config, to_float(batch["images"])
+        u = batch["numbers"]
+        blur = torch.where(u[:, 1] < 0.5, u[:, 2] * self.training.blur, 0.0)  # (B,)
+        small = shrink(x, c.small_size, blur=blur)
+        t = training_times(u[:, 0], c)
+        return self.model.loss(x, small, noise=batch["noise"], t=t), {}
+
+    @torch.no_grad()
+    def sample(self, model: Upsampler, step: int) -> Tensor:
+        """16 unseen pictures, and below each what it becomes when made small and enlarged again."""
+        device = next(model.parameters()).device
+        x = to_float(torch.from_numpy(all_pictures(self.val, 16)).to(device))
+        small = to_uint8(shrink(x, model.config.small_size, blur=torch.zeros_like(x[:, 0, 0, 0])))
+        generator = torch.Generator(device).manual_seed(self.seed)
+        large = model.enlarge(small, generator=generator)
+        columns = max(n for n in (1, 2, 4, 8) if len(x) % n == 0)
+        both = zip(to_uint8(x).split(columns), large.split(columns), strict=True)
+        return tile(torch.cat([part for pair in both for part in pair]).cpu(), columns)

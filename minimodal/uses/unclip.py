@@ -1,0 +1,258 @@
+"""What one does with unCLIP (Ramesh et al. 2022, sections 3 and 4).
+
+A prompt becomes an embedding by the prior and a picture by the decoder. A picture, too, becomes an
+embedding, by CLIP, and a noise x_T, by walking backwards; the two together are decoded to it again.
+Change one of them, and the picture changes: other noise makes variations, a way between two
+pictures' pairs an interpolation, a step along a difference of captions an edit.
+
+Captions and pictures (3, S, S) uint8 in, pictures (N, 3, S, S) uint8 out. Read `unclip/prior.py`
+and `unclip/decoder.py` before.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minimodal.blocks.diffusion import NOISE, Path, Sampler, Start, invert, slerp
+from minimodal.blocks.painter import Chunk, Painter, Request
+from minimodal.blocks.pixels import to_float
+from minimodal.clip import CLIP, embed_captions, embed_pictures
+from minimodal.errors import UserError
+from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
+from minimodal.unclip.prior import DiffusionPrior
+from minimodal.unclip.prior_autoregressive import AutoregressivePrior
+from minimodal.unclip.upsampler import Upsampler
+
+LEVEL = 0.1  # noise that a prior's embedding is taken to have
+INVERSION_STEPS = 64
+SAMPLER = Sampler()
+Prior = DiffusionPrior | AutoregressivePrior
+
+
+class UnCLIP:
+    """The models of one CLIP: a decoder, a prior for prompts, an up-sampler if there is one."""
+
+    def __init__(
+        self, clip: CLIP, decoder: Decoder, *, prior: Prior | None = None,
+        painter: Painter | None = None, upsampler: Upsampler | None = None,
+    ) -> None:  # fmt: skip
+        """painter: the VQGAN of a decoder that draws code vectors"""
+        self.clip, self.decoder, self.prior = clip, decoder, prior
+        self.painter, self.upsampler = painter, upsampler
+        size = decoder.config.image_size
+        if upsampler is not None and upsampler.config.small_size != size:
+            raise UserError(
+                f"the up-sampler enlarges pictures of {upsampler.config.small_size} pixels a side, "
+                f"and the decoder draws {size}"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.decoder.no_embedding.device
+
+    # --- what pictures are made of ---------------------------------------------------------------
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Pictures to CLIP's unit vectors.
+
+        pictures: (B, 3, S, S) uint8
+        returns: (B, E)
+        """
+        return embed_pictures(self.clip, pictures.to(self.device))
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Pictures as what the decoder draws: numbers in [-1, 1], or standardised code vectors.
+
+        pictures: (B, 3, S, S) uint8
+        returns: (B, C, H, W)
+        """
+        pictures = pictures.to(self.device)
+        if self.painter is None:
+            return to_float(pictures)
+        z = self.painter.vqgan.quantizer.vectors(self.painter.encode(pictures))
+        return self.decoder.latents.standardize(z)
+
+    def told(self, embeddings: Tensor, captions: Sequence[str] | None = None) -> Conditions:
+        """What the decoder is told of pictures, without a caption where there is none.
+
+        embeddings: (B, E) unit vectors
+        """
+        texts = ["" for _ in embeddings] if captions is None else list(captions)
+        tokens = self.clip.tokenize(texts, truncate=True).to(self.device)
+        told = tell(embeddings, read_captions(self.clip, tokens))
+        return told if captions is not None else told._replace(captioned=~told.captioned)
+
+    def noise_of(self, pictures: Tensor, told: Conditions) -> Tensor:
+        """x_T: the noise from which DDIM's walk leads to the pictures again.
+
+        pictures: (B, 3, S, S) uint8
+        told: Conditions of them
+        returns: (B, C, H, W)
+        """
+        denoise = self.decoder.denoiser(told, SAMPLER)
+        path = Path(self.decoder.config.path)
+        return invert(denoise, self.latents(pictures), path, steps=INVERSION_STEPS)
+
+    def embed_prompt(self, prompt: str, generator: torch.Generator) -> Tensor:
+        """A prompt as one of the embeddings that the prior draws for it.
+
+        returns: (1, E) a unit vector
+        """
+        text = embed_captions(self.clip, [prompt])  # (1, E)
+        tokens = self.clip.tokenize([prompt], truncate=True).to(self.device)
+        return self.need_prior().embed(tokens, text, generator=generator)
+
+    def need_prior(self) -> Prior:
+        """The prior, which prompts cannot do without."""
+        if self.prior is None:
+            raise UserError("for prompts unCLIP needs a prior: train.py prior makes one")
+        return self.prior
+
+    def noised(self, x: Tensor, noise: Tensor, *, time: float) -> Start:
+        """A walk that begins in pictures with the noise of a time: at 0 they stay, at 1 go.
+
+        x: (B, C, H, W)
+        noise: (B, C, H, W)
+        """
+        t = torch.full_like(x[:, 0, 0, 0], time)
+        return Start(Path(self.decoder.config.path).noised(x, noise, t), time)
+
+    # --- from them to pictures -------------------------------------------------------------------
+
+    def paint(self, told: Conditions, chunk: Chunk, how: Sampler, start: Start = NOISE) -> Tensor:
+        """The pictures of a chunk.
+
+        told: Conditions of its rows
+        returns: (B, 3, S, S) uint8
+        """
+
+        def on_step(x: Tensor, done: int) -> None:
+            chunk.tell(done / how.steps)
+            if chunk.request.partial is not None:
+                chunk.request.partial(self.decoder.decode(x, self.painter), chunk.rows.start)
+
+        x = self.decoder.draw(
+            told, how, generator=chunk.generator, start=start, on_step=on_step
+        )  # (B, C, H, W)
+        pictures = self.decoder.decode(x, self.painter)
+        if self.upsampler is None:
+            return pictures
+        return self.upsampler.enlarge(pictures, generator=chunk.generator)
+
+    def draw(
+        self, prompts: Sequence[str], request: Request, how: Sampler = SAMPLER,
+        *, start: Start = NOISE, captioned: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Draw `request.n` pictures for each prompt; a prompt's pictures follow one another.
+
+        start: of all pictures; its tensors have a single row
+        captioned: whether the decoder reads the prompt beside its embedding
+        returns: (N, 3, S, S) uint8
+        """
+        prior = self.need_prior()
+        request.check(len(prompts))
+        texts = [prompt for prompt in prompts for _ in range(request.n)]
+        tokens, pictures = self.clip.tokenize(texts, truncate=True).to(self.device), []  # (N, T)
+        for chunk in request.chunks(len(texts), self.device):
+            some = tokens[chunk.rows]  # (B, T)
+            caption = read_captions(self.clip, some)
+            z = prior.embed(some, caption.summary, generator=chunk.generator)  # (B, E)
+            told = tell(z, caption, level=LEVEL)
+            told = told._replace(captioned=told.captioned & captioned)
+            begin = start if start.x_t is None else start._replace(
+                x_t=start.x_t.expand(len(z), -1, -1, -1)
+            )  # fmt: skip
+            pictures.append(self.paint(told, chunk, how, begin))
+        return torch.cat(pictures)
+
+    def paint_all(
+        self, embeddings: Tensor, noise: Tensor | None, request: Request, how: Sampler
+    ) -> Tensor:
+        """A picture for each embedding, without a caption.
+
+        embeddings: (N, E) unit vectors
+        noise: (N, C, H, W) x_T; None: fresh
+        returns: (N, 3, S, S) uint8
+        """
+        told, pictures = self.told(embeddings), []
+        for chunk in request.chunks(len(embeddings), self.device):
+            some = Conditions(*(part[chunk.rows] for part in told))
+            start = NOISE if noise is None else Start(noise[chunk.rows])
+            pictures.append(self.paint(some, chunk, how, start))
+        return torch.cat(pictures)
+
+    # --- the paper's toolbox ---------------------------------------------------------------------
+
+    def vary(self, picture: Tensor, request: Request, how: Sampler) -> Tensor:
+        """Variations: what the embedding says stays, all else is drawn anew (section 3.1).
+
+        picture: (3, S, S) uint8
+        returns: (n, 3, S, S) uint8
+        """
+        # differs from the paper: from fresh noise, not from the inverted x_T with η above 0: of a
+        # small picture x_T keeps the places of all objects.
+        return self.paint_all(self.embed(picture[None]).expand(request.n, -1), None, request, how)
+
+    def interpolate(self, a: Tensor, b: Tensor, request: Request, how: Sampler) -> Tensor:
+        """`request.n` pictures on the way from a to b: both z and x_T on great circles (3.2).
+
+        a: (3, S, S) uint8
+        b: (3, S, S) uint8
+        returns: (n, 3, S, S) uint8
+        """
+        pair = torch.stack([a, b])
+        z = self.embed(pair)  # (2, E)
+        noise = self.noise_of(pair, self.told(z))  # (2, C, H, W)
+        shares = torch.linspace(0, 1, request.n).tolist() if request.n > 1 else [0.5]
+        between, noises = (
+            torch.cat([slerp(x[:1], x[1:], share) for share in shares]) for x in (z, noise)
+        )
+        return self.paint_all(between, noises, request, how)
+
+    def edit(
+        self, pictures: Tensor, before: Sequence[str], after: Sequence[str], strengths: Tensor,
+        *, request: Request, how: Sampler,
+    ) -> Tensor:  # fmt: skip
+        """Text diffs (section 3.3): z_d = norm(z_after - z_before), and z moves towards it on the
+        great circle by a share of the way; x_T stays.
+
+        pictures: (N, 3, S, S) uint8, with a caption each of what is there and of what is wanted
+        strengths: (N,) shares of the way, 0 to 1
+        returns: (N, 3, S, S) uint8
+        """
+        if not bool(((strengths >= 0) & (strengths <= 1)).all()):
+            raise UserError(f"strength {strengths.tolist()}: expected from 0 to 1")
+        z = self.embed(pictures)  # (N, E)
+        noise = self.noise_of(pictures, self.told(z))
+        old, new = (embed_captions(self.clip, list(texts)) for texts in (before, after))  # (N, E)
+        towards = F.normalize(new - old, dim=-1)  # (N, E)
+        rows = zip(z.split(1), towards.split(1), strengths.tolist(), strict=True)
+        moved = torch.cat([slerp(a, b, share) for a, b, share in rows])  # (N, E)
+        return self.paint_all(moved, noise, request, how)
+
+    def mix(self, embeddings: Tensor, weights: Tensor, request: Request, how: Sampler) -> Tensor:
+        """Pictures of a weighted sum of embeddings, of pictures and prompts.
+
+        embeddings: (M, E) unit vectors
+        weights: (M,)
+        returns: (n, 3, S, S) uint8
+        """
+        z = F.normalize((weights[:, None] * embeddings).sum(0, keepdim=True), dim=-1)  # (1, E)
+        return self.paint_all(z.expand(request.n, -1), None, request, how)
+
+    def strip(self, picture: Tensor, dims: Sequence[int], request: Request, how: Sampler) -> Tensor:
+        """What ever more principal directions of the embedding know of a picture (figure 7); all
+        from one noise, so that only the embedding differs.
+
+        picture: (3, S, S) uint8
+        dims: numbers of directions
+        returns: (N, 3, S, S) uint8, one for each of them
+        """
+        z = self.embed(picture[None])
+        space = self.decoder.space
+        known = torch.cat([space.composed(space.components(z, d)) for d in dims])  # (N, E)
+        noise = self.noise_of(picture[None], self.told(z))
+        return self.paint_all(known, noise.expand(len(dims), -1, -1, -1), request, how)
