@@ -21,6 +21,12 @@ for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser) -> None:
+    group = parser.getgroup("torture", "trainings that are killed (tests/torture)")
+    group.addoption("--rounds", type=int, default=2, help="kills of each training (default: 2)")
+    group.addoption("--torture-seed", type=int, default=0, help="of the instants (default: 0)")
+
+
 def _is_local(family: int, address) -> bool:
     if family == getattr(socket, "AF_UNIX", None):
         return True

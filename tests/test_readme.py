@@ -205,7 +205,7 @@ def shown_flags(capsys) -> set[str]:
     shown = set()
     trained = [["train", system, "--data", "shapes"] for system in TINY]
     drawn = [["generate", "--method", method] for method in ("dalle", "vqgan-prior", "vqgan-clip")]
-    others = ("classify", "search", "reconstruct", "caption", "evaluate")
+    others = ("classify", "search", "reconstruct", "caption", "evaluate", "doctor")
     for words in (["train", "demo"], *trained, *drawn, *([name] for name in others)):
         with pytest.raises(SystemExit):
             main([*words, "--help"])

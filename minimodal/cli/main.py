@@ -8,7 +8,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minimodal.cli import caption, classify, evaluate, generate, reconstruct, search, train
+from minimodal.cli import (
+    caption,
+    classify,
+    doctor,
+    evaluate,
+    generate,
+    reconstruct,
+    search,
+    train,
+)
 from minimodal.cli.common import STATUSES, Parser, run_command
 
 COMMANDS = {
@@ -17,6 +26,7 @@ COMMANDS = {
     "reconstruct": reconstruct,
     "caption": caption,
     "evaluate": evaluate,
+    "doctor": doctor,
 }
 SCRIPTS = {"train": train, "generate": generate}
 PROGRAM = "python -m minimodal"

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from minimodal.training import probe
 from minimodal.training.contract import Task, TrainConfig
 from minimodal.training.engine import run
-from minimodal.training.recipes import clip, dalle, recipe_for, vqgan, vqgan_prior
+from minimodal.training.recipes import SYSTEMS, clip, dalle, recipe_for, vqgan, vqgan_prior
 
 probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
 
@@ -86,6 +87,23 @@ def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
     return dalle.build(recipe, "shapes:400", {"vqgan": short_vqgan(out)})
 
 
+def short_clip(out: Path) -> Path:
+    """A CLIP run of two steps beside a run."""
+    clip_run = out.parent / f"{out.name}-clip"
+    if not (clip_run / "model.safetensors").exists():
+        short = replace(ENGINE, steps=2)
+        run(make_clip(short), short, clip_run, data_spec="shapes:400", device="cpu")
+    return clip_run
+
+
+def make_unclip(kind: str, out: Path, engine: TrainConfig = ENGINE, **sizes: Any) -> Task:
+    """unCLIP's prior, decoder or up-sampler, on the embeddings of a CLIP trained for two steps."""
+    recipe = recipe_for(kind, "shapes")
+    recipe = recipe._replace(model=replace(recipe.model, **sizes), engine=engine)
+    runs = {need: short_clip(out) for need in SYSTEMS[kind].needs}
+    return SYSTEMS[kind].build(recipe, "shapes:400", runs, "cpu")
+
+
 # One line a system, for the tests that look at all of them: of a run folder and the engine's
 # settings the task at toy size.
 TINY: dict[str, Callable[[Path, TrainConfig], Task]] = {
@@ -93,6 +111,9 @@ TINY: dict[str, Callable[[Path, TrainConfig], Task]] = {
     "clip": lambda out, engine: make_clip(engine),
     "vqgan-prior": make_vqgan_prior,
     "dalle": make_dalle,
+    "prior": lambda out, engine: make_unclip("prior", out, engine, width=16, depth=1, heads=2),
+    "decoder": lambda out, engine: make_unclip("decoder", out, engine, channels=8),
+    "upsampler": lambda out, engine: make_unclip("upsampler", out, engine, channels=8),
 }
 
 

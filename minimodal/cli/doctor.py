@@ -1,0 +1,145 @@
+"""`python -m minimodal doctor [SPEC]`: is all here, how fast is it, and is the data as wanted.
+
+Says what is installed, what the machine has and what it reaches in a product of matrices, and of a
+data SPEC how many pictures and captions it has, which files are broken or were not used (the
+readers of `data/` name them while they read), and which pictures and captions there are twice.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from minimodal.data.loading import open_data
+from minimodal.errors import UserError
+from minimodal.training.checkpoint import git_commit, versions
+from minimodal.training.distributed import pick_device
+from minimodal.training.probe import matmul_peak
+
+ABOUT = "whether all is installed, how fast this machine is, and what is wrong with data"
+LOOKED_AT = 20_000  # pictures of each split: the Shapes world has no end of them
+TWICE = 0.02  # share of pictures that are there twice from which on it is worth a word
+PEAK_SIZE = 512  # of the matrices: large enough for a CPU's full speed, quick where it is slow
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    add = parser.add_argument
+    add("data", nargs="?", metavar="SPEC", help="data to look at, as for train.py")
+    add("--image-size", type=int, default=64, metavar="S",
+        help="pixels at which pictures are read (default: 64)")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--json", action="store_true", help="print one JSON object instead of words")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What there is and how fast it is."""
+    usable = hasattr(os, "sched_getaffinity")  # macOS cannot say which cores a process may use
+    n = 0 if device.type == "cuda" else PEAK_SIZE
+    peaks = {p: matmul_peak(device, p, n=n) for p in ("float32", "bfloat16")}
+    found = {
+        "cores": len(os.sched_getaffinity(0)) if usable else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "float32_tflops": peaks["float32"] / 1e12,
+        "bfloat16_tflops": peaks["bfloat16"] / 1e12,
+    }
+    if device.type == "cuda":
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def look_at(spec: str, *, split: str, image_size: int) -> dict[str, Any]:
+    """What a split holds, by counting."""
+    source = open_data(spec, image_size=image_size, split=split)
+    n = min(len(source), LOOKED_AT)
+    hashes = Counter()
+    for first in range(0, n, 256):
+        images = source.images(np.arange(first, min(first + 256, n)))
+        hashes.update(hashlib.sha1(np.ascontiguousarray(image)).digest() for image in images)
+    captions = [source.all_captions(i) for i in range(n)] if source.has_captions else []
+    words = [len(caption.split()) for several in captions for caption in several]
+    common = Counter(several[0] for several in captions if several).most_common(1)
+    return {
+        "pictures": len(source),
+        "looked_at": n,
+        "pictures_twice": n - len(hashes),
+        "captions": len(words),
+        "different_captions": len({c for several in captions for c in several}),
+        "words": [min(words), statistics.median(words), max(words)] if words else None,
+        "most_common": list(common[0]) if common and common[0][1] > 1 else None,
+        "classes": len(source.class_names or []),
+    }
+
+
+def advice(found: dict[str, Any]) -> list[str]:
+    """What to do about it, a line each."""
+    here, lines = found["machine"], []
+    if here["device"] == "cpu" and here["threads"] > here["cores"]:
+        lines.append(
+            f"{here['threads']} threads share {here['cores']} cores and wait for each other: "
+            f"set OMP_NUM_THREADS={here['cores']}"
+        )
+    if here["bfloat16_tflops"] < here["float32_tflops"]:
+        lines.append("bfloat16 is slow here: leave --precision at auto, or choose float32")
+    for split, data in found.get("data", {}).items():
+        if data["pictures_twice"] > TWICE * data["looked_at"]:
+            lines.append(
+                f"{split}: {data['pictures_twice']} pictures are there twice: remove copies, or "
+                "scores on unseen pictures may be of seen ones"
+            )
+        common = data["most_common"]
+        if common and not data["classes"] and common[1] > 0.1 * data["looked_at"]:
+            lines.append(f"{split}: {common[1]} pictures have the caption {common[0]!r}: "
+                         "a CLIP cannot tell them apart")  # fmt: skip
+        if not data["captions"]:
+            lines.append(f"{split}: no captions: it can train a vqgan and a vqgan-prior only")
+    return lines
+
+
+def as_words(found: dict[str, Any]) -> str:
+    """The report for people."""
+    had, here = found["versions"], found["machine"]
+    lines = [
+        "minimodal {minimodal}, python {python}, torch {torch}".format(**had),
+        f"{here['device']}: {here['cores']} cores, {here['threads']} threads; products of matrices "
+        f"{here['float32_tflops']:.3g} TFLOP/s in float32, {here['bfloat16_tflops']:.3g} in "
+        "bfloat16" + "".join(f"; {name}" for name in here.get("gpus", [])),
+    ]
+    for split, data in found.get("data", {}).items():
+        looked = data["looked_at"]
+        line = f"{split}: {data['pictures']} pictures"
+        line += f" (the first {looked} looked at)" if looked < data["pictures"] else ""
+        line += f", {data['pictures_twice']} of them copies" if data["pictures_twice"] else ""
+        line += f", {data['classes']} classes" if data["classes"] else ""
+        if data["captions"]:
+            least, middle, most = data["words"]
+            line += (f"; {data['captions']} captions, {data['different_captions']} different, of "
+                     f"{least} to {most} words, {middle:g} in the middle")  # fmt: skip
+        lines.append(line)
+    return "\n".join(lines + [f"- {line}" for line in found["advice"]])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look and print."""
+    if arguments.image_size < 1:
+        raise UserError(f"--image-size {arguments.image_size}: expected 1 or more")
+    found: dict[str, Any] = {"versions": versions(), "git_commit": git_commit()}
+    if arguments.data is not None:  # first: a mistyped path is soon found
+        found["data"] = {
+            split: look_at(arguments.data, split=split, image_size=arguments.image_size)
+            for split in ("train", "val")
+        }
+    found["machine"] = machine(torch.device(pick_device(arguments.device)))
+    found["advice"] = advice(found)
+    print(json.dumps(found) if arguments.json else as_words(found))
+    if not arguments.json and not found["advice"]:
+        print("nothing to mend", file=sys.stderr)
+    return 0
