@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimodal.blocks.painter import Painter
@@ -11,6 +12,11 @@ from minimodal.clip import CLIP, CLIPConfig
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.training.tasks.common import seeded
+from minimodal.unclip.decoder import Caption, Decoder, DecoderConfig
+from minimodal.unclip.prior import DiffusionPrior, PriorConfig
+from minimodal.unclip.prior_autoregressive import AutoregressivePrior
+from minimodal.unclip.upsampler import Upsampler, UpsamplerConfig
+from minimodal.uses.unclip import UnCLIP
 from minimodal.vqgan import VQGAN, VQGANConfig
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 
@@ -102,3 +108,61 @@ def full_logits(model: DALLE, text: Tensor, codes: Tensor) -> Tensor:
     full[:, :T, :V] = out.text
     full[:, T:, V:] = out.image[0]
     return full
+
+
+# --- unCLIP --------------------------------------------------------------------------------------
+
+
+def make_decoder(**changes) -> Decoder:
+    """A decoder of 8 pixels with strong opinions, for the embeddings of `make_clip`."""
+    config = DecoderConfig(
+        image_size=8, patch=2, channels=8, multipliers=(1, 2), depth=1, attention=(2,), width=16,
+        image_tokens=2, embed_width=10, word_width=12,
+    )  # fmt: skip
+    model = shake(seeded(lambda: Decoder(replace(config, **changes)), 0)).eval()
+    model.space.learn(F.normalize(noise(40, 10), dim=-1), "standard")
+    return model
+
+
+def make_caption(n: int) -> Caption:
+    return Caption(noise(n, 7, 12), F.normalize(noise(n, 10, seed=1), dim=-1))
+
+
+def make_upsampler(**changes) -> Upsampler:
+    config = UpsamplerConfig(image_size=16, small_size=8, channels=8, width=12)
+    return shake(seeded(lambda: Upsampler(replace(config, **changes)), 0)).eval()
+
+
+PRIOR = PriorConfig(
+    width=16, depth=2, heads=2, levels=3, buckets=8, vocab_size=30, text_length=7, embed_width=10,
+    components=6,
+)  # fmt: skip
+
+
+def make_unclip_prior(kind: str, **changes) -> DiffusionPrior | AutoregressivePrior:
+    """A prior of either kind with strong opinions, for the embeddings of `make_clip`."""
+    make = {"diffusion": DiffusionPrior, "autoregressive": AutoregressivePrior}[kind]
+    model = shake(seeded(lambda: make(replace(PRIOR, kind=kind, **changes)), 0)).eval()
+    model.learn(units(60, 10), units(50, 10, seed=1))
+    return model
+
+
+def units(*shape: int, seed: int = 0) -> Tensor:
+    """Unit vectors."""
+    return F.normalize(noise(*shape, seed=seed), dim=-1)
+
+
+def make_unclip(*, kind: str = "diffusion", latent: bool = False) -> UnCLIP:
+    """All of it, with a tokenizer."""
+    clip = make_clip(vocab_size=40, text_length=20)
+    clip.tokenizer = Tokenizer.train(WORDS, 300)
+    size = clip.tokenizer.vocab_size
+    clip = make_clip(vocab_size=size, text_length=20, end_id=clip.tokenizer.end_id)
+    clip.tokenizer = Tokenizer.train(WORDS, 300)
+    prior = make_unclip_prior(kind, vocab_size=size, text_length=20)
+    if not latent:
+        return UnCLIP(clip, make_decoder(), prior=prior)
+    vqgan = make_vqgan(image_size=8)
+    shape = {"latent": vqgan.config.latent, "grid": vqgan.config.grid, "attention": (4,)}
+    decoder = make_decoder(multipliers=(1,), **shape)
+    return UnCLIP(clip, decoder, prior=prior, painter=Painter(vqgan))
