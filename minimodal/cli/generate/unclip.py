@@ -77,6 +77,8 @@ def add_flags(parser: Parser) -> None:
         help="how much --begin is noised (default: 0.6), or how far --edit goes (default: 0.5); "
              "0 to 1")  # fmt: skip
     add_rerank_flags(parser)
+    add("--allow-unseen", action="store_true",
+        help="draw for words, too, that no caption of the training had")  # fmt: skip
     add("--gif", type=Path, metavar="GIF",
         help="the denoising, as a moving picture (default: none)")  # fmt: skip
 
@@ -137,13 +139,19 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, C
     check(arguments)
     sampler_of(arguments, Sampler())  # refuses what is out of range
     folder, prior, upsampler = find(arguments.run, "decoder", flag="--run"), None, None
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} has no decoder: `python train.py demo --with unclip` trains one with its "
+            "prior, or give --run with a run of train.py decoder"
+        )
     mixed = [weight_of(item)[0] for item in arguments.mix or ()]
     if arguments.prompts or not all(Path(item).is_file() for item in mixed):
         prior = find(arguments.prior or folder.parent / "prior", "prior", flag="--prior")
     if arguments.upsampler:
         upsampler = find(arguments.upsampler, "upsampler", flag="--upsampler")
     model, own = load_unclip(folder, device, prior=prior, upsampler=upsampler)
-    model.clip.words.check(arguments.prompts)
+    if not arguments.allow_unseen:
+        model.clip.words.check(arguments.prompts)
     return model, sampler_of(arguments, own), clip_for(arguments, folder, device)
 
 
