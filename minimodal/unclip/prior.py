@@ -159,7 +159,7 @@ class DiffusionPrior(nn.Module):
         self.noised = nn.Linear(E, D)
         self.query = nn.Parameter(torch.randn(D) * 0.5)
         # differs from the paper: a caption is followed by several noise levels, which do not see
-        # each other. The caption, most of the tokens, is computed once for all of them.
+        # each other: the caption, most of the tokens, is computed once for all of them.
         pattern = partial(branches, stem=config.text_length + 1)
         self.transformer = Transformer(
             D, config.depth, config.heads, causal=True, patterns=(pattern,) * config.depth

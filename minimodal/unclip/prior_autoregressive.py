@@ -32,14 +32,12 @@ def enough_components(embeddings: Tensor) -> int:
 
 
 class Buckets(nn.Module):
-    """Numbers of several distributions as the buckets of their quantiles, and back.
-
-    differs from the paper, which has 1,024 buckets and does not say where their bounds lie: with
-    quantiles all are used alike.
-    """
+    """Numbers of several distributions as the buckets of their quantiles, and back."""
 
     def __init__(self, dimensions: int, count: int) -> None:
         super().__init__()
+        # differs from the paper: 256 buckets instead of 1,024, bounded by quantiles, so that all
+        # are used alike; the paper does not say where its bounds lie.
         self.register_buffer("bounds", torch.zeros(dimensions, count - 1))
         self.register_buffer("centres", torch.zeros(dimensions, count))
 

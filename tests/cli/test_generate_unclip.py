@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(draw, words, message):
         (["a red circle", "--steps", "2000"], "steps 2000: expected from 1 to 1000"),
     ],
 )
-def test_numbers_that_are_out_of_range_are_named(
+def test_what_the_parser_or_the_sampler_refuses_is_named(
     demo, tmp_path, monkeypatch, capsys, words, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -142,10 +143,8 @@ def test_a_prior_of_another_clip_is_refused_by_its_hash(draw, demo, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(demo / "prior", other)
     config = json.loads((other / "config.json").read_text())
-    mine, config["model"]["training"]["clip"] = (
-        config["model"]["training"]["clip"],
-        "0123456789abcdef",
-    )
+    mine = config["model"]["training"]["clip"]
+    config["model"]["training"]["clip"] = "0123456789abcdef"
     (other / "config.json").write_text(json.dumps(config))
     message = refusal(draw("a red circle", "--prior", str(other)))
     assert "0123456789ab" in message and mine[:12] in message
@@ -166,8 +165,6 @@ def test_the_demo_adds_unclip_once(tmp_path, monkeypatch, capsys):
     tiny = {"prior": {"width": 16, "depth": 1, "heads": 2}, "decoder": {"channels": 8}}
 
     def recipe(name: str):
-        from dataclasses import replace
-
         whole = SYSTEMS[name].recipes["shapes"]()
         training = replace(whole.training, pool=64)
         return whole._replace(
