@@ -31,6 +31,9 @@ BY_CI = {
 }
 # Too long even for tiny models: the test that has run it, and what shows it there.
 BY_TEST = {
+    "python train.py demo --with unclip": (
+        "tests/cli/test_generate_unclip.py", "add_unclip(out, 0",
+    ),
     "python benchmarks/dalle_study.py runs/demo/dalle": (
         "tests/benchmarks/test_dalle_study.py", "dalle_study.main([str(folder)",
     ),
@@ -50,6 +53,9 @@ TINY = {
     "--text-heads 2 --embed-width 16 --stem 8,8 --patch-size 8",
     "dalle": "--width 16 --depth 1 --heads 2 --pool 48",
     "vqgan-prior": "--width 16 --depth 1 --heads 2 --pool 48",
+    "prior": "--width 16 --depth 1 --heads 2 --pool 48",
+    "decoder": "--channels 8 --pool 48",
+    "upsampler": "--channels 8",
 }
 LONG_CAPTION = "a face screaming in fear, heart hands and a clock"
 FOREIGN = {"--nproc_per_node", "--index-url"}  # flags of other programs
@@ -148,8 +154,9 @@ def place(tmp_path_factory) -> Path:
     """A folder with a demo of two steps and all data that the pages name."""
     here = tmp_path_factory.mktemp("place")
     demo = here / "runs" / "demo"
-    for system in ("vqgan", "clip", "dalle"):
-        given = f" --vqgan {demo / 'vqgan'}" if system == "dalle" else ""
+    needs = {"dalle": " --vqgan ", "prior": " --clip ", "decoder": " --clip "}
+    for system in ("vqgan", "clip", "dalle", "prior", "decoder"):
+        given = needs[system] + str(demo / needs[system].strip(" -")) if system in needs else ""
         run(f"python train.py {system} --data shapes --out {demo / system}{given}")
     for name in ("data/cifar10", "PATH", "MORE"):
         write_cifar(here / name)
