@@ -6,13 +6,13 @@ everything for which the host would have to wait for the device: `.item()`, `.cp
 index, a copy to the device that is not `non_blocking`. Autocast casts what CUDA's does. Forward and
 backward passes, optimisers, drawing and saving all work, and give what the CPU gives.
 
-PyTorch keeps a place for such devices (PrivateUse1); a process that has entered `Pretend` once
-knows the device from then on, its tensors only within.
+PyTorch keeps a place for such devices (PrivateUse1); a process that has imported this file
+knows the device from then on, its tensors only within `Pretend`.
 """
 
 import contextlib
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
@@ -117,9 +117,8 @@ def cast(function: Any, wanted: torch.dtype | None, *args: Any, **kwargs: Any) -
         return function(*args, **kwargs)
 
 
-@cache
 def register() -> list[torch.library.Library]:
-    """Tell PyTorch of the device, once; kept, or the casts of autocast would be forgotten."""
+    """Tell PyTorch of the device, and of the casts of its autocast."""
     _setup_privateuseone_for_python_backend("pretend", Module())
     everything = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
     everything.fallback(torch.library.fallthrough_kernel)
@@ -132,6 +131,11 @@ def register() -> list[torch.library.Library]:
     return [everything, casts]
 
 
+# Once, while tests are collected: autograd counts the devices when it first runs backward. What is
+# returned is kept, or the casts would be forgotten.
+REGISTERED = register()
+
+
 class Pretend(TorchDispatchMode):
     """The device: runs each operation on what the tensors hold, and looks at where they are."""
 
@@ -140,7 +144,6 @@ class Pretend(TorchDispatchMode):
         self.strict, self.waits = False, 0
 
     def __enter__(self) -> "Pretend":
-        register()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(torch, "Generator", PretendGenerator)
         self.before = (
@@ -240,5 +243,4 @@ def no_waiting(pretend: Pretend) -> Iterator[None]:
 
 def here() -> Distributed:
     """This process, training on the pretend device."""
-    register()
     return Distributed(torch.device("pretend", 0))
