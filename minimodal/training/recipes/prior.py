@@ -21,7 +21,7 @@ def prior_shapes() -> Recipe:
         PriorConfig(time_mean=0.8),
         PriorTraining(pool=24_576),
         TrainConfig(
-            steps=2000, batch_size=64, optimizer="muon", lr=8e-4, warmup=100, ema_decay=0.99
+            steps=1500, batch_size=64, optimizer="muon", lr=8e-4, warmup=100, ema_decay=0.99
         ),
     )
 
