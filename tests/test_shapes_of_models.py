@@ -176,7 +176,17 @@ CALLS = [
     (conv.check_sides, dict(images=IMAGES, multiple=8), {}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
     (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
+    (
+        conv.ResidualBlock(8, 12).forward,
+        dict(x=MAP, modulation=noise(2, 24)),
+        {"C'": 12},
+    ),
     (conv.PixelAttention(8).forward, dict(x=MAP), {}),
+    (
+        conv.PixelAttention(8, heads=2, token_width=5).forward,
+        dict(x=MAP, tokens=noise(2, 3, 5)),
+        {},
+    ),
     (conv.Downsample(8).forward, dict(x=MAP), {}),
     (conv.Upsample(8).forward, dict(x=MAP), {}),
     (quantizer.usage, dict(indices=integers(7, 20), size=7), {}),
@@ -226,6 +236,7 @@ CALLS = [
     (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
     (sampling.guide, dict(conditional=LOGITS, unconditional=LOGITS, scale=2.0), {}),
+    (sampling.normal, dict(like=MAP, generator=generator()), {}),
     (sampling.filter_logits, dict(logits=LOGITS, top_k=3, top_p=0.9), {}),
     (
         sampling.sample_token,

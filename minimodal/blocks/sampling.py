@@ -88,8 +88,8 @@ Generators = torch.Generator | Sequence[torch.Generator]  # one, or one for each
 def normal(like: Tensor, generator: Generators) -> Tensor:
     """Standard normal numbers; with a generator for each row, a row's depend on its own alone.
 
-    like: (B, D) of which shape, of any further dimensions
-    returns: (B, D) float32
+    like: (B, …) of which shape
+    returns: (B, …) float32
     """
     where = {"device": like.device, "dtype": torch.float32}
     if isinstance(generator, torch.Generator):

@@ -369,7 +369,7 @@ def test_help_names_the_default_of_every_flag_and_has_no_other_methods_flags(met
     for action in parser._actions:
         if action.option_strings and action.nargs != 0:
             assert "default:" in action.help, action.option_strings
-    assert ("--rerank" in parser.format_help()) == (method == "dalle")
+    assert ("--rerank" in parser.format_help()) == (method in ("dalle", "unclip"))
     assert ("--keep" in parser.format_help()) == (method == "vqgan-prior")
 
 

@@ -132,7 +132,9 @@ def done_demo(out: Path) -> None:
 
 
 def arguments(out: Path, **other) -> Namespace:
-    return Namespace(**{"out": out, "minutes": None, "seed": 0, "device": "cpu", **other})
+    return Namespace(
+        **{"out": out, "minutes": None, "seed": 0, "device": "cpu", "further": None, **other}
+    )
 
 
 def test_a_finished_demo_says_what_it_knows_and_does_nothing(tmp_path, monkeypatch, capsys):

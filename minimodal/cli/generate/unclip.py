@@ -57,15 +57,20 @@ def add_flags(parser: Parser) -> None:
         help="the decoder sees the prompt's embedding alone, not its words")  # fmt: skip
     add("--prior", type=Path, metavar="RUN", help="(default: the one beside the decoder)")
     add("--upsampler", type=Path, metavar="RUN", help="enlarges the pictures (default: none)")
-    add("--variations-of", type=Path, metavar="IMG", help="draw what has its embedding")
+    add(
+        "--variations-of",
+        type=Path,
+        metavar="IMG",
+        help="draw what has its embedding (default: none)",
+    )
     add("--interpolate", type=Path, nargs=2, metavar=("A", "B"),
-        help="draw -n pictures on the way from A to B")  # fmt: skip
+        help="draw -n pictures on the way from A to B (default: none)")  # fmt: skip
     add("--edit", nargs=3, metavar=("IMG", "BEFORE", "AFTER"),
-        help="move IMG along the difference of two captions")  # fmt: skip
+        help="move IMG along the difference of two captions (default: none)")  # fmt: skip
     add("--mix", nargs="+", metavar="ITEM:W",
-        help="draw a weighted sum of pictures and prompts")  # fmt: skip
+        help="draw a weighted sum of pictures and prompts (default: none)")  # fmt: skip
     add("--strip", type=Path, metavar="IMG",
-        help="draw what ever more of its embedding's principal directions know")  # fmt: skip
+        help="draw what ever more principal directions know (default: none)")  # fmt: skip
     add("--complete", type=Path, metavar="IMG",
         help="a picture that is kept but for a rectangle (default: none)")  # fmt: skip
     add("--redraw", type=read_box, metavar="L,T,R,B",
