@@ -143,8 +143,10 @@ class PixelAttention(nn.Module):
             for conv in (self.q, self.k, self.v)
         )  # (B, n, H*W, d) each
         if tokens is not None:
-            both = rearrange(self.of_tokens(tokens), "B T (p n d) -> p B n T d", p=2, n=heads)
-            k, v = (torch.cat([a, b], dim=2) for a, b in zip((k, v), both, strict=True))
+            told = self.of_tokens(tokens)  # (B, T, 2*C)
+            told = rearrange(told, "B T (p n d) -> p B n T d", p=2, n=heads)  # (2, B, n, T, d)
+            pairs = zip((k, v), told, strict=True)
+            k, v = (torch.cat(pair, dim=2) for pair in pairs)  # (B, n, H*W+T, d) each
         y = rearrange(attend(q, k, v), "B n (H W) d -> B (n d) H W", H=H)  # (B, C, H, W)
         return x + self.proj(y)
 
