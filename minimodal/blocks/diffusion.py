@@ -323,6 +323,10 @@ def walk(
     returns: (B, D)
     """
     how.check()
+    if time == 0:  # there is no noise to take away
+        if on_step is not None:
+            on_step(x_t, how.steps)
+        return x_t
     times = walk_times(how.steps, start=time, device=x_t.device)
     eta = {"ddpm": 1.0, "ddim": how.eta, "2m": 0.0}[how.name]
     # λ is -∞ where there is no data left, as at the start of most walks: 1/2r is 0 behind it.

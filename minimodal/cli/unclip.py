@@ -50,12 +50,18 @@ def load_unclip(
     decoder = load(folder, kind="decoder").to(device)
     trained = decoder.run["model"]
     clip = load(folder / "clip", kind="clip").to(device)
+    mine, found = trained["training"]["clip"][:12], digest(folder / "clip" / "model.safetensors")
+    if found[:12] != mine:
+        raise UserError(
+            f"{folder} was trained with the CLIP {mine}, and the one in it is another, "
+            f"{found[:12]}: put the first back, or train a decoder with the second"
+        )
     painter, first, last = None, None, None
     if decoder.config.latent:
         painter = Painter(load(folder / "vqgan", kind="vqgan").to(device))
     if prior is not None:
         first = load(prior, kind="prior").to(device)
-        mine, its = (m["training"]["clip"][:12] for m in (trained, first.run["model"]))
+        its = first.run["model"]["training"]["clip"][:12]
         if mine != its:
             raise UserError(
                 f"{prior} was trained with the CLIP {its}, and {folder} with another, {mine}: "

@@ -41,7 +41,13 @@ class UnCLIP:
         """painter: the VQGAN of a decoder that draws code vectors"""
         self.clip, self.decoder, self.prior = clip, decoder, prior
         self.painter, self.upsampler = painter, upsampler
-        size = decoder.config.image_size
+        size, width = decoder.config.image_size, clip.config.embed_width
+        for name, part in (("decoder", decoder), ("prior", prior)):
+            if part is not None and part.config.embed_width != width:
+                raise UserError(
+                    f"the {name} is for embeddings of {part.config.embed_width} numbers, and the "
+                    f"CLIP's have {width}: it was trained with another CLIP"
+                )
         if upsampler is not None and upsampler.config.small_size != size:
             raise UserError(
                 f"the up-sampler enlarges pictures of {upsampler.config.small_size} pixels a side, "
@@ -240,7 +246,10 @@ class UnCLIP:
         weights: (M,)
         returns: (n, 3, S, S) uint8
         """
-        z = F.normalize((weights[:, None] * embeddings).sum(0, keepdim=True), dim=-1)  # (1, E)
+        z = (weights[:, None] * embeddings).sum(0, keepdim=True)  # (1, E)
+        if not float(z.norm()) > 1e-3:
+            raise UserError(f"weights {weights.tolist()}: they leave nothing of what is mixed")
+        z = F.normalize(z, dim=-1)
         return self.paint_all(z.expand(request.n, -1), None, request, how)
 
     def strip(self, picture: Tensor, dims: Sequence[int], request: Request, how: Sampler) -> Tensor:

@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.commands import pixels, refusal
-from helpers.systems import TINY
+from helpers.systems import TINY, make_latent_decoder
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from minimodal.blocks.diffusion import Sampler
 from minimodal.cli.generate import main
 from minimodal.cli.unclip import add_unclip
+from minimodal.files import digest
 from minimodal.training.contract import TrainConfig
 from minimodal.training.engine import run as train
 from minimodal.training.recipes import SYSTEMS
+from minimodal.unclip.decoder import Decoder
 
 TWO = TrainConfig(steps=2, batch_size=8, warmup=1, precision="float32")
 
@@ -40,9 +44,9 @@ def draw(demo, tmp_path, monkeypatch, capsys):
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(name)
 
     def command(*words: str) -> tuple[int, str, str]:
-        line = [*words, "--method", "unclip", "--run", str(demo), "--steps", "2"]
+        common = ["--method", "unclip", "--run", str(demo), "--steps", "2", "-n", "2"]
         try:
-            status = main([*line, "--device", "cpu", "-n", "2"])
+            status = main([*common, "--device", "cpu", *words])
         except SystemExit as stopped:
             status = stopped.code
         return status, *capsys.readouterr()
@@ -83,15 +87,27 @@ def test_the_denoising_is_a_moving_picture_of_its_steps(draw):
         assert film.n_frames == 2
 
 
+def test_a_picture_that_is_not_noised_stays(draw):
+    assert draw("a red circle", "--begin", "a.png", "--strength", "0", "--gif", "still.gif")[0] == 0
+    assert (pixels("pictures/000-1.png") == pixels("a.png")).all()
+
+
+def test_a_picture_with_its_seed_is_the_same_beside_any_others(draw):
+    draw("a red circle", "--seeds", "4,5", "--out", "two.png")
+    draw("a red circle", "-n", "1", "--seeds", "5", "--out", "one.png")
+    two, one = pixels("two/000-1.png"), pixels("one/000-0.png")
+    assert abs(two.astype(int) - one).max() <= 1  # products of other sizes round differently
+
+
 def test_an_up_sampler_enlarges_what_is_drawn(draw, demo):
     assert draw("a red circle", "--upsampler", str(demo / "upsampler"))[0] == 0
     assert pixels("pictures/000-0.png").shape == (64, 64, 3)
 
 
-def test_clip_chooses_among_more(draw, demo):
-    clip = str(demo / "decoder" / "clip")
-    status, out, _ = draw("a red circle", "--rerank", "3", "--clip", clip, "--json")
-    assert status == 0 and len(json.loads(out)["pictures"]) == 2
+def test_the_decoders_own_clip_chooses_among_more(draw):
+    status, out, _ = draw("a red circle", "--rerank", "3", "--json")
+    (first, second) = json.loads(out)["pictures"]
+    assert status == 0 and first["clip"] >= second["clip"]
 
 
 def test_a_picture_of_another_size_is_resized_and_that_is_said(draw):
@@ -114,29 +130,39 @@ def test_a_picture_of_another_size_is_resized_and_that_is_said(draw):
         (["a red circle", "--eta", "0.5"], "eta 0.5 is DDIM's"),
         (["a red circle", "--gif", "film.png"], "ends in .gif"),
         (["a red circle", "--prior", "nowhere"], "nowhere: no such file or folder"),
+        (["a red circle", "--run", "no"], "no: no such file or folder"),
+        (["a red circle", "--run", "."], ". has no decoder: `python train.py demo --with unclip`"),
+        (["a red circle", "--upsampler", "no"], "no: no such file or folder"),
+        (["a red circle", "--upsampler", "a.png"], "a.png"),
+        (["a red circle", "--complete", "no.png"], "no.png"),
+        (["a red circle", "--complete", "a.png", "--redraw", "0,0,99,9"], "not inside a picture"),
+        (["a red circle", "--seeds", "1"], "1 --seeds for 2 pictures"),
+        (["a red circle", "--clip", "nope"], "--clip is for --rerank"),
+        (
+            ["a red circle", "--begin", "a.png", "--strength", "nan"],
+            "strength nan: expected from 0",
+        ),
+        (["a red circle", "--steps", "0"], "steps 0: expected from 1 to 1000"),
+        (["a red circle", "--steps", "2000"], "steps 2000: expected from 1 to 1000"),
+        (["a red circle", "--guidance", "-1"], "guidance -1.0: expected 0 or more"),
+        (["a red circle", "--sampler", "ddim", "--eta", "2"], "eta 2.0: expected from 0 to 1"),
+        (["a red circle", "--sampler", "euler"], "invalid choice: 'euler'"),
+        (["a red circle", "--temperature", "1"], "--temperature is for --method dalle"),
+        (["a red zebra"], "no caption of the training had 'zebra'"),
+        (["--edit", "a.png", "a red square", "a zebra"], "no caption of the training had 'zebra'"),
+        (["--mix", "a zebra:1"], "no caption of the training had 'zebra'"),
+        (["--mix", "a.png:1", "a.png:-1"], "leave nothing of what is mixed"),
+        (["--edit", "a.png"], "--edit takes a picture and two captions"),
+        (["--edit", "a.png", "a red square"], "--edit takes a picture and two captions"),
+        (["--edit", "no.png", "a red square", "a red circle"], "no.png"),
+        (["--strip", "a.png", "--no-caption"], "--no-caption is for prompts, not for --strip"),
+        (["--strip", "a.png", "--rerank", "3"], "--rerank is for prompts, not for --strip"),
+        (["--strip", "a.png", "--begin", "a.png"], "--begin is for prompts, not for --strip"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(draw, words, message):
     assert message in refusal(draw(*words))
     assert not Path("pictures.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--edit", "a.png", "a red square"], "expected 3 arguments"),
-        (["a red circle", "--steps", "2000"], "steps 2000: expected from 1 to 1000"),
-    ],
-)
-def test_what_the_parser_or_the_sampler_refuses_is_named(
-    demo, tmp_path, monkeypatch, capsys, words, message
-):
-    monkeypatch.chdir(tmp_path)
-    try:
-        status = main([*words, "--method", "unclip", "--run", str(demo)])
-    except SystemExit as stopped:
-        status = stopped.code
-    assert status == 2 and message in capsys.readouterr().err
 
 
 def test_a_prior_of_another_clip_is_refused_by_its_hash(draw, demo, tmp_path):
@@ -150,11 +176,65 @@ def test_a_prior_of_another_clip_is_refused_by_its_hash(draw, demo, tmp_path):
     assert "0123456789ab" in message and mine[:12] in message
 
 
-def test_a_folder_without_a_decoder_says_how_to_train_one(draw, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    status = main(["a red circle", "--method", "unclip", "--run", str(tmp_path / "empty")])
-    err = capsys.readouterr().err
-    assert status == 2 and "train.py demo --with unclip" in err and err.count("\n") == 1
+def changed(run: Path, copy: Path, **model) -> Path:
+    """A copy of a run with other words in its config.json."""
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["model"] |= model
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def test_a_decoder_whose_clip_was_exchanged_is_refused_by_both_hashes(draw, demo, tmp_path):
+    run = changed(demo / "decoder", tmp_path / "decoder")
+    trained_with = json.loads((run / "config.json").read_text())["model"]["training"]["clip"]
+    weights = load_file(run / "clip" / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, run / "clip" / "model.safetensors")
+    message = refusal(draw("--variations-of", "a.png", "--run", str(run)))
+    found = digest(run / "clip" / "model.safetensors")
+    assert trained_with[:12] in message and found[:12] in message
+
+
+def test_without_a_prior_pictures_are_drawn_and_prompts_refused(draw, demo, tmp_path):
+    run = str(changed(demo / "decoder", tmp_path / "alone"))
+    assert draw("--variations-of", "a.png", "--run", run)[0] == 0
+    for words in (["a red circle"], ["--mix", "a red circle:1"]):
+        message = refusal(draw(*words, "--run", run, "--out", "other.png"))
+        assert "train.py prior makes one" in message
+    assert draw("a red circle", "--run", run, "--prior", str(demo / "prior"))[0] == 0
+
+
+def test_words_that_no_caption_had_may_be_allowed(draw):
+    assert draw("a red zebra", "--allow-unseen")[0] == 0
+
+
+def test_the_runs_own_sampling_is_the_default_and_flags_win(draw, demo, tmp_path, monkeypatch):
+    own = {"name": "ddim", "steps": 2, "guidance": 1.5}
+    shutil.copytree(demo / "prior", tmp_path / "prior")
+    run = str(changed(demo / "decoder", tmp_path / "decoder", sampling=own))
+    seen, drawn = [], Decoder.draw
+
+    def spy(self, told, how, **more):
+        seen.append(how)
+        return drawn(self, told, how, **more)
+
+    monkeypatch.setattr(Decoder, "draw", spy)
+    draw("a red circle", "--run", run, "--eta", "0.5")
+    draw("a red circle", "--run", run, "--sampler", "2m", "--guidance", "0", "--steps", "3")
+    assert seen == [Sampler("ddim", 2, 0.5, 1.5), Sampler("2m", 3, 0.0, 0.0)]
+
+
+def test_a_decoder_of_code_vectors_draws_with_the_vqgan_in_its_run(draw, demo, tmp_path):
+    """`short_vqgan` and `short_clip` lie beside the folder that they are asked for."""
+    task = make_latent_decoder(demo, TWO)
+    train(task, TWO, tmp_path / "decoder", data_spec="shapes:400", device="cpu")
+    run = str(tmp_path / "decoder")
+    for words in (
+        ["a red circle", "--prior", str(demo / "prior"), "--complete", "a.png"],
+        ["--interpolate", "a.png", "b.png"],
+    ):
+        assert draw(*words, "--run", run)[0] == 0
+    assert pixels("pictures/000-0.png").shape == (32, 32, 3)
 
 
 def test_the_demo_adds_unclip_once(tmp_path, monkeypatch, capsys):

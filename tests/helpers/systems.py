@@ -14,7 +14,8 @@ from typing import Any
 from minimodal.training import probe
 from minimodal.training.contract import Task, TrainConfig
 from minimodal.training.engine import run
-from minimodal.training.recipes import SYSTEMS, clip, dalle, recipe_for, vqgan, vqgan_prior
+from minimodal.training.recipes import SYSTEMS, clip, dalle, decoder, recipe_for, vqgan, vqgan_prior
+from minimodal.training.recipes.decoder import on_codes
 
 probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
 
@@ -102,6 +103,13 @@ def make_unclip(kind: str, out: Path, engine: TrainConfig = ENGINE, **sizes: Any
     recipe = recipe._replace(model=replace(recipe.model, **sizes), engine=engine)
     runs = {need: short_clip(out) for need in SYSTEMS[kind].needs}
     return SYSTEMS[kind].build(recipe, "shapes:400", runs, "cpu")
+
+
+def make_latent_decoder(out: Path, engine: TrainConfig = ENGINE) -> Task:
+    """A decoder of the code vectors of a VQGAN trained for five steps."""
+    recipe = on_codes(short_vqgan(out))
+    recipe = recipe._replace(model=replace(recipe.model, channels=8, depth=1), engine=engine)
+    return decoder.build(recipe, "shapes:400", {"clip": short_clip(out)})
 
 
 # One line a system, for the tests that look at all of them: of a run folder and the engine's

@@ -120,7 +120,7 @@ def make_decoder(**changes) -> Decoder:
         image_tokens=2, embed_width=10, word_width=12,
     )  # fmt: skip
     model = shake(seeded(lambda: Decoder(replace(config, **changes)), 0)).eval()
-    model.space.learn(F.normalize(noise(40, 10), dim=-1), "standard")
+    model.space.learn(units(40, model.config.embed_width), "standard")
     return model
 
 
@@ -143,7 +143,8 @@ def make_unclip_prior(kind: str, **changes) -> DiffusionPrior | AutoregressivePr
     """A prior of either kind with strong opinions, for the embeddings of `make_clip`."""
     make = {"diffusion": DiffusionPrior, "autoregressive": AutoregressivePrior}[kind]
     model = shake(seeded(lambda: make(replace(PRIOR, kind=kind, **changes)), 0)).eval()
-    model.learn(units(60, 10), units(50, 10, seed=1))
+    width = model.config.embed_width
+    model.learn(units(60, width), units(50, width, seed=1))
     return model
 
 

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from helpers.tiny import generator, make_unclip, make_upsampler, noise, pictures
+from helpers.tiny import (
+    generator,
+    make_decoder,
+    make_unclip,
+    make_unclip_prior,
+    make_upsampler,
+    noise,
+    pictures,
+)
 
 from minimodal.blocks.diffusion import Sampler
 from minimodal.blocks.painter import Request
@@ -101,6 +109,33 @@ def test_a_decoder_that_is_not_told_the_caption_does_not_heed_it():
     told = model.draw(prompts, Request(1, seeds=[3, 3]), HOW)
     assert (deaf[0].int() - deaf[1].int()).abs().max() <= 1
     assert (told[0].int() - told[1].int()).abs().max() > 5
+
+
+def test_a_walk_from_a_picture_without_noise_ends_where_it_begins():
+    model, x = make_unclip(), pictures(1, 3, 8, 8)
+    start = model.noised(x, noise(1, 3, 8, 8), time=0.0)
+    found = model.draw(["a red circle"], asked(2), HOW, start=start)
+    assert torch.equal(found, to_uint8(x).expand(2, -1, -1, -1))
+
+
+def test_a_mix_that_leaves_nothing_is_refused():
+    model = make_unclip()
+    z = model.embed(two()[:1]).expand(2, -1)
+    with pytest.raises(UserError, match="leave nothing of what is mixed"):
+        model.mix(z, torch.tensor([1.0, -1.0]), asked(), HOW)
+
+
+def test_a_decoder_or_prior_for_embeddings_of_another_size_is_refused():
+    whole = make_unclip()
+    for parts, message in (
+        (
+            (make_decoder(embed_width=11), whole.prior),
+            "the decoder is for embeddings of 11 numbers",
+        ),
+        ((whole.decoder, make_unclip_prior("diffusion", embed_width=11)), "the prior is for"),
+    ):
+        with pytest.raises(UserError, match=f"{message}.*CLIP's have 10"):
+            UnCLIP(whole.clip, parts[0], prior=parts[1])
 
 
 def test_a_picture_with_no_noise_stays_and_with_all_of_it_goes():

@@ -62,7 +62,7 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None
     sampling_of(arguments, {})  # refuses what is out of range
     folder = find(arguments.run, "dalle", flag="--run")
     dalle = load_run(folder, kind="dalle").to(device)
-    return dalle, clip_for(arguments, folder, device)
+    return dalle, clip_for(arguments, folder.parent / "clip", device)
 
 
 def draw(arguments: argparse.Namespace, loaded: tuple[DALLE, CLIP | None], device: str) -> Drawn:

@@ -85,7 +85,7 @@ def add_rerank_flags(parser: Parser) -> None:
              "(default: 0, off)")  # fmt: skip
     add("--clip", type=Path, metavar="RUN|CHECKPOINT",
         help="the CLIP for --rerank, a run or an original checkpoint "
-             "(default: the run beside the method's)")  # fmt: skip
+             "(default: the one of the demo or of the run)")  # fmt: skip
     add_merges_flag(parser)
 
 
@@ -154,8 +154,8 @@ class Drawn(NamedTuple):
     seeds: list[int] | None = None
 
 
-def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP | None:
-    """The CLIP for --rerank, by default the one beside the run's folder."""
+def clip_for(arguments: argparse.Namespace, own: Path, device: str) -> CLIP | None:
+    """The CLIP for --rerank, by default the run's own."""
     if arguments.rerank < 0:
         raise UserError(f"--rerank {arguments.rerank}: expected 0 (off) or more")
     if not arguments.rerank:
@@ -163,7 +163,7 @@ def clip_for(arguments: argparse.Namespace, folder: Path, device: str) -> CLIP |
             if getattr(arguments, flag):
                 raise UserError(f"--{flag} is for --rerank K")
         return None
-    place = arguments.clip or folder.parent / "clip"
+    place = arguments.clip or own
     if not place.exists():
         raise UserError(f"--rerank needs a CLIP and there is none in {place}; give --clip RUN")
     clip = load(place, kind="clip", merges=arguments.merges, activation=arguments.activation)

@@ -57,15 +57,11 @@ def add_flags(parser: Parser) -> None:
         help="the decoder sees the prompt's embedding alone, not its words")  # fmt: skip
     add("--prior", type=Path, metavar="RUN", help="(default: the one beside the decoder)")
     add("--upsampler", type=Path, metavar="RUN", help="enlarges the pictures (default: none)")
-    add(
-        "--variations-of",
-        type=Path,
-        metavar="IMG",
-        help="draw what has its embedding (default: none)",
-    )
+    add("--variations-of", type=Path, metavar="IMG",
+        help="draw what has its embedding (default: none)")  # fmt: skip
     add("--interpolate", type=Path, nargs=2, metavar=("A", "B"),
         help="draw -n pictures on the way from A to B (default: none)")  # fmt: skip
-    add("--edit", nargs=3, metavar=("IMG", "BEFORE", "AFTER"),
+    add("--edit", nargs="+", metavar="IMG BEFORE AFTER",
         help="move IMG along the difference of two captions (default: none)")  # fmt: skip
     add("--mix", nargs="+", metavar="ITEM:W",
         help="draw a weighted sum of pictures and prompts (default: none)")  # fmt: skip
@@ -99,9 +95,12 @@ def check(arguments: argparse.Namespace) -> None:
                         "to --variations-of, --interpolate, --edit, --mix or --strip")  # fmt: skip
     if tools and arguments.prompts:
         raise UserError(f"{flags[0]} takes no PROMPT beside it: '{arguments.prompts[0][:60]}'")
-    for flag in ("rerank", "complete", "begin"):
+    for flag in ("rerank", "complete", "begin", "no_caption"):
         if tools and getattr(arguments, flag):
-            raise UserError(f"--{flag} is for prompts, not for {flags[0]}")
+            raise UserError(f"--{flag.replace('_', '-')} is for prompts, not for {flags[0]}")
+    if arguments.edit and len(arguments.edit) != 3:
+        raise UserError("--edit takes a picture and two captions, of what it shows and of what is "
+                        "wanted: --edit IMG 'a red square' 'a blue circle'")  # fmt: skip
     if arguments.complete and arguments.begin:
         raise UserError("--complete and --begin do not go together: leave one of them out")
     if arguments.redraw and not arguments.complete:
@@ -139,10 +138,21 @@ def sampler_of(arguments: argparse.Namespace, own: Sampler) -> Sampler:
     return how
 
 
+def prior_for(arguments: argparse.Namespace, folder: Path) -> Path:
+    """The prior's run, by default the one beside the decoder's."""
+    beside = folder.parent / "prior"
+    if arguments.prior is None and not beside.exists():
+        raise UserError(
+            f"prompts need a prior and there is none in {beside}: train.py prior makes one, with "
+            "the decoder's --clip; give it by --prior RUN"
+        )
+    return find(arguments.prior or beside, "prior", flag="--prior")
+
+
 def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, CLIP | None]:
     """The models of a command line and how they draw, with what it asks for checked."""
     check(arguments)
-    sampler_of(arguments, Sampler())  # refuses what is out of range
+    sampler_of(arguments, Sampler("ddim"))  # refuses what is out of range for any sampler
     folder, prior, upsampler = find(arguments.run, "decoder", flag="--run"), None, None
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -150,14 +160,15 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, C
             "prior, or give --run with a run of train.py decoder"
         )
     mixed = [weight_of(item)[0] for item in arguments.mix or ()]
-    if arguments.prompts or not all(Path(item).is_file() for item in mixed):
-        prior = find(arguments.prior or folder.parent / "prior", "prior", flag="--prior")
+    texts = arguments.prompts + [what for what in mixed if not Path(what).is_file()]
+    if texts:
+        prior = prior_for(arguments, folder)
     if arguments.upsampler:
         upsampler = find(arguments.upsampler, "upsampler", flag="--upsampler")
     model, own = load_unclip(folder, device, prior=prior, upsampler=upsampler)
     if not arguments.allow_unseen:
-        model.clip.words.check(arguments.prompts)
-    return model, sampler_of(arguments, own), clip_for(arguments, folder, device)
+        model.clip.words.check(texts + (arguments.edit or [])[1:])
+    return model, sampler_of(arguments, own), clip_for(arguments, folder / "clip", device)
 
 
 def sized(path: Path, size: int) -> Tensor:
@@ -206,7 +217,6 @@ def use_tool(
         return model.interpolate(a, b, request, how)
     if arguments.edit:
         place, before, after = arguments.edit
-        model.clip.words.check([before, after])
         strength = 0.5 if arguments.strength is None else arguments.strength
         n = request.n
         steps = strength * torch.arange(1, n + 1) / n
