@@ -120,8 +120,10 @@ TINY: dict[str, Callable[[Path, TrainConfig], Task]] = {
     "vqgan-prior": make_vqgan_prior,
     "dalle": make_dalle,
     "prior": lambda out, engine: make_unclip("prior", out, engine, width=16, depth=1, heads=2),
-    "decoder": lambda out, engine: make_unclip("decoder", out, engine, channels=8),
-    "upsampler": lambda out, engine: make_unclip("upsampler", out, engine, channels=8),
+    # Of 8 channels each would be a group of its own: its norm takes away the bias before it, whose
+    # gradient is then rounding, which Adam turns into steps.
+    "decoder": lambda out, engine: make_unclip("decoder", out, engine, channels=12),
+    "upsampler": lambda out, engine: make_unclip("upsampler", out, engine, channels=12),
 }
 
 

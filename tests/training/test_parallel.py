@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 from minimodal.training.checkpoint import read_metrics
 
-ON_CODES = ("vqgan-prior", "dalle")
+# What is learnt on another's run: that run, and what is kept in it.
+NEEDS = {"vqgan-prior": ("vqgan", "codes"), "dalle": ("vqgan", "codes"),
+         "prior": ("clip", "embeddings"), "decoder": ("clip", "embeddings")}  # fmt: skip
 QUANTIZERS = ("vqgan", "vqgan-gradient", "vqgan-gumbel")
-KINDS = (*QUANTIZERS, "vqgan-prior", "clip", "dalle")
+KINDS = (*QUANTIZERS, "vqgan-prior", "clip", "dalle", "prior", "decoder", "upsampler")
 
 SCRIPT = f"""
 import sys
@@ -29,10 +31,11 @@ def folders(tmp_path_factory):
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for kind in KINDS:
         systems.train(kind, one / kind)
-        if kind in ON_CODES:  # both learn the codes of the very same VQGAN
-            shutil.copytree(one / f"{kind}-vqgan", two / f"{kind}-vqgan")
+        if kind in NEEDS:  # both learn on the very same run
+            other, made = NEEDS[kind]
+            shutil.copytree(one / f"{kind}-{other}", two / f"{kind}-{other}")
             # so that both processes make them, and one writes them
-            shutil.rmtree(two / f"{kind}-vqgan" / "codes")
+            shutil.rmtree(two / f"{kind}-{other}" / made)
     together(["-c", SCRIPT, str(two)])
     return one, two
 

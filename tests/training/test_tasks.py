@@ -27,12 +27,13 @@ def test_a_seeded_start_depends_on_the_seed_and_leaves_others_draws_alone():
     assert not torch.equal(first.weight, other.weight)
 
 
-def test_rows_of_a_batch_are_the_same_whoever_asks_for_them(tmp_path):
-    for task in (systems.make_vqgan(), systems.make_clip(), systems.make_dalle(tmp_path / "d")):
-        whole = task.batch(3, slice(0, 8))
-        halves = [task.batch(3, slice(0, 4)), task.batch(3, slice(4, 8))]
-        for name, value in whole.items():
-            assert torch.equal(value, torch.cat([half[name] for half in halves])), name
+@pytest.mark.parametrize("kind", systems.TINY)
+def test_rows_of_a_batch_are_the_same_whoever_asks_for_them(kind, tmp_path):
+    task = systems.TINY[kind](tmp_path / kind, systems.ENGINE)
+    whole = task.batch(3, slice(0, 8))
+    halves = [task.batch(3, slice(0, 4)), task.batch(3, slice(4, 8))]
+    for name, value in whole.items():
+        assert torch.equal(value, torch.cat([half[name] for half in halves])), name
 
 
 def test_a_clip_knows_the_words_of_the_captions_that_it_reads_and_no_others():
@@ -82,13 +83,15 @@ def test_pictures_become_codes_once(tmp_path, capsys):
     assert task.codes.shape == (400, 8, 8)
 
 
-@pytest.mark.parametrize("kind", ["vqgan", "vqgan-prior", "clip", "dalle"])
+@pytest.mark.parametrize("kind", systems.TINY)
 def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
     engine = replace(systems.ENGINE, steps=6, precision="bfloat16", accumulate=2)
     systems.train(kind, tmp_path / kind, engine)
     last = read_metrics(tmp_path / kind)[-1]
-    assert last["done"] and len(last) > 3
-    assert list((tmp_path / kind / "samples").glob("*.png"))
+    assert last["done"]
+    assert (len(last) > 3) == (kind != "upsampler")  # whose pictures are its only score
+    drawn = list((tmp_path / kind / "samples").glob("*.png"))
+    assert bool(drawn) == (kind != "prior")  # embeddings are no pictures
 
 
 def test_a_dalle_with_bpe_dropout_has_room_for_captions_that_it_tears():
