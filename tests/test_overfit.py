@@ -6,14 +6,16 @@ The shortest way to read how a system is trained: tensors, an optimiser, a loss,
 import numpy as np
 import torch
 import torch.nn.functional as F
-from helpers.tiny import generator, integers
+from helpers.tiny import generator, integers, make_caption, units
 
+from minimodal.blocks.diffusion import Sampler, training_times
 from minimodal.blocks.pixels import to_float
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.clip import CLIP, CLIPConfig, contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks.common import seeded
+from minimodal.unclip.decoder import Decoder, DecoderConfig, tell
 from minimodal.vqgan import VQGAN, VQGANConfig
 
 
@@ -84,3 +86,26 @@ def learn_by_heart(sizes: tuple[int, ...]) -> None:
     assert parts["image_loss"] < 0.05
     greedy = SamplingConfig(temperature=0.0)
     assert torch.equal(dalle.generate_codes(text, generator=generator(), sampling=greedy), codes)
+
+
+def test_unclips_decoder_draws_a_batch_from_its_embeddings():
+    images, embeddings, random = shapes(4), units(4, 10), generator()
+    config = DecoderConfig(
+        image_size=16, patch=4, channels=32, multipliers=(1,), depth=1, attention=(), width=32,
+        captions=False, embed_width=10, time_mean=1.5,
+    )  # fmt: skip
+    decoder = seeded(lambda: Decoder(config), 0)
+    decoder.space.learn(embeddings, "standard")
+    told = tell(embeddings, make_caption(4))
+    standard = told._replace(embedding=decoder.space.standardize(embeddings))
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
+    for _ in range(200):
+        noise = torch.randn(images.shape, generator=random)
+        t = training_times(torch.rand(4, generator=random), config)
+        loss = decoder.loss(images, standard, noise=noise, t=t)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    decoder.eval()
+    drawn = decoder.draw(told, Sampler("2m", steps=12), generator=random)
+    assert F.l1_loss(drawn, images) < 0.06

@@ -4,12 +4,10 @@ import pytest
 import torch
 from helpers.tiny import generator, make_caption, make_clip, make_decoder, noise, pictures, units
 
-from minimodal.blocks.diffusion import Held, Sampler, Start, training_times
+from minimodal.blocks.diffusion import Held, Sampler, Start
 from minimodal.blocks.pixels import to_uint8
 from minimodal.errors import UserError
-from minimodal.training.optim import make_optimizer
-from minimodal.training.tasks.common import seeded
-from minimodal.unclip.decoder import Decoder, DecoderConfig, read_captions, tell
+from minimodal.unclip.decoder import read_captions, tell
 from minimodal.unclip.embeddings import EmbeddingSpace
 
 STEPS = Sampler("ddim", steps=3)
@@ -103,27 +101,6 @@ def test_captions_are_read_by_clips_own_text_encoder():
     summary = clip.text_encoder.projection(ends)
     assert torch.allclose(torch.nn.functional.normalize(summary, dim=-1), caption.summary)
     assert not clip.text_encoder.norm_out._forward_hooks
-
-
-def test_a_decoder_learns_four_pictures_and_draws_them_again():
-    config = DecoderConfig(
-        image_size=8, patch=2, channels=16, multipliers=(1,), depth=1, attention=(), width=32,
-        captions=False, embed_width=10, time_mean=1.5,
-    )  # fmt: skip
-    model, x, z = seeded(lambda: Decoder(config), 0), pictures(4, 3, 8, 8).sign(), units(4, 10)
-    model.space.learn(z, "standard")
-    optimizer = make_optimizer([model], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, muon=True)
-    standard = tell(model.space.standardize(z), make_caption(4))
-    for step in range(200):
-        u = training_times(torch.rand(16, generator=generator(step)), config)
-        e, rows = noise(16, 3, 8, 8, seed=step), torch.arange(16) % 4
-        some = type(standard)(*(part[rows] for part in standard))
-        loss = model.loss(x[rows], some, noise=e, t=u)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    drawn = model.draw(tell(z, make_caption(4)), Sampler("2m", steps=12), generator=generator())
-    assert float((drawn - x).abs().mean()) < 0.1
 
 
 # --- the space of embeddings ---------------------------------------------------------------------
