@@ -14,14 +14,18 @@ from helpers.tiny import (
     WORDS,
     generator,
     integers,
+    make_caption,
     make_clip,
     make_dalle,
     make_painter,
     make_prior,
     make_transformer,
+    make_unclip,
+    make_upsampler,
     make_vqgan,
     noise,
     pictures,
+    units,
 )
 from PIL import Image
 
@@ -31,6 +35,7 @@ from minimodal.blocks import (
     contrastive,
     contrastive_rows,
     conv,
+    diffusion,
     discriminator,
     factor_head,
     factors,
@@ -47,13 +52,16 @@ from minimodal.blocks import (
     sliding_window,
     sparse,
     transformer,
+    unet,
 )
 from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.evaluation import distances, metrics
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import common
+from minimodal.unclip import decoder, embeddings, upsampler
 from minimodal.uses import reading
+from minimodal.uses import unclip as tools
 
 MODULES = (
     factors,
@@ -85,6 +93,12 @@ MODULES = (
     common,
     metrics,
     distances,
+    diffusion,
+    unet,
+    embeddings,
+    decoder,
+    upsampler,
+    tools,
 )
 
 STACK = make_transformer(causal=True)  # D = 16
@@ -143,6 +157,25 @@ def losses() -> dict[str, torch.Tensor]:
     return dict(
         reconstruction=DECODED.sum(), adversarial=(2 * DECODED).sum(), decoded=DECODED, last_layer=W
     )
+
+
+# unCLIP: pictures of 8 pixels, and code vectors of 6 channels on a grid of 4.
+DATA, T2 = noise(2, 3, 4, 5), torch.tensor([0.3, 0.7])
+PATH, HALF = diffusion.Path("straight"), torch.tensor([0.2, 0.5])
+WALK = dict(denoise=lambda x_t, t: 0.9 * x_t, path=PATH)
+OUTSIDE = diffusion.Held(DATA, torch.ones(4, 5, dtype=torch.bool), DATA)
+NET = dict(channels=8, multipliers=(1, 2), depth=1, attention=(False, True), width=6)
+UNET = unet.UNet(3, 7, token_width=9, **NET)
+BLOCK = unet.ConditionedBlock(8, 16, width=6, heads=2, token_width=9)
+SPACE = embeddings.EmbeddingSpace(5)
+UNCLIP, CODED = make_unclip(), make_unclip(latent=True)
+TOLD = decoder.tell(units(2, 10), make_caption(2))
+HOW = diffusion.Sampler("ddim", steps=2, eta=0.5)
+UPSAMPLER = make_upsampler()
+LARGE, SMALL = pictures(2, 3, 16, 16), pictures(2, 3, 8, 8)
+EIGHT = integers(256, 2, 3, 8, 8).byte()
+TOOL = dict(request=painter.Request(3, generator()), how=HOW)
+CHUNK = painter.Chunk(painter.Request(2, generator()), slice(0, 2), 2, generator())
 
 
 CLIP_SIZES = {"E": 10, "T": 7}
@@ -386,6 +419,108 @@ CALLS = [
     (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),
+    *(
+        call
+        for path in map(diffusion.Path, diffusion.PATHS)
+        for call in (
+            (path.coefficients, dict(t=T2), {}),
+            (path.direction, dict(t=T2), {}),
+            (path.noised, dict(x=DATA, noise=DATA, t=T2), {}),
+        )
+    ),
+    *(
+        (PATH.estimate, dict(x_t=DATA, t=T2, found=DATA, kind=kind), {})
+        for kind in diffusion.TARGETS
+    ),
+    (diffusion.along, dict(values=T2, like=DATA), {}),
+    (diffusion.training_times, dict(uniform=T2, config=diffusion.DiffusionConfig()), {}),
+    (
+        diffusion.diffusion_loss,
+        dict(found=DATA, x=DATA, noise=DATA, t=T2, config=diffusion.DiffusionConfig()),
+        {},
+    ),
+    (diffusion.guided, dict(with_it=DATA, without=DATA, t=T2, how=HOW), {}),
+    (diffusion.threshold, dict(x=DATA, share=0.9), {}),
+    (diffusion.walk_times, dict(steps=4), {}),
+    (
+        diffusion.ddim_step,
+        dict(path=PATH, x_t=DATA, t=T2, s=HALF, x=DATA, eta=0.5, fresh=DATA),
+        {},
+    ),
+    *(
+        (
+            diffusion.walk,
+            dict(x_t=DATA, how=how, held=OUTSIDE, generator=generator(), **WALK),
+            {"n": 4},
+        )
+        for how in (HOW, diffusion.Sampler("2m", steps=3, threshold=0.9))
+    ),
+    (diffusion.invert, dict(x=DATA, steps=2, **WALK), {}),
+    (diffusion.slerp, dict(a=DATA, b=noise(2, 3, 4, 5, seed=1), share=0.3), {}),
+    (unet.time_features, dict(t=T2, width=6), {"D": 6}),
+    (BLOCK.forward, dict(x=MAP, condition=noise(2, 6), tokens=noise(2, 5, 9)), {"C'": 16}),
+    (
+        UNET.forward,
+        dict(x=DATA[..., :4], condition=noise(2, 6), tokens=noise(2, 5, 9)),
+        {"O": 7},
+    ),
+    (SPACE.learn, dict(embeddings=noise(9, 5), scale="standard"), {}),
+    (SPACE.standardize, dict(vectors=noise(2, 5, 3, 4)), {}),
+    (SPACE.undo, dict(standard=noise(2, 5)), {}),
+    (SPACE.restore, dict(standard=noise(2, 5)), {}),
+    (SPACE.components, dict(embeddings=units(2, 5), dims=3), {}),
+    (SPACE.composed, dict(components=noise(2, 3)), {"E": 5}),
+    (embeddings.side, dict(values=noise(5), like=noise(2, 5, 3, 4)), {}),
+    (
+        decoder.read_captions,
+        dict(clip=UNCLIP.clip, tokens=integers(30, 2, 20)),
+        {"D'": 12, "F": 10},
+    ),
+    (decoder.tell, dict(embeddings=units(2, 10), caption=make_caption(2)), {}),
+    (UNCLIP.decoder.condition, dict(t=T2, told=TOLD), {"D": 16, "n": 9}),
+    (
+        UNCLIP.decoder.forward,
+        dict(x_t=SMALL, t=T2, told=TOLD),
+        {"D": 16, "n": 9, "P": 12, "h": 4, "w": 4},
+    ),
+    (UNCLIP.decoder.loss, dict(x=SMALL, told=TOLD, noise=SMALL, t=T2), {}),
+    *(
+        (one.decoder.draw, dict(told=TOLD, how=HOW, generator=generator()), sizes)
+        for one, sizes in ((UNCLIP, {"C": 3, "H": 8, "W": 8}), (CODED, {"C": 6, "H": 4, "W": 4}))
+    ),
+    (UNCLIP.decoder.decode, dict(x=SMALL, painter=None), {"S": 8}),
+    (CODED.decoder.decode, dict(x=noise(2, 6, 4, 4), painter=CODED.painter), {"S": 8}),
+    (upsampler.shrink, dict(pictures=LARGE, size=8, blur=T2), {}),
+    (
+        UPSAMPLER.forward,
+        dict(x_t=LARGE, t=T2, small=SMALL),
+        {"P": 12, "H'": 8, "W'": 8},
+    ),
+    (UPSAMPLER.loss, dict(x=LARGE, small=SMALL, noise=LARGE, t=T2), {}),
+    (UPSAMPLER.enlarge, dict(pictures=EIGHT, generator=generator()), {"H": 16, "W": 16}),
+    (UNCLIP.embed, dict(pictures=EIGHT), {"E": 10}),
+    (UNCLIP.latents, dict(pictures=EIGHT), {"C": 3, "H": 8, "W": 8}),
+    (CODED.latents, dict(pictures=EIGHT), {"C": 6, "H": 4, "W": 4}),
+    (UNCLIP.told, dict(embeddings=units(2, 10)), {"T": 20}),
+    (UNCLIP.noise_of, dict(pictures=EIGHT, told=TOLD), {"C": 3, "H": 8, "W": 8}),
+    (UNCLIP.embed_prompt, dict(prompt=WORDS[0], generator=generator()), {"E": 10}),
+    (UNCLIP.noised, dict(x=SMALL, noise=SMALL, time=0.5), {}),
+    (UNCLIP.paint, dict(told=TOLD, chunk=CHUNK, how=HOW), {"S": 8}),
+    (UNCLIP.draw, dict(prompts=WORDS[:2], **TOOL), {"N": 6, "B": 6, "S": 8}),
+    (
+        UNCLIP.paint_all,
+        dict(embeddings=units(2, 10), noise=SMALL, **TOOL),
+        {"S": 8},
+    ),
+    (UNCLIP.vary, dict(picture=EIGHT[0], **TOOL), {"n": 3}),
+    (UNCLIP.interpolate, dict(a=EIGHT[0], b=EIGHT[1], **TOOL), {"n": 3}),
+    (
+        UNCLIP.edit,
+        dict(pictures=EIGHT, before=WORDS[:2], after=WORDS[1:3], strengths=HALF, **TOOL),
+        {},
+    ),
+    (UNCLIP.mix, dict(embeddings=units(2, 10), weights=HALF, **TOOL), {"n": 3, "S": 8}),
+    (UNCLIP.strip, dict(picture=EIGHT[0], dims=[1, 2, 3], **TOOL), {"N": 3}),
 ]
 
 

@@ -85,10 +85,10 @@ class Path(NamedTuple):
     def noised(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = α x + σ ε.
 
-        x: (B, D) data, of any further dimensions
-        noise: (B, D)
+        x: (B, …) data
+        noise: (B, …)
         t: (B,)
-        returns: (B, D)
+        returns: (B, …)
         """
         alpha, sigma = (along(c, x) for c in self.coefficients(t))
         return alpha * x + sigma * noise
@@ -99,9 +99,9 @@ class Path(NamedTuple):
         With α b - σ a = 1 the two lines x_t = α x + σ ε and v = a x + b ε have the solution
         x = b x_t - σ v and ε = α v - a x_t.
 
-        x_t: (B, D) of any further dimensions
+        x_t: (B, …)
         t: (B,)
-        found: (B, D) the prediction
+        found: (B, …) the prediction
         kind: what it is: x, noise or velocity
         """
         (alpha, sigma), (a, b) = self.coefficients(t), self.direction(t)
@@ -122,7 +122,8 @@ def along(values: Tensor, like: Tensor) -> Tensor:
     """One number per row, shaped to multiply a batch.
 
     values: (B,)
-    like: (B, D) of any further dimensions
+    like: (B, …)
+    returns: (B, …)
     """
     return values.view(-1, *(1,) * (like.ndim - 1)).to(like.dtype)
 
@@ -167,9 +168,9 @@ def diffusion_loss(
 
     On v this weighs an error of x by 1/σ², on ε by α²/σ². Divisors below 0.05 are taken for that.
 
-    found: (B, D) the network's prediction at x_t, of any further dimensions
-    x: (B, D) the data
-    noise: (B, D)
+    found: (B, …) the network's prediction at x_t
+    x: (B, …) the data
+    noise: (B, …)
     t: (B,)
     returns: ()
     """
@@ -216,10 +217,10 @@ class Sampler(NamedTuple):
 def guided(with_it: Tensor, without: Tensor, t: Tensor, how: Sampler) -> Tensor:
     """x = x_∅ + s (x_c - x_∅) (Ho & Salimans 2022), within the times that guidance holds.
 
-    with_it: (B, D) the estimate with the condition
-    without: (B, D) the one without
+    with_it: (B, …) the estimate with the condition
+    without: (B, …) the one without
     t: (B,)
-    returns: (B, D)
+    returns: (B, …)
     """
     holds = (t <= how.guide_from) & (t >= how.guide_to)
     scale = torch.where(holds, how.guidance, 1.0)  # (B,)
@@ -254,12 +255,12 @@ def ddim_step(
         x_s = α_s x + sqrt(σ_s² - c²) ε + c z,   ε = (x_t - α_t x) / σ_t
         c = η σ_s sqrt(1 - (α_t σ_s / α_s σ_t)²)
 
-    x_t: (B, D) of any further dimensions
+    x_t: (B, …)
     t: (B,)
     s: (B,)
-    x: (B, D)
-    fresh: (B, D) the new noise z, where η is above 0
-    returns: (B, D)
+    x: (B, …)
+    fresh: (B, …) the new noise z, where η is above 0
+    returns: (B, …)
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = path.coefficients(t), path.coefficients(s)
     ratio = alpha_t * sigma_s / (alpha_s * sigma_t)
@@ -273,9 +274,9 @@ def ddim_step(
 class Held(NamedTuple):
     """A part of the data that is known and stays.
 
-    x: (B, D) the data, of any further dimensions
-    keep: (B, D) or what broadcasts to it, bool, True where it stays
-    noise: (B, D) with which it is noised on the way
+    x: (B, …) the data
+    keep: (…) bool, True where it stays, of a shape that broadcasts to that of x
+    noise: (B, …) with which it is noised on the way
     """
 
     x: Tensor
@@ -286,7 +287,7 @@ class Held(NamedTuple):
 class Start(NamedTuple):
     """Where a walk begins, if not in fresh noise.
 
-    x_t: (B, D) noise that was chosen, or data with noise of the time; of any further dimensions
+    x_t: (B, …) noise that was chosen, or data with noise of the time
     """
 
     x_t: Tensor | None = None
@@ -316,11 +317,11 @@ def walk(
 
         x_s = σ_s/σ_t x_t + α_s (1 - e^-h) D,   which is DDIM's step where D = x
 
-    x_t: (B, D) where the walk begins: noise, or data with noise of the first time
+    x_t: (B, …) where the walk begins: noise, or data with noise of the first time
     time: of x_t
     held: what stays as it is (Lugmayr et al. 2022, without their resampling)
     on_step: called after each step with the estimate of x and the number of steps done
-    returns: (B, D)
+    returns: (B, …)
     """
     how.check()
     if time == 0:  # there is no noise to take away
@@ -335,7 +336,7 @@ def walk(
     before: Tensor | None = None
     ends = len(times) - 2
     for i in range(len(times) - 1):
-        t, s = (times[j].expand(len(x_t)) for j in (i, i + 1))  # (B,)
+        t, s = (times[j].expand(len(x_t)) for j in (i, i + 1))  # (B,) each
         x = denoise(x_t, t)
         if how.threshold:
             x = threshold(x, how.threshold)
@@ -361,8 +362,8 @@ def invert(denoise: Denoise, x: Tensor, path: Path, *, steps: int) -> Tensor:
     The step from s down to t took the estimate at x_s, which is not known yet. It is found in two
     rounds: x_s is moved by as much as its step down misses x_t.
 
-    x: (B, D) the data, of any further dimensions
-    returns: (B, D)
+    x: (B, …) the data
+    returns: (B, …)
     """
     times, x_t = walk_times(steps, device=x.device).flip(0), x  # rising
     for i in range(steps):
@@ -379,10 +380,10 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """A point on the great circle from a to b: sin((1-s)θ)/sin θ a + sin(sθ)/sin θ b (Shoemake
     1985), of directions and lengths alike, which keeps both unit vectors and noise what they are.
 
-    a: (B, D) of any further dimensions
-    b: (B, D)
+    a: (B, …)
+    b: (B, …)
     share: 0 is a, 1 is b
-    returns: (B, D)
+    returns: (B, …)
     """
     left, right = a.flatten(1), b.flatten(1)
     cosine = (left * right).sum(1) / (left.norm(dim=1) * right.norm(dim=1)).clamp(min=1e-12)

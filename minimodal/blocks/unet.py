@@ -22,8 +22,8 @@ def time_features(t: Tensor, width: int) -> Tensor:
     returns: (B, width)
     """
     half = width // 2
-    rates = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)  # (D/2,)
-    angles = 1000 * t[:, None].float() * rates  # (B, D/2)
+    rates = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)  # (half,)
+    angles = 1000 * t[:, None].float() * rates  # (B, half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -116,19 +116,20 @@ class UNet(nn.Module):
         tokens: (B, T, E) what attention may read beside the picture
         returns: (B, O, H, W)
         """
-        h = self.conv_in(x)  # (B, D', H, W)
+        h = self.conv_in(x)  # (B, C0, H, W)
         kept = [h]
         for blocks, smaller in self.down:
             for block in blocks:
-                h = block(h, condition, tokens)
+                h = block(h, condition, tokens)  # (B, Cn, h, w) in the end
                 kept.append(h)
             if smaller is not None:
-                h = smaller(h)  # (B, D', H/2, W/2)
+                h = smaller(h)  # (B, Cm, h, w) in the end
                 kept.append(h)
-        h = self.middle(h, condition, tokens)
+        h = self.middle(h, condition, tokens)  # (B, Cn, h, w)
         for blocks, larger in self.up:
             for block in blocks:
-                h = block(torch.cat([h, kept.pop()], dim=1), condition, tokens)
+                h = torch.cat([h, kept.pop()], dim=1)  # (B, C1+C0, H, W) in the end
+                h = block(h, condition, tokens)  # (B, C1, H, W) in the end
             if larger is not None:
-                h = larger(h)  # (B, D', 2*H, 2*W)
+                h = larger(h)  # (B, C2, H, W) in the end
         return self.conv_out(F.silu(self.norm_out(h)))  # (B, O, H, W)

@@ -92,7 +92,7 @@ class Conditions(NamedTuple):
 
     embedding: (B, E) unit vectors of CLIP
     level: (B,) noise that is in the standardised embedding, 0: none
-    words: (B, T, W) what CLIP's text encoder says of each token of the caption
+    words: (B, T, D') what CLIP's text encoder says of each token of the caption
     summary: (B, F) and of the whole of it: its text embedding, a unit vector
     embedded: (B,) bool, False where the embedding is left out
     captioned: (B,) bool, False where the caption is
@@ -114,7 +114,7 @@ class Conditions(NamedTuple):
 class Caption(NamedTuple):
     """What CLIP's text encoder says of B captions.
 
-    words: (B, T, W) of each token
+    words: (B, T, D') of each token
     summary: (B, F) unit vectors, its embeddings
     """
 

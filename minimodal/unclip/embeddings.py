@@ -51,8 +51,8 @@ class EmbeddingSpace(nn.Module):
     def standardize(self, vectors: Tensor) -> Tensor:
         """Vectors as a network sees them.
 
-        vectors: (B, E) or (B, E, h, w)
-        returns: the same shape
+        vectors: (B, E, …)
+        returns: (B, E, …)
         """
         mean, deviation = (side(s, vectors) for s in (self.mean, self.deviation))
         return (vectors - mean) / deviation
@@ -60,8 +60,8 @@ class EmbeddingSpace(nn.Module):
     def undo(self, standard: Tensor) -> Tensor:
         """The vectors that a network's numbers stand for.
 
-        standard: (B, E) or (B, E, h, w)
-        returns: the same shape
+        standard: (B, E, …)
+        returns: (B, E, …)
         """
         mean, deviation = (side(s, standard) for s in (self.mean, self.deviation))
         return standard * deviation + mean
@@ -96,6 +96,7 @@ def side(values: Tensor, like: Tensor) -> Tensor:
     """One number per dimension, shaped to go along the second side of a batch.
 
     values: (E,)
-    like: (B, E) or (B, E, h, w)
+    like: (B, E, …)
+    returns: (1, E, …)
     """
     return values.view(1, -1, *(1,) * (like.ndim - 2))

@@ -94,7 +94,8 @@ class Upsampler(nn.Module):
         """
         c = self.config
         larger = F.interpolate(small, size=x_t.shape[-2:], mode="bicubic")  # (B, 3, H, W)
-        x = torch.cat([patches(x_t, patch=c.patch), patches(larger, patch=c.patch)], dim=1)
+        both = [patches(one, patch=c.patch) for one in (x_t, larger)]  # (B, P, H', W') each
+        x = torch.cat(both, dim=1)  # (B, 2*P, H', W')
         x = self.unet(x, self.of_time(time_features(t, c.width)))  # (B, P, H', W')
         return F.pixel_shuffle(x, c.patch)  # (B, 3, H, W)
 

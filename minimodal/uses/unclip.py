@@ -161,7 +161,7 @@ class UnCLIP:
         prior = self.need_prior()
         request.check(len(prompts))
         texts = [prompt for prompt in prompts for _ in range(request.n)]
-        tokens, pictures = self.clip.tokenize(texts, truncate=True).to(self.device), []  # (N, T)
+        pictures, tokens = [], self.clip.tokenize(texts, truncate=True).to(self.device)
         for chunk in request.chunks(len(texts), self.device):
             some = tokens[chunk.rows]  # (B, T)
             caption = read_captions(self.clip, some)
@@ -233,7 +233,7 @@ class UnCLIP:
             raise UserError(f"strength {strengths.tolist()}: expected from 0 to 1")
         z = self.embed(pictures)  # (N, E)
         noise = self.noise_of(pictures, self.told(z))
-        old, new = (embed_captions(self.clip, list(texts)) for texts in (before, after))  # (N, E)
+        old, new = (embed_captions(self.clip, list(texts)) for texts in (before, after))
         towards = F.normalize(new - old, dim=-1)  # (N, E)
         rows = zip(z.split(1), towards.split(1), strengths.tolist(), strict=True)
         moved = torch.cat([slerp(a, b, share) for a, b, share in rows])  # (N, E)

@@ -144,13 +144,13 @@ def leading_shape(text: str, what: str) -> Documented | None:
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
     """The shape of a tensor or array, () for a plain number; None for anything else."""
-    if hasattr(value, "shape"):
+    if is_array(value):
         return tuple(value.shape)
     return () if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def is_array(value: Any) -> bool:
-    return hasattr(value, "shape")
+    return hasattr(value, "ndim")  # a configuration may say a shape, too
 
 
 def fields(result: Any) -> dict[str, Any] | None:
