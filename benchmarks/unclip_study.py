@@ -71,7 +71,8 @@ def main() -> None:
         true[pairs] = embed_source(unclip.clip, source, n=n)
 
     def row(name: str, prior, how: Sampler, *, captioned: bool, pairs: str = "seen") -> None:
-        model = UnCLIP(unclip.clip, unclip.decoder, prior=prior, painter=unclip.painter)
+        model = UnCLIP(unclip.clip, unclip.decoder, painter=unclip.painter)
+        model.prior = prior  # which may be one that has no network
         began = time.process_time()
         pictures = draw_with(model, how, captioned=captioned)(texts[pairs], 1, 0)
         spent = (time.process_time() - began) / n
