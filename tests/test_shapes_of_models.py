@@ -488,6 +488,12 @@ CALLS = [
         (one.decoder.draw, dict(told=TOLD, how=HOW, generator=generator()), sizes)
         for one, sizes in ((UNCLIP, {"C": 3, "H": 8, "W": 8}), (CODED, {"C": 6, "H": 4, "W": 4}))
     ),
+    (UNCLIP.decoder.encode, dict(pictures=EIGHT, painter=None), {"C": 3, "H": 8, "W": 8}),
+    (
+        CODED.decoder.encode,
+        dict(pictures=EIGHT, painter=CODED.painter),
+        {"C": 6, "H": 4, "W": 4},
+    ),
     (UNCLIP.decoder.decode, dict(x=SMALL, painter=None), {"S": 8}),
     (CODED.decoder.decode, dict(x=noise(2, 6, 4, 4), painter=CODED.painter), {"S": 8}),
     (upsampler.shrink, dict(pictures=LARGE, size=8, blur=T2), {}),

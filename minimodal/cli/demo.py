@@ -22,7 +22,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from minimodal.cli.common import run_command
@@ -45,6 +44,7 @@ from minimodal.errors import UserError
 from minimodal.evaluation.guided import Shown, demo_scores, following, searching
 from minimodal.evaluation.scoreboard import (
     baseline_scores,
+    captions_to_show,
     clip_scores,
     dalle_scores,
     format_scoreboard,
@@ -53,7 +53,6 @@ from minimodal.evaluation.scoreboard import (
 from minimodal.files import digest, make_folder, write_atomically
 from minimodal.runs import load
 from minimodal.shapes.oracle import score
-from minimodal.shapes.source import ShapesSource
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished, load_run_config, lock, read_metrics
 from minimodal.training.engine import run
@@ -298,11 +297,7 @@ def draw_samples(out: Path, seed: int, device: str, shown: Shown) -> None:
     """samples.png: three rows by DALL·E, of seen and held-out captions, and one by VQGAN+CLIP, a
     picture and the oracle's verdict each."""
     dalle = load(out / "dalle").to(device)
-    captions = []
-    for pairs, n in (("seen", 16), ("held_out", 8)):
-        source = ShapesSource(seed, split="val", pairs=pairs)
-        numbers = np.arange(1000, 1000 + n)
-        captions += source.full_captions(numbers, np.random.default_rng(seed))
+    captions = captions_to_show(seed)
     pictures = dalle.generate(
         captions,
         generator=torch.Generator(device).manual_seed(seed),

@@ -11,19 +11,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from minimodal.blocks.diffusion import Sampler
 from minimodal.blocks.painter import Painter
 from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
-from minimodal.evaluation.scoreboard import format_scoreboard
+from minimodal.evaluation.scoreboard import captions_to_show, format_scoreboard
 from minimodal.evaluation.unclip import draw_with, unclip_scores
 from minimodal.files import digest, write_atomically
 from minimodal.runs import load
 from minimodal.shapes.oracle import score
-from minimodal.shapes.source import ShapesSource
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished
 from minimodal.training.engine import run
@@ -89,11 +87,7 @@ def train_unclip(out: Path, seed: int, device: str) -> None:
 
 def draw_row(unclip: UnCLIP, how: Sampler, out: Path, seed: int) -> None:
     """unclip.png: two rows of seen captions, one of held-out ones, and the verdicts."""
-    captions = []
-    for pairs, n in (("seen", 16), ("held_out", 8)):
-        source = ShapesSource(seed, split="val", pairs=pairs)
-        numbers = np.arange(1000, 1000 + n)
-        captions += source.full_captions(numbers, np.random.default_rng(seed))
+    captions = captions_to_show(seed)
     pictures = draw_with(unclip, how)(captions, 1, seed)
     verdicts = score(captions, pictures.numpy())
     save_png(grid(pictures, captions, verdicts, columns=8), out / "unclip.png")

@@ -275,6 +275,16 @@ def dalle_scores(
     return text_to_picture_scores(draw, clip, unguided=unguided, seed=seed, n=n, world=world)
 
 
+def captions_to_show(seed: int) -> list[str]:
+    """Captions of unseen scenes for a picture of samples: two rows of eight seen, one held out."""
+    captions = []
+    for pairs, n in (("seen", 16), ("held_out", 8)):
+        source = PLAIN.source(seed, split="val", pairs=pairs)
+        numbers = np.arange(1000, 1000 + n)
+        captions += source.full_captions(numbers, np.random.default_rng(seed))
+    return captions
+
+
 # --- what the scores are to be compared with -----------------------------------------------------
 
 

@@ -4,7 +4,6 @@ Here data sources are opened, pictures become codes, and the network is loaded t
 pictures are compared by. Read `data/loading.py` and `tasks/codes.py` before.
 """
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from minimodal.pretrained.files import read_tensors
 from minimodal.runs import is_original, load
 from minimodal.training import distributed
 from minimodal.training.contract import Recipe
+from minimodal.training.tasks.cached import place_of
 from minimodal.training.tasks.codes import Encoded, cached_codes
 from minimodal.training.tasks.embeddings import Embedded, cached_embeddings
 from minimodal.training.tasks.vqgan import VQGANTraining
@@ -58,10 +58,8 @@ def encode_data(
     pictures = min(len(train), recipe.training.pool)
     weights = digest(vqgan_run if original else vqgan_run / "model.safetensors")
     kept = vqgan_run.with_name(f"{vqgan_run.name}.codes") if original else vqgan_run / "codes"
-    described = f"{weights} {train.fingerprint()} {pictures} {flip}"
-    key = hashlib.sha256(described.encode()).hexdigest()[:16]
     codes = cached_codes(
-        kept / f"{key}.npy",
+        place_of(kept, weights, train.fingerprint(), pictures, flip),
         vqgan,
         train,
         n=pictures,
@@ -91,10 +89,9 @@ def embed_data(
     train, val = open_both(spec, image_size, limit, captions=True)
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")
-    described = f"{weights} {train.fingerprint()} {pictures} {flip} {image_size}"
-    key = hashlib.sha256(described.encode()).hexdigest()[:16]
+    kept = clip_run / "embeddings"
     embeddings = cached_embeddings(
-        clip_run / "embeddings" / f"{key}.npy",
+        place_of(kept, weights, train.fingerprint(), pictures, flip, image_size),
         clip,
         train,
         n=pictures,

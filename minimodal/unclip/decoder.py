@@ -32,7 +32,7 @@ from minimodal.blocks.diffusion import (
     walk,
 )
 from minimodal.blocks.painter import Painter
-from minimodal.blocks.pixels import to_uint8
+from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import Generators, normal
 from minimodal.blocks.unet import UNet, time_features
 from minimodal.errors import UserError
@@ -231,19 +231,19 @@ class Decoder(nn.Module):
 
         told: Conditions, the embeddings unit vectors
         """
-        path, predicts = Path(self.config.path), self.config.predicts
+        path, twice = Path(self.config.path), how.guidance not in (0, 1)
         told = told._replace(embedding=self.space.standardize(told.embedding))
         nothing = torch.zeros_like(told.embedded)
         untold = told._replace(embedded=nothing, captioned=nothing)
-        pair = Conditions(*(torch.cat(two) for two in zip(told, untold, strict=True)))
+        asked = told if how.guidance else untold
+        if twice:
+            asked = Conditions(*(torch.cat(two) for two in zip(told, untold, strict=True)))
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            if how.guidance in (0, 1):
-                found = self.forward(x_t, t, told if how.guidance else untold)
-                return path.estimate(x_t, t, found.float(), predicts).x
-            x2, t2 = torch.cat([x_t, x_t]), torch.cat([t, t])
-            found = self.forward(x2, t2, pair)
-            return guided(*path.estimate(x2, t2, found.float(), predicts).x.chunk(2), t, how)
+            x_2, t_2 = (torch.cat([x_t, x_t]), torch.cat([t, t])) if twice else (x_t, t)
+            found = self.forward(x_2, t_2, asked).float()
+            x = path.estimate(x_2, t_2, found, self.config.predicts).x
+            return guided(*x.chunk(2), t, how) if twice else x
 
         return denoise
 
@@ -265,6 +265,18 @@ class Decoder(nn.Module):
             self.denoiser(told, how), x_t, how, Path(self.config.path), time=start.time,
             generator=generator, held=start.held, on_step=on_step,
         )  # fmt: skip
+
+    def encode(self, pictures: Tensor, painter: Painter | None) -> Tensor:
+        """Pictures as what is drawn: numbers in [-1, 1], or standardised code vectors.
+
+        pictures: (B, 3, S, S) uint8
+        painter: the VQGAN whose code vectors they become
+        returns: (B, C, H, W)
+        """
+        if self.latents is None:
+            return to_float(pictures)
+        codes = painter.encode(pictures)  # (B, H, W)
+        return self.latents.standardize(painter.vqgan.quantizer.vectors(codes))
 
     def decode(self, x: Tensor, painter: Painter | None) -> Tensor:
         """What was drawn as pictures; code vectors are rounded to the nearest codes first.

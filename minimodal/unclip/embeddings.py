@@ -31,7 +31,7 @@ class EmbeddingSpace(nn.Module):
         """Take the statistics of training's embeddings, or of a VQGAN's code vectors.
 
         embeddings: (N, E)
-        scale: "standard", or "paper": all are multiplied by 17.2 (section 2.2 of the code's notes)
+        scale: "standard", or "paper": all are multiplied by 17.2
         """
         if scale not in SCALES:
             raise UserError(f"scale {scale}: expected {' or '.join(SCALES)}")

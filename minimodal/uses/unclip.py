@@ -17,10 +17,9 @@ from torch import Tensor
 
 from minimodal.blocks.diffusion import NOISE, Path, Sampler, Start, invert, slerp
 from minimodal.blocks.painter import Chunk, Painter, Request
-from minimodal.blocks.pixels import to_float
 from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.errors import UserError
-from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
+from minimodal.unclip.decoder import Caption, Conditions, Decoder, read_captions, tell
 from minimodal.unclip.prior import DiffusionPrior
 from minimodal.unclip.prior_autoregressive import AutoregressivePrior
 from minimodal.unclip.upsampler import Upsampler
@@ -70,26 +69,27 @@ class UnCLIP:
         return embed_pictures(self.clip, pictures.to(self.device))
 
     def latents(self, pictures: Tensor) -> Tensor:
-        """Pictures as what the decoder draws: numbers in [-1, 1], or standardised code vectors.
+        """Pictures as what the decoder draws.
 
         pictures: (B, 3, S, S) uint8
         returns: (B, C, H, W)
         """
-        pictures = pictures.to(self.device)
-        if self.painter is None:
-            return to_float(pictures)
-        z = self.painter.vqgan.quantizer.vectors(self.painter.encode(pictures))
-        return self.decoder.latents.standardize(z)
+        return self.decoder.encode(pictures.to(self.device), self.painter)
 
-    def told(self, embeddings: Tensor, captions: Sequence[str] | None = None) -> Conditions:
-        """What the decoder is told of pictures, without a caption where there is none.
+    def caption_of(self, prompts: Sequence[str]) -> tuple[Tensor, Caption]:
+        """Prompts as tokens, (B, T), and as what CLIP's text encoder says of them."""
+        tokens = self.clip.tokenize(list(prompts), truncate=True).to(self.device)
+        return tokens, read_captions(self.clip, tokens)
+
+    def told(self, embeddings: Tensor) -> Conditions:
+        """What the decoder is told of pictures without captions.
 
         embeddings: (B, E) unit vectors
         """
-        texts = ["" for _ in embeddings] if captions is None else list(captions)
-        tokens = self.clip.tokenize(texts, truncate=True).to(self.device)
-        told = tell(embeddings, read_captions(self.clip, tokens))
-        return told if captions is not None else told._replace(captioned=~told.captioned)
+        _, empty = self.caption_of([""])  # it is left out, and only has to be there
+        B = len(embeddings)
+        told = tell(embeddings, Caption(*(part.expand(B, *part.shape[1:]) for part in empty)))
+        return told._replace(captioned=~told.captioned)
 
     def noise_of(self, pictures: Tensor, told: Conditions) -> Tensor:
         """x_T: the noise from which DDIM's walk leads to the pictures again.
@@ -107,9 +107,8 @@ class UnCLIP:
 
         returns: (1, E) a unit vector
         """
-        text = embed_captions(self.clip, [prompt])  # (1, E)
-        tokens = self.clip.tokenize([prompt], truncate=True).to(self.device)
-        return self.need_prior().embed(tokens, text, generator=generator)
+        tokens, caption = self.caption_of([prompt])
+        return self.need_prior().embed(tokens, caption.summary, generator=generator)
 
     def need_prior(self) -> Prior:
         """The prior, which prompts cannot do without."""
@@ -225,16 +224,17 @@ class UnCLIP:
         """Text diffs (section 3.3): z_d = norm(z_after - z_before), and z moves towards it on the
         great circle by a share of the way; x_T stays.
 
-        pictures: (N, 3, S, S) uint8, with a caption each of what is there and of what is wanted
-        strengths: (N,) shares of the way, 0 to 1
+        pictures: (B, 3, S, S) uint8, with a caption each of what is there and of what is wanted
+        strengths: (N,) shares of the way, 0 to 1; of a single picture several
         returns: (N, 3, S, S) uint8
         """
         if not bool(((strengths >= 0) & (strengths <= 1)).all()):
             raise UserError(f"strength {strengths.tolist()}: expected from 0 to 1")
-        z = self.embed(pictures)  # (N, E)
+        z = self.embed(pictures)  # (B, E)
         noise = self.noise_of(pictures, self.told(z))
         old, new = (embed_captions(self.clip, list(texts)) for texts in (before, after))
-        towards = F.normalize(new - old, dim=-1)  # (N, E)
+        towards = F.normalize(new - old, dim=-1)  # (B, E)
+        z, towards, noise = (x.expand(len(strengths), *x.shape[1:]) for x in (z, towards, noise))
         rows = zip(z.split(1), towards.split(1), strengths.tolist(), strict=True)
         moved = torch.cat([slerp(a, b, share) for a, b, share in rows])  # (N, E)
         return self.paint_all(moved, noise, request, how)

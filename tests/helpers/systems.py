@@ -63,13 +63,18 @@ def make_clip(engine: TrainConfig = ENGINE) -> Task:
     return clip.build(recipe._replace(model=model, engine=engine), "shapes:400")
 
 
+def short(kind: str, make: Callable[[TrainConfig], Task], out: Path, *, steps: int) -> Path:
+    """A run of a few steps beside a run that needs it."""
+    beside = out.parent / f"{out.name}-{kind}"
+    if not (beside / "model.safetensors").exists():
+        engine = replace(ENGINE, steps=steps)
+        run(make(engine), engine, beside, data_spec="shapes:400", device="cpu")
+    return beside
+
+
 def short_vqgan(out: Path) -> Path:
     """A VQGAN run of five steps beside a run."""
-    vqgan_run = out.parent / f"{out.name}-vqgan"
-    if not (vqgan_run / "model.safetensors").exists():
-        short = replace(ENGINE, steps=5)
-        run(make_vqgan(short), short, vqgan_run, data_spec="shapes:400", device="cpu")
-    return vqgan_run
+    return short("vqgan", make_vqgan, out, steps=5)
 
 
 def make_vqgan_prior(out: Path, engine: TrainConfig = ENGINE) -> Task:
@@ -90,11 +95,7 @@ def make_dalle(out: Path, engine: TrainConfig = ENGINE) -> Task:
 
 def short_clip(out: Path) -> Path:
     """A CLIP run of two steps beside a run."""
-    clip_run = out.parent / f"{out.name}-clip"
-    if not (clip_run / "model.safetensors").exists():
-        short = replace(ENGINE, steps=2)
-        run(make_clip(short), short, clip_run, data_spec="shapes:400", device="cpu")
-    return clip_run
+    return short("clip", make_clip, out, steps=2)
 
 
 def make_unclip(kind: str, out: Path, engine: TrainConfig = ENGINE, **sizes: Any) -> Task:

@@ -97,13 +97,15 @@ def test_the_cache_draws_what_the_whole_sequence_would():
     assert torch.allclose(*found, atol=1e-5)
 
 
-def test_the_kept_text_denoises_as_the_whole_sequence_does():
-    prior, x, t = (
-        make_unclip_prior("diffusion"),
-        noise(2, 3, 10),
-        torch.rand(2, 3, generator=generator()),
-    )
+def three_levels():
+    """A diffusion prior, the text of two captions, and three noised embeddings of each."""
+    prior = make_unclip_prior("diffusion")
     stem = prior.text(tokens(2), units(2, 10), torch.zeros(2, dtype=torch.bool))
+    return prior, stem, noise(2, 3, 10), torch.rand(2, 3, generator=generator())
+
+
+def test_the_kept_text_denoises_as_the_whole_sequence_does():
+    prior, stem, x, t = three_levels()
     length = stem.shape[1]
     cache = prior.transformer.new_cache(2, length + 9, device=x.device, dtype=stem.dtype)
     prior.transformer(stem, cache=cache)
@@ -111,12 +113,7 @@ def test_the_kept_text_denoises_as_the_whole_sequence_does():
 
 
 def test_noise_levels_of_a_caption_do_not_see_each_other():
-    prior, x, t = (
-        make_unclip_prior("diffusion"),
-        noise(2, 3, 10),
-        torch.rand(2, 3, generator=generator()),
-    )
-    stem = prior.text(tokens(2), units(2, 10), torch.zeros(2, dtype=torch.bool))
+    prior, stem, x, t = three_levels()
     other = torch.cat([x[:, :1] + 1, x[:, 1:]], dim=1)
     before, after = prior(stem, x, t), prior(stem, other, t)
     assert torch.equal(before[:, 1:], after[:, 1:]) and not torch.allclose(

@@ -3,15 +3,16 @@ prompt makes of that picture ("the same in red"). Read `dalle.DALLE.draw` before
 """
 
 import argparse
-import re
 from pathlib import Path
 
 from minimodal.blocks.given import Given
 from minimodal.cli.common import Parser, read_picture
 from minimodal.cli.generate.shared import (
     Drawn,
+    add_complete_flags,
     add_rerank_flags,
     add_sampling_flags,
+    check_complete,
     choose,
     clip_for,
     judged,
@@ -25,14 +26,6 @@ from minimodal.runs import find
 from minimodal.runs import load as load_run
 
 
-def read_box(text: str) -> tuple[int, ...]:
-    """`0,16,32,32` as left, top, right and bottom."""
-    parts = text.split(",")
-    if len(parts) != 4 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in parts):
-        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected four numbers such as 0,16,32,32")
-    return tuple(int(part) for part in parts)
-
-
 def add_flags(parser: Parser) -> None:
     """The flags of the method."""
     add_sampling_flags(parser)
@@ -41,11 +34,7 @@ def add_flags(parser: Parser) -> None:
     add("--truncate", action="store_true", help="cut prompts that are too long")
     add("--allow-unseen", action="store_true",
         help="draw for words, too, that no caption of the training had")  # fmt: skip
-    add("--complete", type=Path, metavar="IMG",
-        help="a picture that is kept but for a rectangle (default: none)")  # fmt: skip
-    add("--redraw", type=read_box, metavar="L,T,R,B",
-        help="the rectangle to draw anew: left, top, right, bottom in pixels "
-             "(default: the lower half)")  # fmt: skip
+    add_complete_flags(parser)
     add("--first", type=Path, metavar="IMG",
         help="first picture of a pair, with a run on pairs (default: none)")  # fmt: skip
 
@@ -54,8 +43,7 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None
     """The DALL·E of a command line and the CLIP that chooses, with what it asks for checked."""
     if not arguments.prompts:
         raise UserError("no PROMPT; say what to draw, such as 'a red circle'")
-    if arguments.redraw and not arguments.complete:
-        raise UserError("--redraw needs the picture: --complete IMG")
+    check_complete(arguments)
     if arguments.first and (arguments.complete or arguments.rerank):
         other = "--complete" if arguments.complete else "--rerank"
         raise UserError(f"--first and {other} do not go together: leave one of them out")

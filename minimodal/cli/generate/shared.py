@@ -89,6 +89,30 @@ def add_rerank_flags(parser: Parser) -> None:
     add_merges_flag(parser)
 
 
+def read_box(text: str) -> tuple[int, ...]:
+    """`0,16,32,32` as left, top, right and bottom."""
+    parts = text.split(",")
+    if len(parts) != 4 or not all(re.fullmatch(r"\s*-?\d{1,9}\s*", part) for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected four numbers such as 0,16,32,32")
+    return tuple(int(part) for part in parts)
+
+
+def add_complete_flags(parser: Parser) -> None:
+    """The flags of methods that complete a picture."""
+    add = parser.add_argument
+    add("--complete", type=Path, metavar="IMG",
+        help="a picture that is kept but for a rectangle (default: none)")  # fmt: skip
+    add("--redraw", type=read_box, metavar="L,T,R,B",
+        help="the rectangle to draw anew: left, top, right, bottom in pixels "
+             "(default: the lower half)")  # fmt: skip
+
+
+def check_complete(arguments: argparse.Namespace) -> None:
+    """Refuse a rectangle without its picture."""
+    if arguments.redraw and not arguments.complete:
+        raise UserError("--redraw needs the picture: --complete IMG")
+
+
 def each(arguments: argparse.Namespace) -> int:
     """Pictures that are drawn per prompt."""
     return max(arguments.n, getattr(arguments, "rerank", 0))

@@ -22,10 +22,11 @@ from minimodal.blocks.given import outside
 from minimodal.blocks.painter import Request
 from minimodal.blocks.sampling import normal
 from minimodal.cli.common import Parser, read_picture
-from minimodal.cli.generate.dalle import read_box
 from minimodal.cli.generate.shared import (
     Drawn,
+    add_complete_flags,
     add_rerank_flags,
+    check_complete,
     choose,
     clip_for,
     each,
@@ -67,11 +68,7 @@ def add_flags(parser: Parser) -> None:
         help="draw a weighted sum of pictures and prompts (default: none)")  # fmt: skip
     add("--strip", type=Path, metavar="IMG",
         help="draw what ever more principal directions know (default: none)")  # fmt: skip
-    add("--complete", type=Path, metavar="IMG",
-        help="a picture that is kept but for a rectangle (default: none)")  # fmt: skip
-    add("--redraw", type=read_box, metavar="L,T,R,B",
-        help="the rectangle to draw anew: left, top, right, bottom in pixels "
-             "(default: the lower half)")  # fmt: skip
+    add_complete_flags(parser)
     add("--begin", type=Path, metavar="IMG",
         help="begin with this picture, noised, instead of noise (default: none)")  # fmt: skip
     add("--strength", type=float, metavar="S",
@@ -103,8 +100,7 @@ def check(arguments: argparse.Namespace) -> None:
                         "wanted: --edit IMG 'a red square' 'a blue circle'")  # fmt: skip
     if arguments.complete and arguments.begin:
         raise UserError("--complete and --begin do not go together: leave one of them out")
-    if arguments.redraw and not arguments.complete:
-        raise UserError("--redraw needs the picture: --complete IMG")
+    check_complete(arguments)
     if arguments.strength is not None:
         if not (arguments.begin or arguments.edit):
             raise UserError("--strength is for --begin IMG or --edit")
@@ -218,10 +214,9 @@ def use_tool(
     if arguments.edit:
         place, before, after = arguments.edit
         strength = 0.5 if arguments.strength is None else arguments.strength
-        n = request.n
-        steps = strength * torch.arange(1, n + 1) / n
-        pictures = sized(Path(place), size).expand(n, -1, -1, -1)
-        return model.edit(pictures, [before] * n, [after] * n, steps, request=request, how=how)
+        steps = strength * torch.arange(1, request.n + 1) / request.n
+        picture = sized(Path(place), size)[None]
+        return model.edit(picture, [before], [after], steps, request=request, how=how)
     if arguments.mix:
         items = [weight_of(item) for item in arguments.mix]
         generator = torch.Generator(model.device).manual_seed(arguments.seed)

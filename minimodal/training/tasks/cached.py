@@ -3,6 +3,7 @@
 Arrays (N, …) in and out. Codes (`codes.py`) and embeddings (`embeddings.py`) are kept like this.
 """
 
+import hashlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,6 +15,12 @@ from torch import Tensor
 
 from minimodal.errors import UserError
 from minimodal.files import make_folder, write_atomically
+
+
+def place_of(folder: Path, *described: object) -> Path:
+    """The file in a folder for what depends on all that is described."""
+    words = " ".join(map(str, described))
+    return folder / f"{hashlib.sha256(words.encode()).hexdigest()[:16]}.npy"
 
 
 def cached(

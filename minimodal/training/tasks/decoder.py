@@ -16,7 +16,6 @@ from torch import Tensor
 from minimodal.blocks.diffusion import Sampler, training_times
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float
-from minimodal.clip import embed_captions
 from minimodal.data.loading import batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
@@ -24,13 +23,12 @@ from minimodal.training.tasks.codes import Encoded, copy_vqgan
 from minimodal.training.tasks.common import draws, seeded, tile
 from minimodal.training.tasks.embeddings import (
     Embedded,
+    caption_embeddings,
     copy_clip,
     embed_source,
     unseen_embeddings,
 )
 from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
-
-SUMMARIES = 2048  # captions whose embeddings' statistics are taken
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,12 @@ class DecoderTraining:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
         if not 0 <= self.embedding_noise <= 4:
             raise UserError(f"embedding_noise {self.embedding_noise}: expected 0 to 4")
-        Sampler(self.sampler, self.sampling_steps, guidance=self.guidance).check()
+        self.sampling.check()
+
+    @property
+    def sampling(self) -> Sampler:
+        """How generate.py samples by default."""
+        return Sampler(self.sampler, self.sampling_steps, guidance=self.guidance)
 
 
 class DecoderTask(Task):
@@ -73,9 +76,7 @@ class DecoderTask(Task):
         self.embedded, self.encoded = embedded, encoded
         model.space.learn(embedded.embeddings, recipe.model.scale)
         if recipe.model.captions:
-            n = min(SUMMARIES, embedded.pictures)
-            captions = self.train.captions(np.arange(n), draws(self.seed, 0))
-            model.summaries.learn(embed_captions(embedded.clip, captions).cpu(), "standard")
+            model.summaries.learn(caption_embeddings(embedded, self.seed), "standard")
         if encoded is not None:
             some = self.code_vectors(encoded.codes[:4096]).cpu()
             model.latents.learn(rearrange(some, "B C h w -> (B h w) C"), "standard")
@@ -147,7 +148,7 @@ class DecoderTask(Task):
         for start in range(0, len(z), 64):
             numbers = np.arange(start, min(start + 64, len(z)))
             pictures = torch.from_numpy(self.val.images(numbers)).to(device)
-            x = self.latent_of(model, pictures)
+            x = model.encode(pictures, self.painter)
             told = self.told([self.val.all_captions(i)[0] for i in numbers], z[numbers], model)
             told = told._replace(embedding=model.space.standardize(told.embedding))
             noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
@@ -155,16 +156,6 @@ class DecoderTask(Task):
             loss = model.loss(x, told, noise=noise, t=training_times(u, c))
             sums += float(loss) * len(numbers) / len(z)
         return {"val_loss": sums}
-
-    def latent_of(self, model: Decoder, pictures: Tensor) -> Tensor:
-        """Pictures as what is diffused.
-
-        pictures: (B, 3, S, S) uint8
-        returns: (B, C, H, W)
-        """
-        if self.encoded is None:
-            return to_float(pictures)
-        return model.latents.standardize(self.code_vectors(self.painter.encode(pictures)))
 
     @property
     def painter(self) -> Painter | None:
@@ -184,10 +175,9 @@ class DecoderTask(Task):
         pictures = torch.from_numpy(self.val.images(numbers))
         z = embed_source(self.embedded.clip, self.val, n=min(16, len(self.val)))
         told = self.told([self.val.all_captions(i)[0] for i in numbers], z[numbers], model)
-        how = Sampler(self.training.sampler, self.training.sampling_steps,
-                      guidance=self.training.guidance)  # fmt: skip
         generator = torch.Generator(device).manual_seed(self.seed)
-        drawn = model.decode(model.draw(told, how, generator=generator), self.painter).cpu()
+        x = model.draw(told, self.training.sampling, generator=generator)
+        drawn = model.decode(x, self.painter).cpu()
         rows = torch.stack([pictures.unflatten(0, (2, 8)), drawn.unflatten(0, (2, 8))], dim=1)
         return tile(rows.flatten(0, 2), 8)
 
@@ -198,8 +188,8 @@ class DecoderTask(Task):
 
     def config(self) -> dict[str, Any]:
         """The model's configuration, how it is sampled, and what else shaped the training."""
-        t = self.training
-        sampling = {"name": t.sampler, "steps": t.sampling_steps, "guidance": t.guidance}
+        how = self.training.sampling
+        sampling = {name: getattr(how, name) for name in ("name", "steps", "guidance")}
         return {**super().config(), "sampling": sampling}
 
     def save_files(self, out: Path) -> None:

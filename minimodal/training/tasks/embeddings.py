@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, embed_pictures
+from minimodal.clip import CLIP, embed_captions, embed_pictures
 from minimodal.data.loading import DataSource
 from minimodal.training.tasks.cached import cached, copy_files
-from minimodal.training.tasks.common import EVALUATION_PICTURES
+from minimodal.training.tasks.common import EVALUATION_PICTURES, draws
+
+SUMMARIES = 2048  # captions whose embeddings' statistics are taken
 
 
 class Embedded(NamedTuple):
@@ -81,6 +83,16 @@ def unseen_embeddings(embedded: Embedded) -> Tensor:
     """
     n = min(EVALUATION_PICTURES, len(embedded.val))
     return embed_source(embedded.clip, embedded.val, n=n)
+
+
+def caption_embeddings(embedded: Embedded, seed: int) -> Tensor:
+    """CLIP's embeddings of some of the training's captions, for their statistics.
+
+    returns: (N, E) unit vectors
+    """
+    numbers = np.arange(min(SUMMARIES, embedded.pictures))
+    captions = embedded.train.captions(numbers, draws(seed, 0))
+    return embed_captions(embedded.clip, captions).cpu()
 
 
 def copy_clip(embedded: Embedded, out: Path) -> None:

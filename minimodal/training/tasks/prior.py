@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import embed_captions
 from minimodal.data.loading import batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.common import draws, seeded
-from minimodal.training.tasks.embeddings import Embedded, copy_clip, unseen_embeddings
+from minimodal.training.tasks.embeddings import (
+    Embedded,
+    caption_embeddings,
+    copy_clip,
+    unseen_embeddings,
+)
+from minimodal.unclip.decoder import read_captions
 from minimodal.unclip.prior import Chance, DiffusionPrior
 from minimodal.unclip.prior_autoregressive import AutoregressivePrior
-
-SUMMARIES = 2048  # captions whose embeddings' statistics are taken
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,7 @@ class PriorTask(Task):
         model = seeded(lambda: make(recipe.model), recipe.engine.seed)
         super().__init__(recipe, model)
         self.train, self.val, self.embedded = embedded.train, embedded.val, embedded
-        n = min(SUMMARIES, embedded.pictures)
-        captions = self.train.captions(np.arange(n), draws(self.seed, 0))
-        model.learn(embedded.embeddings, embed_captions(embedded.clip, captions).cpu())
+        model.learn(embedded.embeddings, caption_embeddings(embedded, self.seed))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Embeddings, captions, and all random numbers of the step."""
@@ -74,18 +75,8 @@ class PriorTask(Task):
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The squared error about noised embeddings, or the cross-entropy of buckets."""
         chance = Chance(batch["unsaid"], batch["times"], batch["noise"])
-        text = self.text_of(batch["tokens"])
+        text = read_captions(self.embedded.clip, batch["tokens"]).summary  # (B, E)
         return self.model.loss(batch["tokens"], text, batch["image"], chance), {}
-
-    @torch.no_grad()
-    def text_of(self, tokens: Tensor) -> Tensor:
-        """CLIP's embeddings of captions.
-
-        tokens: (B, T) int64
-        returns: (B, E) unit vectors
-        """
-        text = self.embedded.clip.encode_text(tokens)
-        return torch.nn.functional.normalize(text.float(), dim=-1)
 
     @torch.no_grad()
     def evaluate(self, model: DiffusionPrior | AutoregressivePrior) -> dict[str, float]:
@@ -97,10 +88,11 @@ class PriorTask(Task):
         device = next(model.parameters()).device
         tokens = self.embedded.clip.tokenize(captions, truncate=True).to(device)
         generator = torch.Generator(device).manual_seed(self.seed)
-        drawn = [
-            model.embed(some, self.text_of(some), generator=generator) for some in tokens.split(128)
-        ]
-        drawn = torch.cat(drawn).float().cpu()  # (N, E)
+        drawn = []
+        for some in tokens.split(128):
+            text = read_captions(self.embedded.clip, some).summary
+            drawn.append(model.embed(some, text, generator=generator).float().cpu())
+        drawn = torch.cat(drawn)  # (N, E)
         return {
             "cosine": float((drawn * image).sum(1).mean()),
             "cosine_to_others": float((drawn * image.roll(1, 0)).sum(1).mean()),
