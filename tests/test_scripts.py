@@ -2,11 +2,13 @@
 
 import ast
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, systems
 
 FILES = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
@@ -45,3 +47,20 @@ def test_what_a_script_imports_from_the_package_is_there(file, monkeypatch):
 def test_an_import_of_what_has_moved_is_found(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert lacking("from minimodal.uses.search import top_k") == ["minimodal.uses.search.top_k"]
+
+
+def test_every_cell_of_the_clip_notebook_runs_on_a_small_model(tmp_path, monkeypatch):
+    """With a stand-in for matplotlib, which the tests do without; `.ci/run` executes it whole."""
+    run = systems.short_clip(tmp_path / "clip")
+    monkeypatch.setenv("CLIP_CHECKPOINT", str(run))
+    monkeypatch.chdir(ROOT)
+    plots = MagicMock()
+    plots.subplots = lambda rows=1, columns=1, **_: (
+        MagicMock(),
+        [MagicMock() for _ in range(columns)] if columns > 1 else MagicMock(),
+    )
+    monkeypatch.setitem(sys.modules, "matplotlib", MagicMock(pyplot=plots))
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", plots)
+    names = {}
+    exec(compile(code_of(ROOT / "notebooks" / "clip.ipynb"), "clip.ipynb", "exec"), names)
+    assert len(names["names"]) == 300
