@@ -60,7 +60,7 @@ from minimodal.evaluation import distances, metrics
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import common
 from minimodal.unclip import decoder, embeddings, upsampler
-from minimodal.uses import reading
+from minimodal.uses import reading, zero_shot
 from minimodal.uses import unclip as tools
 
 MODULES = (
@@ -321,7 +321,7 @@ CALLS = [
         {},
     ),
     (
-        clip.class_embeddings,
+        zero_shot.class_embeddings,
         dict(clip=CLIP, names=["a", "b", "c"], templates=["{}", "x {}"]),
         {"N": 3, "E": 10},
     ),

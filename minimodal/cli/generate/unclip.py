@@ -34,7 +34,7 @@ from minimodal.cli.generate.shared import (
     judged,
     requested,
 )
-from minimodal.cli.unclip import load_unclip
+from minimodal.cli.unclip import load_unclip, prior_beside
 from minimodal.clip import CLIP
 from minimodal.data.images import centre_square
 from minimodal.drawing import save_gif, to_picture
@@ -134,17 +134,6 @@ def sampler_of(arguments: argparse.Namespace, own: Sampler) -> Sampler:
     return how
 
 
-def prior_for(arguments: argparse.Namespace, folder: Path) -> Path:
-    """The prior's run, by default the one beside the decoder's."""
-    beside = folder.parent / "prior"
-    if arguments.prior is None and not beside.exists():
-        raise UserError(
-            f"prompts need a prior and there is none in {beside}: train.py prior makes one, with "
-            "the decoder's --clip; give it by --prior RUN"
-        )
-    return find(arguments.prior or beside, "prior", flag="--prior")
-
-
 def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, CLIP | None]:
     """The models of a command line and how they draw, with what it asks for checked."""
     check(arguments)
@@ -157,8 +146,10 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, C
         )
     mixed = [weight_of(item)[0] for item in arguments.mix or ()]
     texts = arguments.prompts + [what for what in mixed if not Path(what).is_file()]
+    if arguments.prior and not texts:
+        raise UserError("--prior is for prompts: there is none here, so leave it out")
     if texts:
-        prior = prior_for(arguments, folder)
+        prior = prior_beside(folder, arguments.prior)
     if arguments.upsampler:
         upsampler = find(arguments.upsampler, "upsampler", flag="--upsampler")
     model, own = load_unclip(folder, device, prior=prior, upsampler=upsampler)
