@@ -279,6 +279,8 @@ CALLS = [
     (CLIP.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
     (STEMMED.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.text_encoder.forward, dict(tokens=TOKENS), CLIP_SIZES),
+    (CLIP.text_encoder.read, dict(tokens=TOKENS), CLIP_SIZES),
+    (CLIP.text_encoder.summary, dict(x=CLIP.text_encoder.read(TOKENS), tokens=TOKENS), CLIP_SIZES),
     (CLIP.encode_image, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.encode_text, dict(tokens=TOKENS), CLIP_SIZES),
     (CLIP.forward, dict(images=PHOTOS, tokens=TOKENS), CLIP_SIZES),
