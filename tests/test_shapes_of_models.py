@@ -517,8 +517,8 @@ CALLS = [
     (UNCLIP.draw, dict(prompts=WORDS[:2], **TOOL), {"N": 6, "B": 6, "S": 8}),
     (
         UNCLIP.paint_all,
-        dict(embeddings=units(2, 10), noise=SMALL, **TOOL),
-        {"S": 8},
+        dict(told=TOLD, noise=SMALL, **TOOL),
+        {"N": 2, "S": 8},
     ),
     (UNCLIP.vary, dict(picture=EIGHT[0], **TOOL), {"n": 3}),
     (UNCLIP.interpolate, dict(a=EIGHT[0], b=EIGHT[1], **TOOL), {"n": 3}),

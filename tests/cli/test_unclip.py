@@ -157,7 +157,10 @@ def test_a_picture_of_another_size_is_resized_and_that_is_said(draw):
         (["--edit", "a.png"], "--edit takes a picture and two captions"),
         (["--edit", "a.png", "a red square"], "--edit takes a picture and two captions"),
         (["--edit", "no.png", "a red square", "a red circle"], "no.png"),
-        (["--strip", "a.png", "--no-caption"], "--no-caption is for prompts, not for --strip"),
+        (
+            ["--strip", "a.png", "--no-caption"],
+            "--no-caption is for prompts and --edit, not for --strip",
+        ),
         (["--strip", "a.png", "--rerank", "3"], "--rerank is for prompts, not for --strip"),
         (["--strip", "a.png", "--begin", "a.png"], "--begin is for prompts, not for --strip"),
     ],
