@@ -187,7 +187,7 @@ def main() -> None:
     for name, taken in seconds.items():
         median = statistics.median(taken)
         line = f"{name:30s} {1000 * median:8.1f} ms {shape.batch / median:8.1f} pictures/s"
-        for mine in seconds.keys() & {"ours float32", "ours bfloat16"}:
+        for mine in sorted(seconds.keys() & {"ours float32", "ours bfloat16"}, reverse=True):
             ratio = statistics.median(a / b for a, b in zip(taken, seconds[mine], strict=True))
             line += f"   {ratio:5.2f} x {mine}"
         print(line)
