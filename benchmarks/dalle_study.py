@@ -24,7 +24,8 @@ from torch import Tensor
 
 from minimodal.blocks.quantizer import usage
 from minimodal.dalle import DALLE
-from minimodal.data.loading import DataSource, open_data, parse_spec
+from minimodal.data.loading import open_data, parse_spec
+from minimodal.data.sources import DataSource
 from minimodal.drawing import INK, MARGIN, PAPER, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import Draw, by_attribute, draw_with, exact, rounded, shares

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minimodal.clip import CLIP, embed_captions, embed_pictures
-from minimodal.data.loading import DataSource
+from minimodal.data.sources import DataSource
 from minimodal.drawing import to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.distances import frechet_distance

@@ -10,7 +10,7 @@ from helpers.cifar import NAMES_10, batch, write
 from torch import nn
 
 from minimodal.blocks.pixels import to_float
-from minimodal.data.loading import batch_indices
+from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.captions import learn_words

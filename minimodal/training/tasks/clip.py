@@ -27,8 +27,8 @@ from minimodal.clip import (
     embed_pictures,
 )
 from minimodal.data.cifar import TEMPLATES, class_captions
-from minimodal.data.loading import DataSource, batch_indices
 from minimodal.data.preprocessing import normalize
+from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
 from minimodal.files import write_atomically

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
-from minimodal.data.loading import DataSource
+from minimodal.data.sources import DataSource
 from minimodal.files import make_folder
 from minimodal.training.checkpoint import save_config, save_weights
 from minimodal.training.tasks.cached import cached, copy_files

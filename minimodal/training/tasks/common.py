@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.data.loading import DataSource
+from minimodal.data.sources import DataSource
 
 EVALUATION_PICTURES = 512  # unseen ones that the scores of a run are measured on
 

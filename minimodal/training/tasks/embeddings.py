@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minimodal.clip import CLIP, embed_captions, embed_pictures
-from minimodal.data.loading import DataSource
+from minimodal.data.sources import DataSource
 from minimodal.training.tasks.cached import cached, copy_files
 from minimodal.training.tasks.common import EVALUATION_PICTURES, draws
 
