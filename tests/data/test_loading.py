@@ -1,4 +1,4 @@
-"""minimodal/data/loading.py and sources.py: SPECs as people type them, and the order of the data."""
+"""minimodal/data/loading.py, sources.py: SPECs as people type them, and the order of the data."""
 
 import json
 
