@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from minimodal.blocks.conv import (
     Downsample,
-    PixelAttention,
     ResidualBlock,
     Upsample,
     check_kernels,
@@ -31,6 +30,7 @@ from minimodal.blocks.conv import (
 )  # fmt: skip
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.factors import AppearanceEncoder, check_factors, self_similarity, window_side
+from minimodal.blocks.pixel_attention import PixelAttention
 from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes
 from minimodal.blocks.quantizer_variants import check_quantizer, make_quantizer

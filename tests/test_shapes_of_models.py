@@ -43,6 +43,7 @@ from minimodal.blocks import (
     packed,
     painter,
     perceptual,
+    pixel_attention,
     pixels,
     quantizer,
     quantizer_variants,
@@ -81,6 +82,7 @@ MODULES = (
     conv,
     discriminator,
     perceptual,
+    pixel_attention,
     pixels,
     quantizer,
     quantizer_variants,
@@ -214,15 +216,15 @@ CALLS = [
         dict(x=MAP, modulation=noise(2, 24)),
         {"C'": 12},
     ),
-    (conv.PixelAttention(8).forward, dict(x=MAP), {}),
+    (pixel_attention.PixelAttention(8).forward, dict(x=MAP), {}),
     (
-        conv.PixelAttention(8, heads=2, token_width=5).forward,
+        pixel_attention.PixelAttention(8, heads=2, token_width=5).forward,
         dict(x=MAP, tokens=noise(2, 3, 5)),
         {},
     ),
     (conv.Downsample(8).forward, dict(x=MAP), {}),
     (conv.Upsample(8).forward, dict(x=MAP), {}),
-    (quantizer.usage, dict(indices=integers(7, 20), size=7), {}),
+    (metrics.usage, dict(indices=integers(7, 20), size=7), {}),
     (quantizer.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
     (quantizer.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
     (BOOK.start, dict(z=Z, generator=generator()), {}),
@@ -236,7 +238,7 @@ CALLS = [
     (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
     (QUANTIZER.update, dict(z=LATENTS, generator=generator()), {}),
     (quantizer.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
-    (quantizer.perplexity, dict(counts=torch.ones(7)), {}),
+    (metrics.perplexity, dict(counts=torch.ones(7)), {}),
     *(
         call
         for variant in (GRADIENT, GUMBEL)

@@ -28,10 +28,9 @@ from minimodal.blocks.discriminator import (
 )
 from minimodal.blocks.perceptual import PerceptualDistance
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.quantizer import perplexity, usage
 from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
-from minimodal.evaluation.metrics import psnr
+from minimodal.evaluation.metrics import perplexity, psnr, usage
 from minimodal.training.contract import Phase, Recipe, Task
 from minimodal.training.tasks.common import (
     EVALUATION_PICTURES,
