@@ -45,20 +45,6 @@ def make_norm(channels: int, *, local: bool) -> nn.Module:
     return PositionNorm(channels) if local else group_norm(channels)
 
 
-def check_kernels(encoder: int, decoder: int, *, plain: bool) -> None:
-    """Refuse kernels of VQGAN's CNNs that do not keep what they promise.
-
-    plain: whether the encoder has one resolution and no attention
-    """
-    if {encoder, decoder} - {1, 3}:
-        raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
-    if encoder == 1 and not plain:
-        raise UserError(
-            "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
-            "multiplier and no attention (shrink the picture by `patch` instead)"
-        )
-
-
 def check_sides(images: Tensor, *, multiple: int) -> None:
     """Refuse pictures that are no whole number of codes high and wide.
 

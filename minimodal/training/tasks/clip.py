@@ -23,7 +23,7 @@ from minimodal.errors import UserError
 from minimodal.files import write_atomically
 from minimodal.training.captions import Words
 from minimodal.training.contract import Recipe, Task
-from minimodal.training.tasks.common import draws, flip_some, seeded, shift_all
+from minimodal.training.tasks.common import draws, flip_some, seeded
 from minimodal.training.tasks.gradcache import embed_ahead, pulled
 from minimodal.training.tasks.unseen import clip_scores, similarities
 
@@ -51,6 +51,20 @@ class CLIPTraining:
         for name in ("shift", "loss_rows", "difference_weight"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+
+
+def shift_all(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Move each picture down and to the right; what comes in is the edge, repeated.
+
+    images: (B, 3, H, W) pictures
+    shifts: (B, 2) int64 pixels, negative for up and left
+    returns: (B, 3, H, W)
+    """
+    H, W = images.shape[2:]
+    y = (np.arange(H) - shifts[:, :1]).clip(0, H - 1)  # (B, H)
+    x = (np.arange(W) - shifts[:, 1:]).clip(0, W - 1)  # (B, W)
+    moved = np.take_along_axis(images, y[:, None, :, None], axis=2)
+    return np.take_along_axis(moved, x[:, None, None, :], axis=3)
 
 
 class CLIPTask(Task):

@@ -38,20 +38,6 @@ def flip_some(images: np.ndarray, flips: np.ndarray) -> np.ndarray:
     return np.where(flips[:, None, None, None], images[..., ::-1], images)
 
 
-def shift_all(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Move each picture down and to the right; what comes in is the edge, repeated.
-
-    images: (B, 3, H, W) pictures
-    shifts: (B, 2) int64 pixels, negative for up and left
-    returns: (B, 3, H, W)
-    """
-    H, W = images.shape[2:]
-    y = (np.arange(H) - shifts[:, :1]).clip(0, H - 1)  # (B, H)
-    x = (np.arange(W) - shifts[:, 1:]).clip(0, W - 1)  # (B, W)
-    moved = np.take_along_axis(images, y[:, None, :, None], axis=2)
-    return np.take_along_axis(moved, x[:, None, None, :], axis=3)
-
-
 def all_pictures(source: DataSource, n: int) -> np.ndarray:
     """The first n pictures of a source, or all if it has fewer.
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, embed_captions, embed_pictures
+from minimodal.clip import CLIP
 from minimodal.data.sources import DataSource
 from minimodal.training.tasks.cached import cached, copy_files
 from minimodal.training.tasks.common import EVALUATION_PICTURES, draws
+from minimodal.uses.embedding import embed_captions, embed_pictures
 
 SUMMARIES = 2048  # captions whose embeddings' statistics are taken
 

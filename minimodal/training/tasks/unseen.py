@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.clip import CLIP, embed_captions, embed_pictures
+from minimodal.clip import CLIP
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.data.sources import DataSource
 from minimodal.evaluation.metrics import psnr, recall_at_k, usage, zero_shot_accuracy
 from minimodal.training.tasks.common import EVALUATION_PICTURES, all_pictures, tile
+from minimodal.uses.embedding import embed_captions, embed_pictures
 from minimodal.uses.zero_shot import class_embeddings
 from minimodal.vqgan import VQGAN
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.blocks.discriminator import Pulls, balance, check_size
+from minimodal.blocks.discriminator import Pulls, balance
 from minimodal.blocks.perceptual import PerceptualDistance
+from minimodal.blocks.vqgan_checks import check_size
 from minimodal.errors import UserError
 from minimodal.vqgan import VQGANConfig
 
