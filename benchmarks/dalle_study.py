@@ -22,11 +22,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from minimodal.blocks.quantizer import usage
 from minimodal.dalle import DALLE
-from minimodal.data.loading import DataSource, open_data, parse_spec
+from minimodal.data.loading import open_data, parse_spec
+from minimodal.data.sources import DataSource
 from minimodal.drawing import INK, MARGIN, PAPER, save_png
 from minimodal.errors import UserError
+from minimodal.evaluation.metrics import usage
 from minimodal.evaluation.scoreboard import Draw, by_attribute, draw_with, exact, rounded, shares
 from minimodal.runs import load
 from minimodal.shapes.language import article, parse, plural

@@ -4,7 +4,7 @@ python benchmarks/reading.py            (in a checkout; nothing has to be traine
 
 The rule: begin with the system's task and follow the imports of the package, at the top of each
 file, through the systems, `blocks/` and `training/tasks/`, as far as the tokenizer and the door of
-the data (`data/loading.py`). Of the files found, those count of which something runs while
+the data (`data/sources.py`). Of the files found, those count of which something runs while
 `Task.batch` and `Task.loss` work, in trainings of a few steps with default options: on the Shapes
 world, and on a folder of pictures, which have one codebook. A file counts whole, with the options
 in it that no default needs. The engine's loop and its contract are counted with each system.
@@ -29,7 +29,7 @@ from minimodal.cli.train import main as train
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minimodal"
 FOLLOWED = ("clip", "vqgan", "dalle", "blocks", "training/tasks")
-DOORS = ("data/loading.py", "data/tokenizer.py")  # read, but not followed
+DOORS = ("data/sources.py", "data/tokenizer.py")  # read, but not followed
 LOOP = ("training/engine.py", "training/contract.py")
 SHORT = "--steps 6 --batch-size 8 --device cpu --precision float32".split()
 EVENTS = "--warm-start 1 --discriminator-start 2 --gan-start 3 --gan-ramp 1".split()  # all of a GAN

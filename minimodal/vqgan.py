@@ -21,19 +21,19 @@ from torch import Tensor, nn
 
 from minimodal.blocks.conv import (
     Downsample,
-    PixelAttention,
     ResidualBlock,
     Upsample,
-    check_kernels,
     check_sides,
     make_norm,
     patches,
 )  # fmt: skip
 from minimodal.blocks.discriminator import PatchDiscriminator
-from minimodal.blocks.factors import AppearanceEncoder, check_factors, self_similarity, window_side
+from minimodal.blocks.factors import AppearanceEncoder, self_similarity, window_side
+from minimodal.blocks.pixel_attention import PixelAttention
 from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes
 from minimodal.blocks.quantizer_variants import check_quantizer, make_quantizer
+from minimodal.blocks.vqgan_checks import check_factors, check_kernels
 from minimodal.errors import UserError
 
 

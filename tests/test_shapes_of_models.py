@@ -43,6 +43,7 @@ from minimodal.blocks import (
     packed,
     painter,
     perceptual,
+    pixel_attention,
     pixels,
     quantizer,
     quantizer_variants,
@@ -58,9 +59,10 @@ from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.evaluation import distances, metrics
 from minimodal.shapes.source import ShapesSource
+from minimodal.training.tasks import clip as clip_task
 from minimodal.training.tasks import common
 from minimodal.unclip import decoder, embeddings, upsampler
-from minimodal.uses import reading, zero_shot
+from minimodal.uses import embedding, reading, zero_shot
 from minimodal.uses import unclip as tools
 
 MODULES = (
@@ -81,12 +83,14 @@ MODULES = (
     conv,
     discriminator,
     perceptual,
+    pixel_attention,
     pixels,
     quantizer,
     quantizer_variants,
     sampling,
     preprocessing,
     clip,
+    embedding,
     vqgan,
     vqgan_prior,
     dalle,
@@ -119,6 +123,7 @@ STEMMED = make_clip(stem=(6,), stem_depth=1)
 SQUARE = dict(**PAIRS, **NUMBERS) | dict(queries=noise(6, 10), own=torch.arange(6))
 RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_heads=2)
 COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
+EVERYONE = contrastive_rows.Everyone(*COLUMNS.values())
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
 IMAGES = pictures(2, 3, 16, 24)
 VERDICT = noise(2, 1, 3, 5)
@@ -214,15 +219,15 @@ CALLS = [
         dict(x=MAP, modulation=noise(2, 24)),
         {"C'": 12},
     ),
-    (conv.PixelAttention(8).forward, dict(x=MAP), {}),
+    (pixel_attention.PixelAttention(8).forward, dict(x=MAP), {}),
     (
-        conv.PixelAttention(8, heads=2, token_width=5).forward,
+        pixel_attention.PixelAttention(8, heads=2, token_width=5).forward,
         dict(x=MAP, tokens=noise(2, 3, 5)),
         {},
     ),
     (conv.Downsample(8).forward, dict(x=MAP), {}),
     (conv.Upsample(8).forward, dict(x=MAP), {}),
-    (quantizer.usage, dict(indices=integers(7, 20), size=7), {}),
+    (metrics.usage, dict(indices=integers(7, 20), size=7), {}),
     (quantizer.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
     (quantizer.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
     (BOOK.start, dict(z=Z, generator=generator()), {}),
@@ -236,7 +241,7 @@ CALLS = [
     (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
     (QUANTIZER.update, dict(z=LATENTS, generator=generator()), {}),
     (quantizer.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
-    (quantizer.perplexity, dict(counts=torch.ones(7)), {}),
+    (metrics.perplexity, dict(counts=torch.ones(7)), {}),
     *(
         call
         for variant in (GRADIENT, GUMBEL)
@@ -310,8 +315,18 @@ CALLS = [
     (contrastive.even_targets, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
     (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
     (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS, rows=1), {}),
-    (clip.embed_pictures, dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()), CLIP_SIZES),
-    (clip.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
+    (contrastive_rows.large_loss, dict(captions=torch.arange(2), everyone=EVERYONE, **ROWS), {}),
+    (
+        contrastive_rows.large_loss,
+        dict(captions=torch.arange(2), everyone=EVERYONE, bias=torch.ones(1), **ROWS),
+        {},
+    ),
+    (
+        embedding.embed_pictures,
+        dict(clip=CLIP, images=integers(255, 2, 3, 8, 8).byte()),
+        CLIP_SIZES,
+    ),
+    (embedding.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
         metrics.zero_shot_accuracy,
         dict(similarities=noise(4, 3), labels=integers(3, 4)),
@@ -402,9 +417,9 @@ CALLS = [
     ),
     (pixels.to_uint8, dict(images=IMAGES), {}),
     (pixels.to_float, dict(images=BYTES), {}),
-    (pixels.pixels_of, dict(cells=torch.ones(2, 3).bool(), side=6), {"H": 4, "W": 6}),
+    (given.pixels_of, dict(cells=torch.ones(2, 3).bool(), side=6), {"H": 4, "W": 6}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
-    (common.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
+    (clip_task.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
     (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
     (common.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
     (metrics.psnr, dict(first=BYTES, second=BYTES), {}),

@@ -8,7 +8,7 @@ Embeddings of this process (b, E) and of all (B, E) in, a mean loss out. Read `c
 before.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from minimodal.blocks.contrastive import even_targets, unit
+
+
+class Everyone(NamedTuple):
+    """The pairs of all processes.
+
+    image: (B, E) picture embeddings
+    text: (B, E) caption embeddings
+    captions: (B,) int64, equal where captions are equal
+    """
+
+    image: Tensor
+    text: Tensor
+    captions: Tensor
 
 
 def column_sums(queries: Tensor, keys: Tensor, scale: Tensor, *, rows: int) -> Tensor:
@@ -169,3 +182,28 @@ def rows_sigmoid(
             inputs = (queries[part], keys, scale, bias, own[part], others)
             total = total + checkpoint(_sigmoid_sum, *inputs, use_reentrant=False)
     return total / len(queries)
+
+
+def large_loss(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None,
+    *, captions: Tensor, everyone: Everyone, rows: int = 0,
+) -> Tensor:  # fmt: skip
+    """The loss of this process's pairs against everyone's: CLIP's, or with a bias SigLIP's.
+
+    image: (b, E) picture embeddings
+    text: (b, E) caption embeddings
+    scale: (1,) inverse temperature
+    bias: (1,) of all logits, for SigLIP
+    captions: (b,) int64, equal where captions are equal
+    rows: so many rows of logits exist at a time; 0: all
+    returns: ()
+    """
+    if bias is None:
+        columns = {"all_image": everyone.image, "all_text": everyone.text}
+        columns["all_captions"] = everyone.captions
+        return gathered_loss(image, text, scale, captions=captions, rows=rows, **columns)
+    queries, keys = F.normalize(image, dim=-1), F.normalize(everyone.text, dim=-1)
+    rows = rows or len(keys)
+    return rows_sigmoid(
+        queries, keys, scale, bias, own=captions, others=everyone.captions, rows=rows
+    )

@@ -1,16 +1,14 @@
 """Convolutional blocks: VQGAN and unCLIP's U-Net are built from them.
 
-Residual block, attention over the pixels of a feature map, halving and doubling of the resolution,
-as in the VQGAN paper's table of layers (Esser et al. 2021, appendix A, after Ho et al. 2020).
-Pictures and feature maps are (B, C, H, W). Read `attention.attend` before.
+Residual block, halving and doubling of the resolution, as in the VQGAN paper's table of layers
+(Esser et al. 2021, appendix A, after Ho et al. 2020). Pictures and feature maps are (B, C, H, W).
+The table's attention is in `pixel_attention.py`: our own VQGANs have none.
 """
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.attention import attend
 from minimodal.errors import UserError
 
 
@@ -45,20 +43,6 @@ class PositionNorm(nn.Module):
 def make_norm(channels: int, *, local: bool) -> nn.Module:
     """The norm of a convolutional block: of each position alone, or of groups of channels."""
     return PositionNorm(channels) if local else group_norm(channels)
-
-
-def check_kernels(encoder: int, decoder: int, *, plain: bool) -> None:
-    """Refuse kernels of VQGAN's CNNs that do not keep what they promise.
-
-    plain: whether the encoder has one resolution and no attention
-    """
-    if {encoder, decoder} - {1, 3}:
-        raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
-    if encoder == 1 and not plain:
-        raise UserError(
-            "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
-            "multiplier and no attention (shrink the picture by `patch` instead)"
-        )
 
 
 def check_sides(images: Tensor, *, multiple: int) -> None:
@@ -113,42 +97,6 @@ class ResidualBlock(nn.Module):
             h = h * (1 + scale) + shift
         h = self.conv2(F.silu(h))
         return self.shortcut(x) + h
-
-
-class PixelAttention(nn.Module):
-    """Every position of a feature map attends to every other, and to tokens where there are any
-    (residual; one head in VQGAN)."""
-
-    def __init__(self, channels: int, *, heads: int = 1, token_width: int = 0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = group_norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
-        self.of_tokens = nn.Linear(token_width, 2 * channels) if token_width else None
-
-    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Mix information over the whole picture.
-
-        x: (B, C, H, W) features
-        tokens: (B, T, D) what else each position may read, such as a caption
-        returns: (B, C, H, W)
-        """
-        B, C, H, W = x.shape
-        h, heads = self.norm(x), self.heads
-        q, k, v = (
-            rearrange(conv(h), "B (n d) H W -> B n (H W) d", n=heads)
-            for conv in (self.q, self.k, self.v)
-        )  # (B, n, H*W, d) each
-        if tokens is not None:
-            told = self.of_tokens(tokens)  # (B, T, 2*C)
-            told = rearrange(told, "B T (p n d) -> p B n T d", p=2, n=heads)  # (2, B, n, T, d)
-            pairs = zip((k, v), told, strict=True)
-            k, v = (torch.cat(pair, dim=2) for pair in pairs)  # (B, n, H*W+T, d) each
-        y = rearrange(attend(q, k, v), "B n (H W) d -> B (n d) H W", H=H)  # (B, C, H, W)
-        return x + self.proj(y)
 
 
 class Downsample(nn.Module):

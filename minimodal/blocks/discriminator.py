@@ -16,17 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimodal.blocks.conv import group_norm
-from minimodal.errors import UserError
-
-DEEPEST = 10  # halvings of pictures of a thousand pixels
-
-
-def check_size(*, channels: int, depth: int) -> None:
-    """Refuse a discriminator that cannot be, or that would fill the memory, before it is built."""
-    if not 1 <= depth <= DEEPEST:
-        raise UserError(f"discriminator_depth {depth}: expected 1 to {DEEPEST} halvings")
-    if channels < 1:
-        raise UserError(f"discriminator_channels {channels}: expected 1 or more")
+from minimodal.blocks.vqgan_checks import check_size
 
 
 class PatchDiscriminator(nn.Module):

@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.errors import UserError
-
 MARGIN = 1  # pixels
 
 
@@ -61,14 +59,6 @@ def self_similarity(images: Tensor, *, patch: int) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):  # rounding would be a trace of colours
         products = pixels @ pixels.mT / pixels.shape[-1]  # (B, h, w, n, n)
     return rearrange(products, "B h w n m -> B (n m) h w")
-
-
-def check_factors(*, levels: int, latent_width: int) -> None:
-    """Refuse what only a VQGAN with one encoder can have."""
-    if latent_width:
-        raise UserError("two codebooks have an encoder each: latent_width is for one codebook")
-    if levels > 1:
-        raise UserError("two codebooks are for one multiplier: shrink the picture by `patch`")
 
 
 class AppearanceEncoder(nn.Module):

@@ -12,11 +12,21 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.painter import Painter
-from minimodal.blocks.pixels import pixels_of
 from minimodal.errors import UserError
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 COMPLETE = "the picture to complete"
+
+
+def pixels_of(cells: Tensor, side: int) -> Tensor:
+    """A grid's cells as the pixels that each of them covers.
+
+    cells: (h, w)
+    side: pixels of a picture's width
+    returns: (H, W) W = side
+    """
+    f = side // cells.shape[1]
+    return cells.repeat_interleave(f, 0).repeat_interleave(f, 1)
 
 
 class Given(NamedTuple):

@@ -20,14 +20,3 @@ def to_float(images: Tensor) -> Tensor:
     returns: (B, 3, H, W) float32 in [-1, 1]
     """
     return images.float() / 127.5 - 1
-
-
-def pixels_of(cells: Tensor, side: int) -> Tensor:
-    """A grid's cells as the pixels that each of them covers.
-
-    cells: (h, w)
-    side: pixels of a picture's width
-    returns: (H, W) W = side
-    """
-    f = side // cells.shape[1]
-    return cells.repeat_interleave(f, 0).repeat_interleave(f, 1)

@@ -34,36 +34,6 @@ class Codes(NamedTuple):
     loss: Tensor
 
 
-def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of running counts; as many codes, equally used, would be as uncertain.
-
-    counts: (K,)
-    returns: ()
-    """
-    p = counts / counts.sum().clamp(min=1e-9)
-    return (-(p * p.clamp(min=1e-12).log()).sum()).exp()
-
-
-class Usage(NamedTuple):
-    """How well a codebook is used.
-
-    share: of the codes that occur at all, between 0 and 1
-    perplexity: exp of the codes' entropy: as many equally likely codes would be as uncertain
-    """
-
-    share: float
-    perplexity: float
-
-
-def usage(indices: Tensor, size: int) -> Usage:
-    """Count how a codebook of `size` codes is used.
-
-    indices: (N,) int64
-    """
-    counts = torch.bincount(indices.flatten(), minlength=size).double()
-    return Usage(float((counts > 0).double().mean()), float(perplexity(counts)))
-
-
 def put_together(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     """The numbers of a code's factors as one: ((a K_2) + b) K_3 + c …
 
@@ -194,19 +164,21 @@ class Codebook(nn.Module):
         return unused.sum()
 
 
-class AnyQuantizer(nn.Module):
-    """What every quantizer has, here and in `quantizer_variants.py`.
+class Quantizer(nn.Module):
+    """One codebook, or several side by side that each round their share of the channels."""
 
-    `forward` to Codes and `vectors` back; `start` (where `needs_start`) and `update` with latents
-    of the whole global batch; `usage_counts`.
-    """
+    needs_start = True
 
-    needs_start = False
-    counts: Tensor  # (K,) uses of each code, a running average
-
-    def __init__(self, sizes: tuple[int, ...], width: int) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99,
+        revive: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.sizes, self.width = sizes, width  # of a code's factors; channels of each
+        self.beta = beta
+        self.codebooks = nn.ModuleList(
+            Codebook(size, width, decay=decay, revive=revive) for size in sizes
+        )
 
     @property
     def size(self) -> int:
@@ -216,7 +188,7 @@ class AnyQuantizer(nn.Module):
     @property
     def usage_counts(self) -> list[Tensor]:
         """Running counts of how often each code is used, for each codebook."""
-        return [self.counts]
+        return [book.counts for book in self.codebooks]
 
     def factors(self, indices: Tensor) -> list[Tensor]:
         """A code's number as those of its factors.
@@ -225,27 +197,6 @@ class AnyQuantizer(nn.Module):
         returns: (B, h, w) int64 for each factor
         """
         return take_apart(indices, self.sizes)
-
-
-class Quantizer(AnyQuantizer):
-    """One codebook, or several side by side that each round their share of the channels."""
-
-    needs_start = True
-
-    def __init__(
-        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99,
-        revive: bool = True,
-    ) -> None:  # fmt: skip
-        super().__init__(sizes, width)
-        self.beta = beta
-        self.codebooks = nn.ModuleList(
-            Codebook(size, width, decay=decay, revive=revive) for size in sizes
-        )
-
-    @property
-    def usage_counts(self) -> list[Tensor]:
-        """Running counts of how often each code is used, for each codebook."""
-        return [book.counts for book in self.codebooks]
 
     def pairs(self, z: Tensor) -> list[tuple[Tensor, Codebook]]:
         """Each codebook beside its share of the channels, as a list of vectors.

@@ -1,4 +1,4 @@
-"""Other ways to a discrete code, with the interface of `quantizer.AnyQuantizer`.
+"""Other ways to a discrete code, with the interface of `quantizer.Quantizer`.
 
     GradientQuantizer   codes are parameters, moved by a loss (van den Oord et al. 2017, eq. 3)
     GumbelQuantizer     the encoder scores every code, training mixes codes by a relaxed draw
@@ -16,7 +16,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.quantizer import (
-    AnyQuantizer,
     Codebook,
     Codes,
     Quantizer,
@@ -49,7 +48,31 @@ def look_up(indices: Tensor, table: Tensor) -> Tensor:
     return rearrange(F.embedding(indices, table), "B h w C -> B C h w")
 
 
-class GradientQuantizer(AnyQuantizer):
+class OneTable(nn.Module):
+    """What both have: a single table of codes, whose uses are counted."""
+
+    needs_start = False
+    counts: Tensor  # (K,) uses of each code, a running average
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.size, self.width = size, width
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is used."""
+        return [self.counts]
+
+    def factors(self, indices: Tensor) -> list[Tensor]:
+        """A code's number as those of its factors: there is one.
+
+        indices: (B, h, w) int64
+        returns: (B, h, w) int64 for each factor
+        """
+        return [indices]
+
+
+class GradientQuantizer(OneTable):
     """A codebook that the optimiser moves, together with everything else."""
 
     needs_start = True
@@ -57,7 +80,7 @@ class GradientQuantizer(AnyQuantizer):
     def __init__(
         self, size: int, width: int, *, beta: float = 0.25, decay: float = 0.99, revive: bool = True
     ) -> None:
-        super().__init__((size,), width)
+        super().__init__(size, width)
         self.beta, self.decay, self.revive = beta, decay, revive
         self.codes = nn.Parameter(torch.zeros(size, width))
         self.register_buffer("counts", torch.zeros(size))  # uses of each code, a running average
@@ -112,7 +135,7 @@ class GradientQuantizer(AnyQuantizer):
         return unused.sum()
 
 
-class GumbelQuantizer(AnyQuantizer):
+class GumbelQuantizer(OneTable):
     """Scores for every code; training draws a relaxed mixture of codes, evaluation takes the best.
 
     A draw is argmax(logits + Gumbel noise); the softmax at temperature τ is its smooth stand-in,
@@ -121,7 +144,7 @@ class GumbelQuantizer(AnyQuantizer):
     """
 
     def __init__(self, size: int, width: int, *, decay: float = 0.99) -> None:
-        super().__init__((size,), width)
+        super().__init__(size, width)
         self.decay = decay
         self.scores = nn.Conv2d(width, size, 1)
         self.codes = nn.Parameter(torch.empty(size, width).normal_())
@@ -189,7 +212,7 @@ def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: fl
 
 def make_quantizer(
     kind: str, sizes: tuple[int, ...], width: int, *, beta: float, decay: float, revive: bool
-) -> AnyQuantizer:
+) -> Quantizer | OneTable:
     """The quantizer of a name: sizes of its codebooks, and a code's width."""
     if kind == "ema":
         return Quantizer(sizes, width, beta=beta, decay=decay, revive=revive)

@@ -3,7 +3,7 @@
 Feature maps go down to a low resolution and up again, and each block on the way up also reads what
 its twin on the way down said. A vector (time, an embedding) scales and shifts every block; tokens
 (a caption) are read by the attention of the low resolutions. (B, C, H, W) in and out. Read
-`conv.py` before.
+`conv.py` and `pixel_attention.py` before.
 """
 
 import math
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.conv import Downsample, PixelAttention, ResidualBlock, Upsample, group_norm
+from minimodal.blocks.conv import Downsample, ResidualBlock, Upsample, group_norm
+from minimodal.blocks.pixel_attention import PixelAttention
 
 
 def time_features(t: Tensor, width: int) -> Tensor:

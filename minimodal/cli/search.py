@@ -17,12 +17,13 @@ from torch import Tensor
 
 from minimodal.cli.common import check_png
 from minimodal.cli.which_clip import add_clip_flags, load_clip
-from minimodal.clip import CLIP, embed_captions
+from minimodal.clip import CLIP
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import top_k
 from minimodal.files import make_folder
+from minimodal.uses.embedding import embed_captions
 from minimodal.uses.search import Changes, Index, combine, embed_queries, refresh
 
 ABOUT = "the pictures of a folder that go best with words or with other pictures"

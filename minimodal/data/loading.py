@@ -1,4 +1,4 @@
-"""From a data SPEC on the command line to a source, and from a step number to a batch.
+"""From a data SPEC on the command line to a source of pictures and captions.
 
     shapes | shapes:hard | shapes:edits | cifar10:PATH | cifar100:PATH |
     coco:PATH[:train2017|val2017|…] | folder:PATH
@@ -7,17 +7,13 @@ each with an optional `:N` behind it, for N pictures only; several with commas b
 on together and scored on the first. `open_data` gives an object with
 `images(indices)` uint8 (B, 3, S, S), pairs of `shapes:edits` (B, 3, 2*S, S), and
 `captions(indices, rng)`; the worlds draw them when asked, ImageSource (images.py) has them in
-memory. `batch_indices` says which pictures step number t trains on, from (seed, t) alone: resuming
-needs a step number and no replay. Read shapes/worlds.py, cifar.py, coco.py and folder.py before.
+memory. Read sources.py, shapes/worlds.py, cifar.py, coco.py and folder.py before.
 """
 
 import difflib
 import os
 import re
-from functools import lru_cache
-from typing import NamedTuple, Protocol
-
-import numpy as np
+from typing import NamedTuple
 
 from minimodal.data.cifar import open_cifar
 from minimodal.data.coco import PARTS, open_coco
@@ -41,32 +37,6 @@ class Spec(NamedTuple):
     path: str = ""
     part: str | None = None  # of COCO; "hard" or "edits" of shapes
     limit: int | None = None
-
-
-class DataSource(Protocol):
-    """Captioned pictures, whatever they come from."""
-
-    name: str  # "shapes", "cifar10", "coco", "folder", …
-    image_size: int  # S
-    class_names: tuple[str, ...] | None
-    labels: np.ndarray | None  # (N,) int64, with class_names
-    has_captions: bool
-    group: int  # so many consecutive pictures stay together in a batch
-
-    def __len__(self) -> int:
-        """N, the number of pictures."""
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """Pictures as bytes. indices: (B,); returns: (B, 3, S, S) uint8"""
-
-    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption per picture, drawn by rng."""
-
-    def all_captions(self, index: int) -> list[str]:
-        """Every caption of a picture (or a few, where there is no end of them)."""
-
-    def fingerprint(self) -> str:
-        """A hash of all that decides the pictures and captions."""
 
 
 def split_spec(spec: str) -> list[str]:
@@ -151,35 +121,3 @@ def open_data(
     if kind == "coco":
         return open_coco(path, part, **common)
     return open_folder(path, **common)
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(groups: int, *, seed: int, epoch: int) -> np.ndarray:
-    # Cached because a million-picture permutation takes longer than a step; still a pure function.
-    order = np.random.default_rng((seed % 2**64, epoch)).permutation(groups)
-    order.flags.writeable = False
-    return order
-
-
-def batch_indices(
-    length: int, batch_size: int, step: int, *, seed: int, group: int = 1
-) -> np.ndarray:
-    """Which of `length` pictures are in batch number `step`; a pure function of its arguments.
-
-    Each epoch is a seeded permutation of whole groups of `group` consecutive pictures (a last,
-    incomplete group is left out); a batch may begin in one epoch and end in the next.
-    returns: (B,) int64, B = batch_size
-    """
-    if batch_size < 1 or batch_size % group:
-        raise UserError(f"batch size {batch_size}: expected a multiple of {group} pictures")
-    groups, per_batch = length // group, batch_size // group
-    if groups < 1:
-        raise UserError(f"{length} pictures: expected at least {group} to train on")
-    if step < 0:
-        raise ValueError(f"step {step} is negative")
-    epochs, places = np.divmod(step * per_batch + np.arange(per_batch), groups)
-    chosen = np.empty(per_batch, np.int64)
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-        here = epochs == epoch
-        chosen[here] = _epoch_order(groups, seed=seed, epoch=epoch)[places[here]]
-    return (chosen[:, None] * group + np.arange(group)).reshape(-1)

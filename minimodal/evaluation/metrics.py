@@ -1,9 +1,10 @@
-"""Scores that any system may need: exact search, PSNR, SSIM, recall of a retrieval, accuracy.
+"""Scores that any system may need: exact search, PSNR, SSIM, recall, accuracy, use of a codebook.
 
     PSNR      10 log10(peak² / MSE), the mean over pictures of each picture's own
     SSIM      likeness of means, contrasts and patterns in windows of 7 x 7 pixels
     recall@k  share of queries with a right answer among the k most similar
     accuracy  share of rows whose largest similarity is in the column of their label
+    usage     share of a codebook's codes that occur, and the exponential of their entropy
 
 Pictures are (N, 3, H, W), embeddings are rows of unit length (N, E). Numbers out, no models in.
 """
@@ -152,3 +153,33 @@ def zero_shot_accuracy(similarities: Tensor, labels: Tensor) -> float:
     labels: (N,) int64
     """
     return float((similarities.argmax(dim=1) == labels).float().mean())
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of running counts; as many codes, equally used, would be as uncertain.
+
+    counts: (K,)
+    returns: ()
+    """
+    p = counts / counts.sum().clamp(min=1e-9)
+    return (-(p * p.clamp(min=1e-12).log()).sum()).exp()
+
+
+class Usage(NamedTuple):
+    """How well a codebook is used.
+
+    share: of the codes that occur at all, between 0 and 1
+    perplexity: exp of the codes' entropy: as many equally likely codes would be as uncertain
+    """
+
+    share: float
+    perplexity: float
+
+
+def usage(indices: Tensor, size: int) -> Usage:
+    """Count how a codebook of `size` codes is used.
+
+    indices: (N,) int64
+    """
+    counts = torch.bincount(indices.flatten(), minlength=size).double()
+    return Usage(float((counts > 0).double().mean()), float(perplexity(counts)))

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, embed_captions, embed_pictures
-from minimodal.data.loading import DataSource
+from minimodal.clip import CLIP
+from minimodal.data.sources import DataSource
 from minimodal.drawing import to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.distances import frechet_distance
@@ -26,6 +26,7 @@ from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
 from minimodal.evaluation.scoreboard import Draw, reconstruct, rounded
 from minimodal.files import asking, make_folder
+from minimodal.uses.embedding import embed_captions, embed_pictures
 from minimodal.uses.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
 

@@ -19,11 +19,10 @@ from torch import Tensor
 from minimodal.blocks.given import NOTHING, Given
 from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.quantizer import usage
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.clip import CLIP, embed_captions, embed_pictures
+from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
-from minimodal.evaluation.metrics import psnr, recall_at_k
+from minimodal.evaluation.metrics import psnr, recall_at_k, usage
 from minimodal.shapes.language import LOOSE_DRAWS, captions, parse
 from minimodal.shapes.oracle import Verdict
 from minimodal.shapes.source import ShapesSource
@@ -39,6 +38,7 @@ from minimodal.shapes.world import (
     swap,
 )
 from minimodal.shapes.worlds import WORLDS, World
+from minimodal.uses.embedding import embed_captions, embed_pictures
 from minimodal.vqgan import VQGAN
 
 ATTRIBUTES = ("count", "shape", "color", "size", "background", "relation")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minimodal.data.images import ImageSource
-from minimodal.data.loading import DataSource
+from minimodal.data.sources import DataSource
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 

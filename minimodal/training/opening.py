@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, tower_maps, vgg16
-from minimodal.data.loading import DataSource, open_data, parse_spec, split_spec
+from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.data.preprocessing import normalize
+from minimodal.data.sources import DataSource
 from minimodal.errors import UserError
 from minimodal.files import digest
 from minimodal.pretrained.files import read_tensors

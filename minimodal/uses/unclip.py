@@ -17,12 +17,13 @@ from torch import Tensor
 
 from minimodal.blocks.diffusion import NOISE, Path, Sampler, Start, invert, slerp
 from minimodal.blocks.painter import Chunk, Painter, Request
-from minimodal.clip import CLIP, embed_captions, embed_pictures
+from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.unclip.decoder import Caption, Conditions, Decoder, read_captions, tell
 from minimodal.unclip.prior import DiffusionPrior
 from minimodal.unclip.prior_autoregressive import AutoregressivePrior
 from minimodal.unclip.upsampler import Upsampler
+from minimodal.uses.embedding import embed_captions, embed_pictures
 
 LEVEL = 0.1  # noise that a prior's embedding is taken to have
 INVERSION_STEPS = 64

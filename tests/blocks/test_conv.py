@@ -6,13 +6,13 @@ from helpers.tiny import noise
 
 from minimodal.blocks.conv import (
     Downsample,
-    PixelAttention,
     PositionNorm,
     ResidualBlock,
     Upsample,
     group_norm,
     make_norm,
 )
+from minimodal.blocks.pixel_attention import PixelAttention
 from minimodal.training.tasks.common import seeded
 
 

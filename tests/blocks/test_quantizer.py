@@ -1,7 +1,5 @@
 """Rounding to codes, what its losses and averages move, and how codebooks start and recover."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,6 @@ from minimodal.blocks.quantizer import (
     draw_far,
     nearest,
     put_together,
-    usage,
 )
 
 
@@ -255,16 +252,3 @@ def test_the_last_factor_changes_fastest():
     quantizer = Quantizer((3, 5), 1)
     assert put_together([torch.tensor([2]), torch.tensor([4])], (3, 5)).item() == 14
     assert quantizer.size == 15
-
-
-@pytest.mark.parametrize(
-    ("indices", "share", "perplexity"),
-    [
-        ([0, 1, 2, 3], 1.0, 4.0),
-        ([2, 2, 2, 2], 0.25, 1.0),
-        ([0, 1, 0, 1], 0.5, 2.0),
-        ([0, 0, 0, 1], 0.5, math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))),
-    ],
-)
-def test_usage_of_a_known_case(indices, share, perplexity):
-    assert usage(torch.tensor(indices), 4) == pytest.approx((share, perplexity), rel=1e-6)

@@ -3,7 +3,8 @@
 import torch
 from helpers.tiny import noise, shake
 
-from minimodal.blocks.conv import PixelAttention, ResidualBlock
+from minimodal.blocks.conv import ResidualBlock
+from minimodal.blocks.pixel_attention import PixelAttention
 from minimodal.blocks.unet import UNet, time_features
 from minimodal.training.tasks.common import seeded
 

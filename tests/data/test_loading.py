@@ -1,4 +1,4 @@
-"""minimodal/data/loading.py: SPECs as people type them, and the order of the data."""
+"""minimodal/data/loading.py, sources.py: SPECs as people type them, and the order of the data."""
 
 import json
 
@@ -8,13 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minimodal.data.loading import (
-    Spec,
-    batch_indices,
-    open_data,
-    parse_spec,
-    split_spec,
-)
+from minimodal.data.loading import Spec, open_data, parse_spec, split_spec
+from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError
 
 

@@ -1,11 +1,20 @@
 """Scores of known cases."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from helpers.tiny import integers
 
-from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
+from minimodal.evaluation.metrics import (
+    perplexity,
+    psnr,
+    recall_at_k,
+    ssim,
+    usage,
+    zero_shot_accuracy,
+)
 
 
 def test_psnr_of_a_known_error_is_a_mean_over_pictures():
@@ -122,3 +131,21 @@ def test_ssim_of_floats_is_that_of_the_bytes_they_stand_for():
 def test_ssim_of_pictures_below_its_window_is_an_error():
     with pytest.raises(ValueError, match="windows of 7 x 7"):
         ssim(*noisy(1, (6, 20)))
+
+
+@pytest.mark.parametrize(
+    ("indices", "share", "codes"),
+    [
+        ([0, 1, 2, 3], 1.0, 4.0),
+        ([2, 2, 2, 2], 0.25, 1.0),
+        ([0, 1, 0, 1], 0.5, 2.0),
+        ([0, 0, 0, 1], 0.5, math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))),
+    ],
+)
+def test_usage_of_a_known_case(indices, share, codes):
+    assert usage(torch.tensor(indices), 4) == pytest.approx((share, codes), rel=1e-6)
+
+
+@pytest.mark.parametrize(("counts", "expected"), [([3, 3, 3, 3], 4), ([5, 0, 0, 0], 1)])
+def test_perplexity_is_the_number_of_equally_used_codes(counts, expected):
+    assert perplexity(torch.tensor(counts).float()).item() == pytest.approx(expected)

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minimodal.cli.which_clip import add_clip_flags, load_clip
-from minimodal.clip import embed_pictures
 from minimodal.data.preprocessing import MEAN, STD
 from minimodal.errors import UserError
 from minimodal.pretrained import load_huggingface_clip, load_openai_clip, load_taming_transformer
@@ -27,6 +26,7 @@ from minimodal.pretrained.beside import read_settings
 from minimodal.pretrained.files import read_tensors
 from minimodal.runs import load
 from minimodal.training.checkpoint import load_weights, save_config, save_state
+from minimodal.uses.embedding import embed_pictures
 
 DATA = FIXTURES
 HUGGINGFACE, OPEN_CLIP, TAMING = (

@@ -11,9 +11,10 @@ from helpers import systems
 from helpers.pretend import MixedDevices, Pretend, Waiting, here, no_waiting
 from helpers.tiny import make_clip, make_vqgan, pictures
 
-from minimodal.blocks import factor_head, quantizer
+from minimodal.blocks import factor_head
 from minimodal.blocks.drawers import DRAWERS, make_drawer
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.evaluation.metrics import perplexity
 from minimodal.training import engine as loop
 from minimodal.training.checkpoint import newest_state
 from minimodal.training.contract import Task, TrainConfig
@@ -162,7 +163,7 @@ def test_a_cpu_too_many_in_a_loss_is_found(folder, monkeypatch):
 
 
 def test_a_tensor_made_without_a_device_is_found(folder, monkeypatch):
-    plain = quantizer.perplexity
+    plain = perplexity
 
     def mutant(counts):
         return plain(counts * torch.ones(len(counts)))

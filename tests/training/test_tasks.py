@@ -10,13 +10,14 @@ from helpers.cifar import NAMES_10, batch, write
 from torch import nn
 
 from minimodal.blocks.pixels import to_float
-from minimodal.data.loading import batch_indices
+from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.captions import learn_words
 from minimodal.training.checkpoint import read_metrics
 from minimodal.training.recipes import clip, recipe_for
-from minimodal.training.tasks.common import flip_some, seeded, shift_all
+from minimodal.training.tasks.clip import shift_all
+from minimodal.training.tasks.common import flip_some, seeded
 
 
 def test_a_seeded_start_depends_on_the_seed_and_leaves_others_draws_alone():

@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 
 from minimodal import files
 from minimodal.cli.main import main
-from minimodal.clip import CLIP, embed_captions
+from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import top_k
 from minimodal.runs import load
 from minimodal.uses import search
+from minimodal.uses.embedding import embed_captions
 from minimodal.uses.search import (
     FILE,
     combine,

@@ -6,19 +6,17 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import script
 from helpers.tiny import noise
 
 from minimodal.blocks.cutouts import PHOTOGRAPHS
 from minimodal.blocks.drawers import make_drawer
 from minimodal.clip import CLIP, CLIPConfig
-from minimodal.vqgan import VQGAN, VQGANConfig
+from minimodal.vqgan import VQGAN
 from minimodal.vqgan_clip.guide import Guide, Region, Wanted
 from minimodal.vqgan_clip.optimise import Optimisation, OptimiseConfig
 
-F16 = VQGANConfig(
-    image_size=256, channels=128, multipliers=(1, 1, 2, 2, 4), depth=2, attention=(16,),
-    quantizer="gradient", codes=(16384,), code_width=256,
-)  # fmt: skip
+F16 = script("guidance_step").F16  # taming's ImageNet model
 B32 = CLIPConfig(
     image_size=224, patch_size=32, vision_width=768, vision_depth=12, vision_heads=12,
     text_width=512, text_depth=12, text_heads=8, vocab_size=49408, text_length=77, embed_width=512,

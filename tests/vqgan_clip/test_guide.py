@@ -9,9 +9,9 @@ from helpers.tiny import make_clip, pictures
 from PIL import Image
 
 from minimodal.blocks.guidance import great_circle
-from minimodal.clip import embed_pictures
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
+from minimodal.uses.embedding import embed_pictures
 from minimodal.vqgan_clip.guide import Region, embed_prompt, make_guide, region_of
 from minimodal.vqgan_clip.prompts import Prompt, read_prompt, read_prompts
 

@@ -11,8 +11,9 @@ CONTRIBUTING.md shows what a further system takes: a module, a file here, a line
 
 from dataclasses import replace
 
-from minimodal.training.contract import Recipe, System
+from minimodal.training.contract import Recipe
 from minimodal.training.recipes import clip, dalle, decoder, prior, upsampler, vqgan, vqgan_prior
+from minimodal.training.system import System
 
 SYSTEMS: dict[str, System] = {
     "vqgan": vqgan.SYSTEM,

@@ -11,8 +11,9 @@ from minimodal.data.words import KnownWords
 from minimodal.errors import UserError
 from minimodal.runs import load, rebuild
 from minimodal.training.captions import captions_of, learn_words
-from minimodal.training.contract import Recipe, System, TrainConfig
+from minimodal.training.contract import Recipe, TrainConfig
 from minimodal.training.opening import encode_data
+from minimodal.training.system import System
 from minimodal.training.tasks.codes import Encoded
 from minimodal.training.tasks.dalle import DALLETask, DALLETraining
 

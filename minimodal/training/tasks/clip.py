@@ -1,10 +1,7 @@
 """CLIP's training: each picture of the global batch against each caption of it.
 
-Global means over all processes and all micro-batches of a step. The embeddings of other processes
-are gathered, with gradients. Micro-batches are embedded twice (Gao et al. 2021, GradCache): once
-without gradients, to know the loss and its derivative by each embedding, and once more, a
-micro-batch at a time, to pass that derivative on to the weights. Both give the very gradient of
-one large batch.
+Global means over all processes and all micro-batches of a step: the embeddings of other processes
+are gathered, with gradients, and several micro-batches are what `gradcache.py` is about.
 
 Read `minimodal/clip.py` before. Whether a batch holds captions that differ in little (hard
 negatives) is a matter of the data source, which keeps groups of pictures together.
@@ -15,34 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minimodal.blocks.contrastive import difference_loss
-from minimodal.blocks.contrastive_rows import gathered_loss, rows_sigmoid
-from minimodal.clip import (
-    CLIP,
-    contrastive_loss,
-    embed_captions,
-    embed_pictures,
-)
-from minimodal.data.cifar import TEMPLATES, class_captions
-from minimodal.data.loading import DataSource, batch_indices
+from minimodal.blocks.contrastive_rows import Everyone, large_loss
+from minimodal.clip import CLIP, contrastive_loss
 from minimodal.data.preprocessing import normalize
+from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
-from minimodal.evaluation.metrics import recall_at_k, zero_shot_accuracy
 from minimodal.files import write_atomically
 from minimodal.training.captions import Words
 from minimodal.training.contract import Recipe, Task
-from minimodal.training.tasks.common import (
-    EVALUATION_PICTURES,
-    all_pictures,
-    draws,
-    flip_some,
-    seeded,
-    shift_all,
-)
-from minimodal.uses.zero_shot import class_embeddings
+from minimodal.training.tasks.common import draws, flip_some, seeded
+from minimodal.training.tasks.gradcache import embed_ahead, pulled
+from minimodal.training.tasks.unseen import clip_scores, similarities
 
 # differs from the paper: large batches get the loss some rows of logits at a time, so that the
 # memory does not grow with the batch's square.
@@ -68,6 +51,20 @@ class CLIPTraining:
         for name in ("shift", "loss_rows", "difference_weight"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+
+
+def shift_all(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Move each picture down and to the right; what comes in is the edge, repeated.
+
+    images: (B, 3, H, W) pictures
+    shifts: (B, 2) int64 pixels, negative for up and left
+    returns: (B, 3, H, W)
+    """
+    H, W = images.shape[2:]
+    y = (np.arange(H) - shifts[:, :1]).clip(0, H - 1)  # (B, H)
+    x = (np.arange(W) - shifts[:, 1:]).clip(0, W - 1)  # (B, W)
+    moved = np.take_along_axis(images, y[:, None, :, None], axis=2)
+    return np.take_along_axis(moved, x[:, None, None, :], axis=3)
 
 
 class CLIPTask(Task):
@@ -133,49 +130,32 @@ class CLIPTask(Task):
         """
         model, training = self.model, self.training
         scale = model.logit_scale.exp()
-        all_image, all_text = self.gather(image), self.gather(text)  # (B, E) each
-        others, B = self.gather(captions), len(all_image)
+        everyone = Everyone(*map(self.gather, (image, text, captions)))
         most = LOGITS if image.device.type == "cpu" else 64 * LOGITS  # a GPU wants larger pieces
+        B = len(everyone.image)
         rows = training.loss_rows or (max(1, most // B) if len(image) * B > most else 0)
-        if training.loss == "sigmoid":
-            queries, keys = F.normalize(image, dim=-1), F.normalize(all_text, dim=-1)
-            loss = rows_sigmoid(
-                queries, keys, scale, model.logit_bias,
-                own=captions, others=others, rows=rows or B,
-            )  # fmt: skip
-        elif all_image is image and not rows:  # one process, and not too many logits
+        if everyone.image is image and not rows and training.loss == "softmax":
             loss = contrastive_loss(image, text, scale, captions=captions)
-        else:
-            columns = {"all_image": all_image, "all_text": all_text, "all_captions": others}
-            loss = gathered_loss(image, text, scale, captions=captions, rows=rows, **columns)
+        else:  # several processes, more logits than fit into memory, or SigLIP's loss
+            bias = model.logit_bias if training.loss == "sigmoid" else None
+            loss = large_loss(
+                image, text, scale, bias, captions=captions, everyone=everyone, rows=rows
+            )
         metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}
         if training.difference_weight > 0:
             # differs from the paper: on the Shapes world a second loss compares differences between
             # neighbours of a batch (`contrastive.difference_loss`): it reads who is left of whom
             # sooner, recall@1 98.7 instead of 95.3 % after 1,500 steps.
-            differences = difference_loss(all_image, all_text, scale)
+            differences = difference_loss(everyone.image, everyone.text, scale)
             loss = loss + training.difference_weight * differences
             metrics["differences"] = differences.detach()
         return loss, metrics
 
     def before_step(self, step: int, batches: list[dict]) -> None:
-        """With several micro-batches: the loss of all of them, and its derivative by each
-        embedding, by the temperature and by the bias."""
-        if len(batches) == 1:
-            return
-        # differs from the paper: micro-batches are embedded twice (GradCache, Gao et al. 2021), so
-        # that `--accumulate` does not change the loss.
-        pairs = [self.embed(batch) for batch in batches]
-        image, text = (torch.cat(tensors).requires_grad_() for tensors in zip(*pairs, strict=True))
-        numbers = torch.cat([batch["captions"] for batch in batches])
-        scalars = [p for p in (self.model.logit_scale, self.model.logit_bias) if p is not None]
-        with torch.enable_grad():
-            loss, metrics = self.objective(image, text, numbers)
-            d_image, d_text, *d_scalars = torch.autograd.grad(loss, [image, text, *scalars])
-        size = len(batches[0]["captions"])
-        parts = zip(d_image.split(size), d_text.split(size), strict=True)
-        for batch, (d_i, d_t) in zip(batches, parts, strict=True):
-            batch["pulls"] = (d_i, d_t, scalars, d_scalars, len(batches), loss.detach(), metrics)
+        """Find how the loss of several micro-batches pulls at the embeddings of each."""
+        if len(batches) > 1:
+            scalars = [p for p in (self.model.logit_scale, self.model.logit_bias) if p is not None]
+            embed_ahead(batches, self.embed, self.objective, scalars=scalars)
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's pairs against those of all processes."""
@@ -185,50 +165,24 @@ class CLIPTask(Task):
                 f"difference_weight needs micro-batches of 4, 8, … rows, these have {len(image)}: "
                 "choose another --batch-size or a smaller --accumulate"
             )
-        if "pulls" not in batch:
-            return self.objective(image, text, batch["captions"])
-        d_image, d_text, scalars, d_scalars, count, value, metrics = batch["pulls"]
-        # Linear in the embeddings, with the loss's own derivatives as slopes. The engine takes the
-        # mean over the micro-batches: theirs add up, the temperature's must count once.
-        pulled = count * ((image * d_image).sum() + (text * d_text).sum())
-        for scalar, slope in zip(scalars, d_scalars, strict=True):
-            pulled = pulled + (scalar * slope).sum()
-        return value + pulled - pulled.detach(), metrics
+        if "ahead" in batch:  # one of several micro-batches
+            return pulled(image, text, batch["ahead"])
+        return self.objective(image, text, batch["captions"])
 
     def after_step(self, step: int, batches: list[dict]) -> dict[str, Tensor | float]:
         """Keep the temperature in bounds."""
         self.model.clamp_temperature()
         return {}
 
-    @torch.no_grad()
     def evaluate(self, model: CLIP) -> dict[str, float]:
         """Zero-shot accuracy where the data has classes, else retrieval among unseen pairs."""
         model.tokenizer = self.tokenizer
-        pictures = torch.from_numpy(all_pictures(self.val, 2 * EVALUATION_PICTURES))
-        image = embed_pictures(model, pictures)
-        if self.val.class_names is not None:
-            names = [class_captions(name)[0] for name in self.val.class_names]  # "an airplane"
-            classes = class_embeddings(model, names, list(TEMPLATES))
-            labels = torch.from_numpy(self.val.labels[: len(image)]).to(image.device)
-            return {"val_zero_shot": zero_shot_accuracy(image @ classes.T, labels)}
-        captions = [self.val.all_captions(i)[0] for i in range(len(image))]
-        # Pictures with the same caption cannot be told apart by it: one of each is kept.
-        first = np.sort(np.unique(captions, return_index=True)[1])[:256]
-        text = embed_captions(model, [captions[i] for i in first])
-        by_image, by_text = recall_at_k(image[torch.from_numpy(first)], text, 1)
-        return {"val_recall_at_1_image": by_image, "val_recall_at_1_text": by_text}
+        return clip_scores(model, self.val)
 
-    @torch.no_grad()
     def sample(self, model: CLIP, step: int) -> Tensor:
         """Similarities of 24 pictures (rows) and their captions (columns), dark to bright."""
-        images = torch.from_numpy(all_pictures(self.val, 24))
-        captions = [self.val.all_captions(i)[0] for i in range(len(images))]
         model.tokenizer = self.tokenizer
-        text = embed_captions(model, captions)
-        similarity = (embed_pictures(model, images) @ text.T).cpu()  # (24, 24)
-        low, high = similarity.min(), similarity.max()
-        levels = ((similarity - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
-        return levels.repeat_interleave(10, 0).repeat_interleave(10, 1).expand(3, -1, -1)
+        return similarities(model, self.val)
 
     def save_files(self, out: Path) -> None:
         """The tokenizer and the known words."""

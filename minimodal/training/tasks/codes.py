@@ -14,10 +14,10 @@ from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
-from minimodal.data.loading import DataSource
+from minimodal.data.sources import DataSource
 from minimodal.files import make_folder
 from minimodal.training.checkpoint import save_config, save_weights
-from minimodal.training.tasks.cached import cached, copy_files
+from minimodal.training.tasks.cached import cached, copy_files, first_pictures
 from minimodal.training.tasks.common import EVALUATION_PICTURES
 from minimodal.vqgan import VQGAN
 
@@ -55,14 +55,11 @@ def tokenize_pictures(
     # What 32 pictures need fits a CPU's cache; 256 at once take it twice the time.
     some = 32 if device.type == "cpu" else 256
     codes = []
-    for mirrored in (False, True) if flip else (False,):
-        for start in range(0, n, some):
-            images = source.images(np.arange(start, min(start + some, n)))
-            images = images[..., ::-1] if mirrored else images
-            x = to_float(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-            single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
-            grids = vqgan.encode(single).indices.cpu().int()
-            codes.append(rearrange(grids, "(B p) h w -> B (p h) w", B=len(x)))
+    for images in first_pictures(source, n, some=some, flip=flip):
+        x = to_float(images.to(device))
+        single = rearrange(x, "B C (p S) T -> (B p) C S T", S=x.shape[-1])
+        grids = vqgan.encode(single).indices.cpu().int()
+        codes.append(rearrange(grids, "(B p) h w -> B (p h) w", B=len(x)))
     return torch.cat(codes)
 
 

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.data.loading import DataSource
+from minimodal.data.sources import DataSource
 
 EVALUATION_PICTURES = 512  # unseen ones that the scores of a run are measured on
 
@@ -36,20 +36,6 @@ def flip_some(images: np.ndarray, flips: np.ndarray) -> np.ndarray:
     returns: (B, 3, H, W)
     """
     return np.where(flips[:, None, None, None], images[..., ::-1], images)
-
-
-def shift_all(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Move each picture down and to the right; what comes in is the edge, repeated.
-
-    images: (B, 3, H, W) pictures
-    shifts: (B, 2) int64 pixels, negative for up and left
-    returns: (B, 3, H, W)
-    """
-    H, W = images.shape[2:]
-    y = (np.arange(H) - shifts[:, :1]).clip(0, H - 1)  # (B, H)
-    x = (np.arange(W) - shifts[:, 1:]).clip(0, W - 1)  # (B, W)
-    moved = np.take_along_axis(images, y[:, None, :, None], axis=2)
-    return np.take_along_axis(moved, x[:, None, None, :], axis=3)
 
 
 def all_pictures(source: DataSource, n: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from minimodal.blocks.given import Given
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.dalle import DALLE
-from minimodal.data.loading import batch_indices
+from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError
 from minimodal.files import write_atomically
 from minimodal.training.captions import Words, torn

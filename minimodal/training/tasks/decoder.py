@@ -16,7 +16,7 @@ from torch import Tensor
 from minimodal.blocks.diffusion import Sampler, training_times
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float
-from minimodal.data.loading import batch_indices
+from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.clip import CLIP, embed_captions, embed_pictures
-from minimodal.data.loading import DataSource
-from minimodal.training.tasks.cached import cached, copy_files
+from minimodal.clip import CLIP
+from minimodal.data.sources import DataSource
+from minimodal.training.tasks.cached import cached, copy_files, first_pictures
 from minimodal.training.tasks.common import EVALUATION_PICTURES, draws
+from minimodal.uses.embedding import embed_captions, embed_pictures
 
 SUMMARIES = 2048  # captions whose embeddings' statistics are taken
 
@@ -46,16 +47,12 @@ def embed_source(clip: CLIP, source: DataSource, *, n: int, flip: bool = False) 
     returns: (N, E) float32 unit vectors; with flip the mirror images' follow, N = 2 n
     """
     parts, size = [], clip.config.image_size
-    for mirrored in (False, True) if flip else (False,):
-        for start in range(0, n, 256):
-            images = source.images(np.arange(start, min(start + 256, n)))
-            images = images[..., ::-1] if mirrored else images
-            pictures = torch.from_numpy(np.ascontiguousarray(images))
-            if pictures.shape[-1] != size:  # as the decoder draws them, not as CLIP was trained
-                pictures = torch.nn.functional.interpolate(
-                    pictures.float(), size=size, mode="bilinear", antialias=True
-                ).round().to(torch.uint8)  # fmt: skip
-            parts.append(embed_pictures(clip, pictures).float().cpu())
+    for pictures in first_pictures(source, n, some=256, flip=flip):
+        if pictures.shape[-1] != size:  # as the decoder draws them, not as CLIP was trained
+            pictures = torch.nn.functional.interpolate(
+                pictures.float(), size=size, mode="bilinear", antialias=True
+            ).round().to(torch.uint8)  # fmt: skip
+        parts.append(embed_pictures(clip, pictures).float().cpu())
     return torch.cat(parts)
 
 

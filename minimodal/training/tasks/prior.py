@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.data.loading import batch_indices
+from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.common import draws, seeded

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minimodal.blocks.diffusion import training_times
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.data.loading import DataSource, batch_indices
+from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr
 from minimodal.training.contract import Recipe, Task

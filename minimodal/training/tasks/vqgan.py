@@ -6,7 +6,6 @@ alone, and only then its verdict reaches the generator, at a weight that grows t
 Read `minimodal/vqgan.py` before.
 """
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +17,27 @@ from torch import Tensor
 
 from minimodal.blocks.discriminator import (
     PatchDiscriminator,
+    Pulls,
     adversarial_ramp,
-    balance,
-    check_size,
     generator_loss,
     hinge_loss,
     pulls,
     weigh,
 )
 from minimodal.blocks.perceptual import PerceptualDistance
-from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.quantizer import perplexity, usage
-from minimodal.data.loading import DataSource, batch_indices
-from minimodal.errors import UserError
-from minimodal.evaluation.metrics import psnr
+from minimodal.blocks.pixels import to_float
+from minimodal.data.sources import DataSource, batch_indices
+from minimodal.evaluation.metrics import perplexity
 from minimodal.training.contract import Phase, Recipe, Task
-from minimodal.training.tasks.common import (
-    EVALUATION_PICTURES,
-    all_pictures,
-    draws,
-    flip_some,
-    seeded,
-    tile,
+from minimodal.training.tasks.common import draws, flip_some, seeded
+from minimodal.training.tasks.unseen import reconstructions, vqgan_scores
+from minimodal.training.tasks.vqgan_options import (
+    check_pictures,
+    check_training,
+    gumbel_noise,
+    gumbel_schedule,
+    joint_weight,
+    moved_distance,
 )
 from minimodal.vqgan import VQGAN, Reconstruction
 
@@ -70,21 +68,7 @@ class VQGANTraining:
     flip: bool = False  # mirror half of the pictures
 
     def __post_init__(self) -> None:
-        for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
-                     "discriminator_start", "gan_ramp", "discriminator_lr", "gumbel_steps",
-                     "perceptual_layers", "perceptual_shift"):  # fmt: skip
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
-        check_size(channels=self.discriminator_channels, depth=self.discriminator_depth)
-        if not 0 < self.gumbel_temperature <= 1:
-            raise UserError(f"gumbel_temperature {self.gumbel_temperature}: expected 0 to 1")
-        if self.gan_start < self.discriminator_start and self.gan_weight > 0:
-            raise UserError(
-                f"gan_start {self.gan_start} is before discriminator_start "
-                f"{self.discriminator_start}: an untrained discriminator has nothing to say"
-            )
-        if self.perceptual_heads and not self.perceptual:
-            raise UserError("perceptual_heads are for a VGG16: give its file as perceptual")
+        check_training(self)
 
 
 class VQGANTask(Task):
@@ -97,23 +81,14 @@ class VQGANTask(Task):
         *, perceptual: PerceptualDistance | None = None,
     ) -> None:  # fmt: skip
         config, training, seed = recipe.model, recipe.training, recipe.engine.seed
-        seen = 0 if perceptual is None else perceptual.size or config.image_size
-        if seen and training.perceptual_shift >= seen:
-            raise UserError(
-                f"perceptual_shift {training.perceptual_shift}: expected less than {seen}, the "
-                "pixels of the pictures that are compared"
-            )
-        halvings, refine = training.discriminator_depth, training.discriminator_refine
-        if config.image_size // 2**halvings - 1 - refine < 1:
-            raise UserError(
-                f"discriminator_depth {halvings}: pictures of {config.image_size} pixels are too "
-                "small for so many halvings"
-            )
+        check_pictures(training, config.image_size, perceptual)
         super().__init__(recipe, seeded(lambda: VQGAN(config), seed))
         self.train, self.val, self.perceptual = train, val, perceptual
         self.discriminator = seeded(
             lambda: PatchDiscriminator(
-                channels=training.discriminator_channels, depth=halvings, refine=refine
+                channels=training.discriminator_channels,
+                depth=training.discriminator_depth,
+                refine=training.discriminator_refine,
             ),
             seed,
         )
@@ -128,6 +103,7 @@ class VQGANTask(Task):
         )
         self.extra = {"discriminator": self.discriminator}
         self.warm_start = training.warm_start if self.model.quantizer.needs_start else 0
+        self.gumbel = config.quantizer == "gumbel"
         self.placed = False  # the codes, as far as has been looked
         self.events = {"its codes were in use": self.warm_start}
         if training.gan_weight > 0:
@@ -141,13 +117,9 @@ class VQGANTask(Task):
         if self.training.flip:
             images = flip_some(images, draws(self.seed, step).random(len(indices))[rows] < 0.5)
         batch = {"images": torch.from_numpy(np.ascontiguousarray(images))}
-        config = self.model.config
-        if config.quantizer == "gumbel":
-            shape = (config.codes[0], config.grid, config.grid)
-            # A generator for each row, so that N processes draw what one does.
-            rngs = [np.random.default_rng((self.seed, step, r)) for r in range(len(indices))[rows]]
-            noise = np.stack([rng.gumbel(size=shape).astype(np.float32) for rng in rngs])
-            batch["noise"] = torch.from_numpy(noise)  # (b, K, h, w)
+        if self.gumbel:
+            numbers = range(len(indices))[rows]
+            batch["noise"] = gumbel_noise(self.model.config, numbers, seed=self.seed, step=step)
         return batch
 
     def before_step(self, step: int, batches: list[dict]) -> None:
@@ -158,14 +130,15 @@ class VQGANTask(Task):
             if not any(counts.any() for counts in self.model.quantizer.usage_counts):
                 self.place_codes(step)
         if len(batches) > 1 and self.game_weight(step) > 0:
-            weight = self.joint_weight(batches, step)
+            weight = joint_weight(
+                batches, lambda batch: self.pulls_of(batch, step), average=self.average
+            )
             for batch in batches:
                 batch["lambda"] = weight
 
     def schedule(self, step: int) -> tuple[float, float]:
-        """Gumbel's temperature, falling from 1 by a constant factor a step, and its KL weight."""
-        done = min(1.0, self.when(step) / max(1, self.training.gumbel_steps))
-        return self.training.gumbel_temperature**done, self.training.gumbel_kl * done
+        """Gumbel's temperature and the weight of its KL term."""
+        return gumbel_schedule(self.training, self.when(step))
 
     def game_weight(self, step: int) -> float:
         """The weight of the generator's adversarial term at a step, beside λ."""
@@ -181,7 +154,7 @@ class VQGANTask(Task):
             images,
             quantize=self.when(step) >= self.warm_start,
             noise=batch.get("noise"),
-            temperature=self.schedule(step)[0],
+            temperature=self.schedule(step)[0] if self.gumbel else 1.0,
         )
         return found._replace(pictures=found.pictures.float())
 
@@ -197,9 +170,10 @@ class VQGANTask(Task):
         l1 = F.l1_loss(decoded, images)
         if self.perceptual is None:
             return l1, {"l1": l1.detach()}
-        most = self.training.perceptual_shift
-        down, right = np.random.default_rng((self.seed, step, 1)).integers(-most, most + 1, 2)
-        distance = self.perceptual(decoded, images, shift=(int(down), int(right)))
+        distance = moved_distance(
+            self.perceptual, decoded, images,
+            most=self.training.perceptual_shift, seed=self.seed, step=step,
+        )  # fmt: skip
         terms = {"l1": l1.detach(), "perceptual": distance.detach()}
         return l1 + self.training.perceptual_weight * distance, terms
 
@@ -211,23 +185,13 @@ class VQGANTask(Task):
         """
         return generator_loss(self.discriminator(decoded).float())
 
-    @torch.enable_grad()
-    # differs from the paper: λ is that of the global batch, whatever `--accumulate` and the number
-    # of processes.
-    def joint_weight(self, batches: list[dict], step: int) -> Tensor:
-        """λ of all micro-batches of all processes, at the price of one more pass of each.
-
-        returns: ()
-        """
-        found = []
-        for batch in batches:
-            images = to_float(batch["images"])
-            decoded = self.reconstruct(images, batch, step).pictures
-            reconstruction, _ = self.reconstruction_loss(decoded, images, step)
-            adversarial = self.adversarial_loss(decoded)
-            found.append(pulls(reconstruction, adversarial, decoded, self.model.last_layer)[1:])
-        means = (torch.stack(several).mean(dim=0) for several in zip(*found, strict=True))
-        return balance(*(self.average(gradient) for gradient in means))
+    def pulls_of(self, batch: dict, step: int) -> Pulls:
+        """Where both losses of a micro-batch pull."""
+        images = to_float(batch["images"])
+        decoded = self.reconstruct(images, batch, step).pictures
+        reconstruction, _ = self.reconstruction_loss(decoded, images, step)
+        adversarial = self.adversarial_loss(decoded)
+        return pulls(reconstruction, adversarial, decoded, self.model.last_layer)
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss, or the discriminator's on what the generator just decoded."""
@@ -237,9 +201,8 @@ class VQGANTask(Task):
         decoded, codes, latents = self.reconstruct(images, batch, step)
         batch["decoded"], batch["latents"] = decoded.detach(), latents.detach().float()
         reconstruction, metrics = self.reconstruction_loss(decoded, images, step)
-        gumbel = self.model.config.quantizer == "gumbel"
-        metrics["kl" if gumbel else "commitment"] = codes.loss.detach()
-        loss = reconstruction + (self.schedule(step)[1] if gumbel else 1.0) * codes.loss
+        metrics["kl" if self.gumbel else "commitment"] = codes.loss.detach()
+        loss = reconstruction + (self.schedule(step)[1] if self.gumbel else 1.0) * codes.loss
         if self.when(step) < self.warm_start:
             # L1 alone is content with the background for long: it pays nothing for a faint trace
             # of a small object, where the squared error does.
@@ -298,29 +261,13 @@ class VQGANTask(Task):
         latents = torch.cat([self.model.latents(to_float(p.to(device))) for p in parts])
         quantizer.start(latents.float(), self.draws(step))
 
-    @torch.no_grad()
     def evaluate(self, model: VQGAN) -> dict[str, float]:
         """PSNR of unseen pictures, and how their codes are used."""
-        images = torch.from_numpy(all_pictures(self.val, EVALUATION_PICTURES))
-        device = model.last_layer.device
-        codes = [model.encode(to_float(part.to(device))) for part in images.split(64)]
-        decoded = torch.cat([to_uint8(model.decode(part.z)).cpu() for part in codes])
-        scores = {"val_psnr": psnr(decoded, images)}
-        parts = model.quantizer.factors(torch.cat([part.indices.cpu() for part in codes]))
-        for name, part, size in zip(("", "_2"), parts, model.config.codes, strict=False):
-            used = usage(part, size)
-            scores |= {f"codes_used{name}": used.share, f"perplexity{name}": used.perplexity}
-        return scores
+        return vqgan_scores(model, self.val)
 
-    @torch.no_grad()
     def sample(self, model: VQGAN, step: int) -> Tensor:
         """Pictures and their reconstructions side by side."""
-        images = torch.from_numpy(all_pictures(self.val, 32))
-        images = images[: len(images) // 4 * 4] if len(images) >= 4 else images[:1]
-        x = to_float(images.to(model.last_layer.device))
-        decoded = to_uint8(model.decode(model.encode(x).z)).cpu()
-        pairs = torch.stack([images, decoded], dim=1).flatten(0, 1)
-        return tile(pairs, 8 if len(pairs) % 8 == 0 else 2)
+        return reconstructions(model, self.val)
 
     def save_files(self, out: Path) -> None:
         """No files beside the weights; says what the discriminator will look at."""

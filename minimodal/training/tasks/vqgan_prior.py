@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.data.loading import DataSource, batch_indices
+from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Phase, Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan, unseen_codes

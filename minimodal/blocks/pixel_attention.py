@@ -1,0 +1,47 @@
+"""Attention over the pixels of a feature map: in unCLIP's U-Net and in the original VQGAN.
+
+Feature maps (B, C, H, W). Read `conv.py` and `attention.attend` before.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minimodal.blocks.attention import attend
+from minimodal.blocks.conv import group_norm
+
+
+class PixelAttention(nn.Module):
+    """Every position of a feature map attends to every other, and to tokens where there are any
+    (residual; one head in VQGAN)."""
+
+    def __init__(self, channels: int, *, heads: int = 1, token_width: int = 0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+        self.of_tokens = nn.Linear(token_width, 2 * channels) if token_width else None
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Mix information over the whole picture.
+
+        x: (B, C, H, W) features
+        tokens: (B, T, D) what else each position may read, such as a caption
+        returns: (B, C, H, W)
+        """
+        B, C, H, W = x.shape
+        h, heads = self.norm(x), self.heads
+        q, k, v = (
+            rearrange(conv(h), "B (n d) H W -> B n (H W) d", n=heads)
+            for conv in (self.q, self.k, self.v)
+        )  # (B, n, H*W, d) each
+        if tokens is not None:
+            told = self.of_tokens(tokens)  # (B, T, 2*C)
+            told = rearrange(told, "B T (p n d) -> p B n T d", p=2, n=heads)  # (2, B, n, T, d)
+            pairs = zip((k, v), told, strict=True)
+            k, v = (torch.cat(pair, dim=2) for pair in pairs)  # (B, n, H*W+T, d) each
+        y = rearrange(attend(q, k, v), "B n (H W) d -> B (n d) H W", H=H)  # (B, C, H, W)
+        return x + self.proj(y)
