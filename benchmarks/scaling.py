@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from minimodal.blocks.conv import PixelAttention
 from minimodal.blocks.discriminator import PatchDiscriminator, generator_loss, hinge_loss, weigh
@@ -69,8 +67,8 @@ def kept(L: int, D: int, T: int, H: int, *, bfloat16: bool) -> float:
 
 def clip_cost(c: CLIPConfig) -> Cost:
     """Two towers; without a stem."""
-    n, D, d, E, V = (c.image_size // c.patch_size) ** 2, c.vision_width, c.text_width, \
-        c.embed_width, c.vocab_size  # fmt: skip
+    n, V, E = (c.image_size // c.patch_size) ** 2, c.vocab_size, c.embed_width
+    D, d = c.vision_width, c.text_width
     vision, text = stack(c.vision_depth, D, n + 1), stack(c.text_depth, d, c.text_length)
     tables = 3 * c.patch_size**2 * D + (n + 6) * D + (V + c.text_length + 2) * d + (D + d) * E + 1
     ends = 4 * 3 * c.patch_size**2 * D * n + 6 * (D + d) * E
@@ -96,7 +94,7 @@ def prior_cost(c: PriorConfig) -> Cost:
     """A caption's tokens, its embedding, and three tokens for each of n noise levels."""
     D, E, T, n = c.width, c.embed_width, c.text_length, c.levels
     inner = stack(c.depth, D, T + 1 + 3 * n)
-    tables = D * (c.vocab_size + 2 * T + 7) + 2 * D**2 + 3 * D * E + E + 1 * D
+    tables = D * (c.vocab_size + 2 * T + 7) + 2 * D**2 + 3 * D * E + E + D
     return Cost(inner.parameters + tables, inner.flops + 2 * D * E * (2 + 5 * n) + 10 * n * D**2)
 
 
@@ -141,41 +139,6 @@ def to_collectives(system: str, P: int, *, N: int, b: int, c: Any) -> dict[str, 
         last = 3 * c.patch**2 * c.channels * c.multipliers[0] * 9
         moved += Counter(allgather=4 * N * b * c.latent * c.grid**2 + 2 * 4 * N * last)
     return dict(moved)
-
-
-class Moved(TorchDispatchMode):
-    """Counts the bytes that go into collectives, whoever calls them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
-            sizes = [sum(t.nbytes for t in tree_leaves(a) if isinstance(t, Tensor)) for a in args]
-            name = func._schema.name.removeprefix("c10d::").removesuffix("_base_").strip("_")
-            self.bytes[name] += max(sizes)
-        return func(*args, **(kwargs or {}))
-
-
-def bytes_kept(run: Callable[[int], None], nets: tuple[nn.Module, ...]) -> tuple[int, int]:
-    """What autograd keeps until the backward pass: for a sample, and whatever their number (copies
-    of weights); the weights themselves not counted."""
-    weights = {p.untyped_storage()._cdata for net in nets for p in net.parameters()}
-
-    def counted(B: int) -> int:
-        storages = {}
-
-        def pack(x: Tensor) -> Tensor:
-            storages[x.untyped_storage()._cdata] = x.untyped_storage()
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            run(B)
-        return sum(s.nbytes() for key, s in storages.items() if key not in weights)
-
-    two, three = counted(2), counted(3)
-    return three - two, 3 * two - 2 * three
 
 
 # ---- the tasks, at any size and on any device

@@ -1,6 +1,7 @@
 """docs/scaling.md: its formulas of memory, compute and communication against what is counted."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import ROOT, script, systems
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from minimodal.blocks.conv import ResidualBlock
 from minimodal.blocks.transformer import Transformer
 from minimodal.clip import CLIPConfig
 from minimodal.dalle import DALLEConfig
@@ -36,6 +40,49 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("scaling")
 
 
+def size(tree: Any) -> int:
+    return sum(t.nbytes for t in tensors(tree))
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+class Moved(TorchDispatchMode):
+    """Counts the bytes that go into collectives, whoever calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            sizes = [size(argument) for argument in args]
+            name = func._schema.name.removeprefix("c10d::").removesuffix("_base_").strip("_")
+            self.bytes[name] += max(sizes)
+        return func(*args, **(kwargs or {}))
+
+
+def bytes_kept(run: Callable[[int], None], nets: tuple[nn.Module, ...]) -> tuple[int, int]:
+    """What autograd keeps until the backward pass: for a sample, and whatever their number (copies
+    of weights); the weights themselves not counted."""
+    weights = {p.untyped_storage()._cdata for net in nets for p in net.parameters()}
+
+    def counted(B: int) -> int:
+        storages = {}
+
+        def pack(x: Tensor) -> Tensor:
+            storages[x.untyped_storage()._cdata] = x.untyped_storage()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            run(B)
+        return sum(s.nbytes() for key, s in storages.items() if key not in weights)
+
+    two, three = counted(2), counted(3)
+    return three - two, 3 * two - 2 * three
+
+
 @contextmanager
 def group(N: int) -> Iterator[Distributed]:
     """A group of N processes of which one is here; the others answer without being there."""
@@ -55,7 +102,7 @@ def stepped(kind: str, folder: Path, here: Distributed, *, b: int = 4) -> Traini
         trained.module.register_comm_hook(None, bucket_summed)
     training.step = 10
     batch = training.task.batch(10, micro_rows(engine, here)[0])
-    with scaling.Moved() as training.moved:
+    with Moved() as training.moved:
         train_step(training, [batch], lr=1e-3)
     return training
 
@@ -127,14 +174,6 @@ def test_a_run_keeps_16_bytes_a_parameter_and_fewer_where_muon_moves_it(alone):
     assert size(state["ema"]) == size(state["model"])
 
 
-def size(tree: Any) -> int:
-    return sum(t.nbytes for t in tensors(tree))
-
-
-def tensors(tree: Any) -> list[torch.Tensor]:
-    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
-
-
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_what_a_transformer_keeps_for_the_backward_pass(bfloat16):
     """With fused attention, which a CPU has in bfloat16 from 257 tokens on."""
@@ -145,9 +184,17 @@ def test_what_a_transformer_keeps_for_the_backward_pass(bfloat16):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             net(torch.zeros(B, T, D, requires_grad=True)).sum()
 
-    sample, copies = scaling.bytes_kept(run, (net,))
+    sample, copies = bytes_kept(run, (net,))
     assert sample == pytest.approx(scaling.kept(L, D, T, H, bfloat16=bfloat16), rel=0.03)
     assert copies == pytest.approx(bfloat16 * 2 * L * 12 * D**2, rel=0.03)
+
+
+def test_a_residual_block_keeps_six_maps():
+    block = ResidualBlock(8, 8)
+    sample, _ = bytes_kept(
+        lambda B: block(torch.zeros(B, 8, 16, 16, requires_grad=True)).sum(), (block,)
+    )
+    assert sample == pytest.approx(6 * 4 * 8 * 16 * 16, rel=0.01)
 
 
 # ---- communication
@@ -172,7 +219,7 @@ def test_sharded_weights_are_gathered_twice_and_their_gradients_scattered_once()
         for block in net.blocks:
             fully_shard(block)
         fully_shard(net)
-        with scaling.Moved() as moved:
+        with Moved() as moved:
             net(torch.zeros(1, 5, 64)).sum().backward()
     assert moved.bytes == {"allgather": 2 * 4 * P, "reduce_scatter": 4 * P}
 
