@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from minimodal.cli.doctor import SMALL
 from minimodal.training import checkpoint, engine, probe
 from minimodal.training.batches import Batches
 from minimodal.training.distributed import Distributed
@@ -198,15 +199,19 @@ def resident() -> float:
 
 
 def soak(given: argparse.Namespace, out: Path) -> None:
-    """Each task in turn for its share of the time; memory at the start, middle and end of each."""
+    """Each task in turn, small, for its share of the time; memory at the start, middle and end."""
     print("| task | steps | MB after a tenth | at half | at the end |\n" + "| --- " * 5 + "|")
     for name in SYSTEMS:
         minutes = given.minutes / len(SYSTEMS)
         recipe = recipe_for(name, "shapes")
-        settings = replace(recipe.engine, batch_size=8, minutes=minutes, precision="float32",
+        model = replace(
+            recipe.model, **{k: v for k, v in SMALL.items() if hasattr(recipe.model, k)}
+        )
+        settings = replace(recipe.engine, batch_size=4, minutes=minutes, precision="float32",
                            log_every=10, checkpoint_every=20, sample_every=200)  # fmt: skip
         runs = {need: given.run / need for need in SYSTEMS[name].needs}
-        task = SYSTEMS[name].build(recipe._replace(engine=settings), "shapes:2000", runs, "cpu")
+        recipe = recipe._replace(model=model, engine=settings)
+        task = SYSTEMS[name].build(recipe, "shapes:2000", runs, "cpu")
         seen: list[float] = []
         over = threading.Event()
 

@@ -8,12 +8,14 @@ which pictures and captions there are twice.
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import statistics
 import sys
 import tempfile
 from collections import Counter
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,7 +187,8 @@ def run(arguments: argparse.Namespace) -> int:
         }
     device = torch.device(pick_device(arguments.device))
     found["machine"] = machine(device)
-    with tempfile.TemporaryDirectory() as folder:
+    # What is printed on the way to a training belongs to no run that anybody will see.
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         found["losses"] = overfit(device, Path(folder))
     found["advice"] = advice(found)
     print(json.dumps(found) if arguments.json else as_words(found))
