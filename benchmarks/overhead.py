@@ -8,8 +8,9 @@ Tasks have the sizes of the Shapes world's recipes, those of the demo; --run is 
 and CLIP others are trained on. One thread.
 
 steps: the engine's loop (batches ahead in a thread, metrics, checks, logs, progress) beside ten
-plain lines that do the same arithmetic, turn by turn; ratios of CPU time. Then where a step's time
-goes, and the share of the peak of matrix products. stall: the steps while a checkpoint is written
+plain lines that do the same arithmetic, turn by turn; ratios of CPU time; and what it adds where
+next to nothing is computed, which other processes disturb less. Then where a step's time goes, and
+the share of the peak of matrix products. stall: the steps while a checkpoint is written
 beside those without. soak: memory of a process that trains each task in turn, with checkpoints.
 """
 
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -43,18 +45,28 @@ HERE = Distributed(torch.device("cpu"))
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "convolution", "attention", "mkldnn")
 
 
-def made(name: str, run: Path, precision: str = "auto", **changes: object) -> Training:
-    """A task at its recipe's size, ready to train, in the precision that is faster here."""
+def made(name: str, run: Path, *, small: bool = False) -> Training:
+    """A task at its recipe's size, ready to train, in the precision that is faster here; or small,
+    where next to nothing is computed."""
     recipe = recipe_for(name, "shapes")
-    settings = replace(recipe.engine, precision=precision, **changes)
+    settings, model = recipe.engine, recipe.model
+    if small:
+        settings = replace(settings, batch_size=4, precision="float32")
+        model = shrunk(model)
     runs = {need: run / need for need in SYSTEMS[name].needs}
-    task = SYSTEMS[name].build(recipe._replace(engine=settings), "shapes:2000", runs, "cpu")
+    recipe = recipe._replace(model=model, engine=settings)
+    task = SYSTEMS[name].build(recipe, "shapes:2000", runs, "cpu")
     training = build(task, settings, here=HERE)
     found = measure(training, micro_rows(settings, HERE)[0])
     training.config = replace(settings, precision=found[0])
     training.step = settings.steps  # the game has begun
     engine.train_step(training, [task.batch(0, slice(settings.batch_size))], lr=settings.lr)
     return training
+
+
+def shrunk(model: Any) -> Any:
+    """A model's configuration with the sizes of `python -m minimodal doctor`."""
+    return replace(model, **{name: n for name, n in SMALL.items() if hasattr(model, name)})
 
 
 def plain(training: Training, n: int) -> None:
@@ -134,29 +146,38 @@ def shares(training: Training, n: int) -> dict[str, float]:
             "batches": batches}  # fmt: skip
 
 
+def compared(training: Training, rounds: int, each: int, out: Path) -> list[tuple[float, float]]:
+    """CPU seconds of a step, plain and by the engine, of each round; who is first takes turns."""
+    plain(training, 3)
+    times = []
+    for turn in range(rounds):
+        both = {"plain": lambda: plain(training, each),
+                "engine": lambda: by_engine(training, each, out)}  # fmt: skip
+        taken = {which: cpu_seconds(both[which]) / each for which in sorted(both)[:: (-1) ** turn]}
+        times.append((taken["plain"], taken["engine"]))
+    return times
+
+
 def steps(given: argparse.Namespace, out: Path) -> None:
-    """Both tables, a line a task."""
-    print("| task | precision | plain, ms of CPU | engine / plain | FLOP/s of the peak | products "
-          "| other operators | between them | batches |\n" + "| --- " * 9 + "|")  # fmt: skip
+    """The table, a line a task."""
+    print("| task | precision | plain, ms of CPU | engine / plain | the engine's own, ms "
+          "| its share | of the peak | products | other operators | between them | batches |\n"
+          + "| --- " * 11 + "|")  # fmt: skip
     for name in SYSTEMS:
+        small = made(name, given.run, small=True)
+        own = statistics.median(b - a for a, b in compared(small, given.rounds, 20, out))
         training = made(name, given.run)
-        plain(training, 3)
-        times: list[tuple[float, float]] = []
-        peaks = []
-        for turn in range(given.rounds):
-            both = {"plain": lambda t=training: plain(t, given.each),
-                    "engine": lambda t=training: by_engine(t, given.each, out)}  # fmt: skip
-            order = list(both) if turn % 2 else list(both)[::-1]
-            taken = {which: cpu_seconds(both[which]) for which in order}
-            times.append((taken["plain"], taken["engine"]))
-            peaks.append(peak(training.config.precision))
+        precision, times, peaks = training.config.precision, [], []
+        for _ in range(given.rounds):
+            times += compared(training, 1, given.each, out)
+            peaks.append(peak(precision))
         ratio = statistics.median(b / a for a, b in times)
-        step = statistics.median(a for a, _ in times) / given.each
+        step = statistics.median(a for a, _ in times)
         flops = probe.count_flops(lambda t=training: plain(t, 1))
         use = flops / step / statistics.median(peaks)
         where = " | ".join(f"{share:.0%}" for share in shares(training, given.each).values())
-        print(f"| {name} | {training.config.precision} | {1000 * step:.1f} | {ratio:.3f} "
-              f"| {use:.0%} | {where} |", flush=True)  # fmt: skip
+        print(f"| {name} | {precision} | {1000 * step:.1f} | {ratio:.3f} | {1000 * own:.2f} "
+              f"| {own / step:.1%} | {use:.0%} | {where} |", flush=True)  # fmt: skip
 
 
 def stall(given: argparse.Namespace, out: Path) -> None:
@@ -204,13 +225,10 @@ def soak(given: argparse.Namespace, out: Path) -> None:
     for name in SYSTEMS:
         minutes = given.minutes / len(SYSTEMS)
         recipe = recipe_for(name, "shapes")
-        model = replace(
-            recipe.model, **{k: v for k, v in SMALL.items() if hasattr(recipe.model, k)}
-        )
         settings = replace(recipe.engine, batch_size=4, minutes=minutes, precision="float32",
                            log_every=10, checkpoint_every=20, sample_every=200)  # fmt: skip
         runs = {need: given.run / need for need in SYSTEMS[name].needs}
-        recipe = recipe._replace(model=model, engine=settings)
+        recipe = recipe._replace(model=shrunk(recipe.model), engine=settings)
         task = SYSTEMS[name].build(recipe, "shapes:2000", runs, "cpu")
         seen: list[float] = []
         over = threading.Event()
