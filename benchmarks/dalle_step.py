@@ -185,7 +185,8 @@ def main() -> None:
                 print(f"{name} is not installed ({error})")
     times = timed(steps, arguments.rounds, device)
     told(times, "minimodal float32")
-    told(times, "minimodal bfloat16")
+    if "minimodal bfloat16" in times:
+        told(times, "minimodal bfloat16")
     if device == "cuda":
         dalle = model(shape, device)
         tokens = batch * (shape.text + shape.image)

@@ -149,15 +149,29 @@ class TextEncoder(nn.Module):
         tokens: (B, T) int64: start, caption, end, padding
         returns: (B, E)
         """
-        B, T = tokens.shape
-        x = self.tokens(tokens) + self.positions[:T]  # (B, T, D)
-        x = self.norm_out(self.transformer(x))
+        return self.summary(self.read(tokens), tokens)  # (B, E)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """What the Transformer says of each token, having read those before it.
+
+        tokens: (B, T) int64
+        returns: (B, T, D)
+        """
+        x = self.tokens(tokens) + self.positions[: tokens.shape[1]]  # (B, T, D)
+        return self.norm_out(self.transformer(x))
+
+    def summary(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The embedding of a caption: what is said of its end token.
+
+        x: (B, T, D) of `read`
+        tokens: (B, T) int64
+        returns: (B, E)
+        """
         # Causal attention: the first end token has read the whole caption and no padding. In the
         # original's code that is the largest id, which it is in its own vocabulary.
         ends = tokens if self.pooling == "largest" else (tokens == self.end_id).int()
         end = ends.argmax(dim=1)  # (B,) of several equal numbers the first
-        x = x[torch.arange(B, device=x.device), end]  # (B, D)
-        return self.projection(x)  # (B, E)
+        return self.projection(x[torch.arange(len(x), device=x.device), end])  # (B, E)
 
 
 class CLIPLogits(NamedTuple):
@@ -277,20 +291,6 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, *, captions: Te
     # since none of those pictures is wrong for them.
     labels = even_targets(captions, captions)  # (n, n) the identity, where all captions differ
     return both_ways(logits, labels)
-
-
-def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tensor:
-    """One unit vector a class: captions from all templates, averaged (section 3.1.4).
-
-    returns: (N, E)
-    """
-    device = clip.logit_scale.device
-    means = []
-    for name in names:
-        tokens = clip.tokenize([t.format(name) for t in templates], truncate=True).to(device)
-        embeddings = F.normalize(clip.encode_text(tokens), dim=-1)  # (n, E)
-        means.append(embeddings.mean(dim=0))
-    return F.normalize(torch.stack(means), dim=-1)  # (N, E)
 
 
 @torch.no_grad()

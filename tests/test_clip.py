@@ -13,12 +13,12 @@ from minimodal.blocks.contrastive import difference_loss
 from minimodal.blocks.contrastive_rows import gathered_loss
 from minimodal.clip import (
     CLIPConfig,
-    class_embeddings,
     contrastive_loss,
 )
 from minimodal.data.preprocessing import MEAN, STD, normalize
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
+from minimodal.uses.zero_shot import class_embeddings
 
 DISTINCT = torch.arange(6)
 REPEATED = torch.tensor([0, 1, 0, 2, 1, 0])

@@ -60,7 +60,7 @@ from minimodal.evaluation import distances, metrics
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import common
 from minimodal.unclip import decoder, embeddings, upsampler
-from minimodal.uses import reading
+from minimodal.uses import reading, zero_shot
 from minimodal.uses import unclip as tools
 
 MODULES = (
@@ -279,6 +279,8 @@ CALLS = [
     (CLIP.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
     (STEMMED.image_encoder.forward, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.text_encoder.forward, dict(tokens=TOKENS), CLIP_SIZES),
+    (CLIP.text_encoder.read, dict(tokens=TOKENS), CLIP_SIZES),
+    (CLIP.text_encoder.summary, dict(x=CLIP.text_encoder.read(TOKENS), tokens=TOKENS), CLIP_SIZES),
     (CLIP.encode_image, dict(images=PHOTOS), CLIP_SIZES),
     (CLIP.encode_text, dict(tokens=TOKENS), CLIP_SIZES),
     (CLIP.forward, dict(images=PHOTOS, tokens=TOKENS), CLIP_SIZES),
@@ -321,7 +323,7 @@ CALLS = [
         {},
     ),
     (
-        clip.class_embeddings,
+        zero_shot.class_embeddings,
         dict(clip=CLIP, names=["a", "b", "c"], templates=["{}", "x {}"]),
         {"N": 3, "E": 10},
     ),
@@ -515,8 +517,8 @@ CALLS = [
     (UNCLIP.draw, dict(prompts=WORDS[:2], **TOOL), {"N": 6, "B": 6, "S": 8}),
     (
         UNCLIP.paint_all,
-        dict(embeddings=units(2, 10), noise=SMALL, **TOOL),
-        {"S": 8},
+        dict(told=TOLD, noise=SMALL, **TOOL),
+        {"N": 2, "S": 8},
     ),
     (UNCLIP.vary, dict(picture=EIGHT[0], **TOOL), {"n": 3}),
     (UNCLIP.interpolate, dict(a=EIGHT[0], b=EIGHT[1], **TOOL), {"n": 3}),

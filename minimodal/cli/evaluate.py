@@ -9,13 +9,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from minimodal.blocks.diffusion import Sampler
 from minimodal.cli.common import check_seed
 from minimodal.cli.demo import score_stages
 from minimodal.cli.pool import pool_of, prior_of
+from minimodal.cli.unclip import load_unclip, prior_beside
 from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
@@ -30,10 +32,12 @@ from minimodal.evaluation.on_data import (
     Networks,
     class_scores,
     clip_on_data,
+    distance_of_drawn,
     recall_of_captions,
     vqgan_on_data,
 )
 from minimodal.evaluation.scoreboard import (
+    Draw,
     baseline_scores,
     clip_scores,
     dalle_scores,
@@ -44,13 +48,17 @@ from minimodal.evaluation.scoreboard import (
     rounded,
     vqgan_scores,
 )
+from minimodal.evaluation.unclip import draw_with as draw_with_unclip
+from minimodal.evaluation.unclip import unclip_scores
 from minimodal.files import make_folder
 from minimodal.runs import load
 from minimodal.shapes.worlds import WORLDS, World
 from minimodal.training.checkpoint import versions, write_atomically
 from minimodal.training.distributed import pick_device
 from minimodal.training.recipes import SYSTEMS
+from minimodal.unclip.decoder import Decoder
 from minimodal.uses.search import fingerprint
+from minimodal.uses.unclip import UnCLIP
 from minimodal.uses.zero_shot import read_lines
 from minimodal.vqgan import VQGAN
 from minimodal.vqgan_clip.guide import Guide
@@ -69,12 +77,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--templates", type=Path, metavar="FILE",
         help="captions of classes, one a line, {} for the name (default: as trained)")  # fmt: skip
     add("--clip", type=Path, metavar="RUN|CHECKPOINT",
-        help="of a VQGAN: Fréchet distance between true and decoded pictures on this CLIP's "
-             "features; of a DALL·E: does it find the captions? (default: none)")  # fmt: skip
+        help="Fréchet distance between true and drawn pictures on this CLIP's features; of a "
+             "DALL·E or unCLIP: does it find the captions? (default: none)")  # fmt: skip
     add("--pictures", type=Path, metavar="DIR",
         help="of a VQGAN: write DIR/originals and DIR/reconstructions (default: none)")  # fmt: skip
     add("--judge", type=Path, metavar="FILE",
-        help="of a VQGAN or DALL·E on CIFAR-10: does this ResNet-20 see the class? "
+        help="on CIFAR-10, of all that draws: does this ResNet-20 see the class? "
              "(default: none)")  # fmt: skip
     add("-n", type=int, metavar="N",
         help="pictures that are drawn for a score (default: 500, with --method 50)")  # fmt: skip
@@ -90,19 +98,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def on_shapes(
-    model: VQGAN | CLIP | DALLE, world: World, arguments: argparse.Namespace
+    model: VQGAN | CLIP | DALLE | Decoder, world: World, arguments: argparse.Namespace
 ) -> Evaluation:
     """The scores of a Shapes world."""
     for name in ("clip", "judge", "pictures", "limit"):
         if getattr(arguments, name):
             raise UserError(f"--{name} is for other data; the Shapes world has an oracle")
+    if world is not WORLDS["shapes"] and isinstance(model, CLIP | Decoder):
+        raise UserError("shapes:hard has scores for a vqgan and a dalle")
     how = {"captions": "full captions of unseen scenes", "world_seed": arguments.seed}
     if isinstance(model, VQGAN):
         return Evaluation(vqgan_scores(model, seed=arguments.seed, world=world), how)
     if isinstance(model, CLIP):
-        if world is not WORLDS["shapes"]:
-            raise UserError("shapes:hard has scores for a vqgan and a dalle")
         return Evaluation(clip_scores(model, seed=arguments.seed), how)
+    if isinstance(model, Decoder):
+        unclip, sampler = unclip_of(model, arguments)
+        scores = unclip_scores(unclip, sampler, seed=arguments.seed, n=arguments.n)
+        return Evaluation(scores, how | {"sampling": sampler._asdict()})
     sampling = model.run["model"]["sampling"]
     if model.config.pictures > 1:
         scores = edit_scores(
@@ -122,13 +134,39 @@ def on_shapes(
     return Evaluation(scores, how | {"sampling": sampling})
 
 
-def dalle_on_data(
-    dalle: DALLE, spec: str, size: int, arguments: argparse.Namespace, found: Networks
+class Drawer(NamedTuple):
+    """A system that draws from text: a DALL·E, or an unCLIP."""
+
+    draw: Draw
+    reader: DALLE | CLIP  # whose tokenizer cuts captions
+    size: int  # pixels a side
+    sampling: dict[str, Any]
+
+
+def drawer_of(model: DALLE | Decoder, arguments: argparse.Namespace) -> Drawer:
+    """How a run draws; a decoder with the prior beside it."""
+    if isinstance(model, DALLE):
+        sampling = model.run["model"]["sampling"]
+        size = model.config.grid * model.painter.factor
+        return Drawer(draw_with(model, sampling), model, size, sampling)
+    unclip, how = unclip_of(model, arguments)
+    return Drawer(
+        draw_with_unclip(unclip, how), unclip.clip, model.config.image_size, how._asdict()
+    )
+
+
+def unclip_of(model: Decoder, arguments: argparse.Namespace) -> tuple[UnCLIP, Sampler]:
+    """A decoder's run with the prior beside it."""
+    prior = prior_beside(arguments.target)
+    return load_unclip(arguments.target, str(model.no_embedding.device), prior=prior)
+
+
+def drawn_on_data(
+    drawer: Drawer, spec: str, arguments: argparse.Namespace, found: Networks
 ) -> Evaluation:
-    """A DALL·E before a judge (classes) or a CLIP (captions)."""
-    sampling = dalle.run["model"]["sampling"]
-    draw = draw_with(dalle, sampling)
-    val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
+    """Pictures drawn from text before a judge (classes) or a CLIP (captions)."""
+    draw, reader, seed = drawer.draw, drawer.reader, arguments.seed
+    val = open_data(spec, image_size=drawer.size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
     pictures: dict[str, int] = {}
     if found.judge is not None:
@@ -137,19 +175,20 @@ def dalle_on_data(
         captions = [f"a photo of {class_captions(name)[0]}" for name in val.class_names]
         pictures["judge"] = max(1, arguments.n // len(captions)) * len(captions)
         scores |= class_scores(
-            draw, val.class_names, captions, found.judge, n=pictures["judge"], seed=arguments.seed
+            draw, val.class_names, captions, found.judge, n=pictures["judge"], seed=seed
         )
     else:
         captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
-    room = dalle.config.text_length
-    long = sum(len(dalle.tokenizer.encode(dalle.words.readable(c))) > room for c in captions)
+    room = reader.config.text_length
+    long = sum(len(reader.tokenizer.encode(reader.words.readable(c))) > room for c in captions)
     if long:
         print(f"{long} of {len(captions)} captions are cut to {room} tokens", file=sys.stderr)
     if found.clip is not None:
         distinct = list(dict.fromkeys(captions))
-        pictures["clip"] = len(distinct)
-        scores |= recall_of_captions(draw, found.clip, distinct, seed=arguments.seed)
-    manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
+        pictures |= {"clip": len(distinct), "clip_frechet": min(arguments.n, len(val))}
+        scores |= recall_of_captions(draw, found.clip, distinct, seed=seed)
+        scores |= distance_of_drawn(draw, found.clip, val, n=arguments.n, seed=seed)
+    manifest = {"sampling": drawer.sampling, "data_hash": val.fingerprint(), "pictures": pictures}
     return Evaluation(scores, manifest | {"captions_cut": long})
 
 
@@ -164,7 +203,9 @@ def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
     return Networks(clip, judge)
 
 
-def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespace) -> Evaluation:
+def measure(
+    model: VQGAN | CLIP | DALLE | Decoder, spec: str, arguments: argparse.Namespace
+) -> Evaluation:
     """The scores of a model on a data SPEC."""
     parts = [parse_spec(part) for part in split_spec(spec)]
     edits = parts[0].part == "edits"
@@ -172,15 +213,15 @@ def measure(model: VQGAN | CLIP | DALLE, spec: str, arguments: argparse.Namespac
         raise UserError(f"--data {spec}: shapes:edits is for a dalle that was trained on it, alone")
     if parts[0].kind == "shapes":
         return on_shapes(model, WORLDS[parts[0].part or "shapes"], arguments)
-    if isinstance(model, DALLE):
-        found = networks(arguments, model.rows.device)
+    if isinstance(model, DALLE | Decoder):
+        drawer = drawer_of(model, arguments)
+        found = networks(arguments, next(model.parameters()).device)
         if found.judge is None and found.clip is None:
             raise UserError(
                 f"--data {spec}: only the Shapes world has an oracle; say who looks at the "
                 "pictures with --clip, or --judge for CIFAR-10"
             )
-        size = model.config.grid * model.painter.factor
-        return dalle_on_data(model, spec, size, arguments, found)
+        return drawn_on_data(drawer, spec, arguments, found)
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
     if isinstance(model, VQGAN):
@@ -209,16 +250,16 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     if spec is None:
         raise UserError(f"{arguments.target} is no run of ours: say on what with --data SPEC")
     kind = model.run["kind"]
-    if kind == "vqgan-prior":
+    if kind in ("vqgan-prior", "prior", "upsampler"):
         raise UserError(
-            f"{arguments.target} is a vqgan-prior: its loss on unseen pictures is in its "
+            f"{arguments.target} is a {kind}: its scores on unseen pictures are in its "
             "metrics.jsonl, and there is nothing more to measure"
         )
     if arguments.templates and kind != "clip":
         raise UserError(f"--templates are for a clip; {arguments.target} is a {kind}")
     for name in ("clip", "judge"):
-        if getattr(arguments, name) and kind not in ("vqgan", "dalle"):
-            raise UserError(f"--{name} judges a vqgan; {arguments.target} is a {kind}")
+        if getattr(arguments, name) and kind not in ("vqgan", "dalle", "decoder"):
+            raise UserError(f"--{name} judges what draws; {arguments.target} is a {kind}")
     folder = arguments.pictures
     if folder is not None and kind != "vqgan":
         raise UserError(f"--pictures are of a vqgan; {arguments.target} is a {kind}")

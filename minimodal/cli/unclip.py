@@ -20,7 +20,7 @@ from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import captions_to_show, format_scoreboard
 from minimodal.evaluation.unclip import draw_with, unclip_scores
 from minimodal.files import digest, write_atomically
-from minimodal.runs import load
+from minimodal.runs import find, load
 from minimodal.shapes.oracle import score
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished
@@ -31,6 +31,17 @@ from minimodal.training.report import write_report
 from minimodal.uses.unclip import UnCLIP
 
 UNCLIP = ("prior", "decoder")
+
+
+def prior_beside(folder: Path, given: Path | None = None) -> Path:
+    """The run of a decoder's prior: the one that --prior gives, or the one beside the decoder."""
+    beside = folder.parent / "prior"
+    if given is None and not beside.exists():
+        raise UserError(
+            f"prompts need a prior and there is none in {beside}: train.py prior makes one, with "
+            "the decoder's --clip; give it by --prior RUN"
+        )
+    return find(given or beside, "prior", flag="--prior")
 
 
 def load_unclip(

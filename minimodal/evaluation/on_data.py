@@ -141,6 +141,18 @@ def save_both(images: Tensor, decoded: Tensor, folder: Path) -> None:
                 to_picture(picture).save(path)
 
 
+def clip_frechet(clip: CLIP, true: Tensor, drawn: Tensor) -> float:
+    """The Fréchet distance between two sets of pictures on a CLIP's features: unit embeddings
+    stretched to the size that features usually have.
+
+    true: (N, 3, H, W) uint8
+    drawn: (M, 3, H, W) uint8
+    """
+    first, second = (embed_pictures(clip, part).cpu() for part in (true, drawn))
+    stretch = first.shape[1] ** 0.5
+    return frechet_distance(first * stretch, second * stretch)
+
+
 def vqgan_on_data(
     vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS, *, folder: Path | None = None
 ) -> Evaluation:
@@ -161,10 +173,7 @@ def vqgan_on_data(
     scores["codes_used"] = again.used
     manifest: dict[str, Any] = {}
     if networks.clip is not None:
-        sets = [embed_pictures(networks.clip, part).cpu() for part in (images, decoded)]
-        # Unit vectors stretched to the size that features usually have.
-        sets = [part * part.shape[1] ** 0.5 for part in sets]
-        scores["clip_frechet"] = frechet_distance(*sets)
+        scores["clip_frechet"] = clip_frechet(networks.clip, images, decoded)
         manifest["clip_features"] = "unit image embeddings times the root of their length"
     if networks.judge is not None:
         seen, again_seen = (networks.judge.classify(part) for part in (images, decoded))
@@ -206,3 +215,19 @@ def recall_of_captions(
     rank = (similarity > similarity.diagonal()[:, None]).sum(1)  # (N,) 0 = the first
     scores = {f"clip_recall_at_{k}": (rank < k).float().mean() for k in (1, 5)}
     return rounded(scores | {"chance_at_1": 1 / len(captions)})
+
+
+@torch.no_grad()
+def distance_of_drawn(
+    draw: Draw, clip: CLIP, val: DataSource, *, n: int, seed: int
+) -> dict[str, float]:
+    """The Fréchet distance between unseen pictures and those drawn for the first n's captions;
+    and, below which no drawing comes, between the two halves of the unseen ones."""
+    if len(val) < 4:
+        raise UserError(f"{val.name}: {len(val)} pictures: a distance (--clip) needs 4 or more")
+    true = torch.from_numpy(val.images(np.arange(len(val))))
+    captions = [val.all_captions(i)[0] for i in range(min(n, len(val)))]
+    halves = clip_frechet(clip, true[::2], true[1::2])
+    return rounded(
+        {"clip_frechet": clip_frechet(clip, true, draw(captions, 1, seed)), "of_halves": halves}
+    )

@@ -56,7 +56,7 @@ def true_embedding_scores(
     numbers = np.arange(n)
     texts = source.full_captions(numbers, np.random.default_rng(seed))
     z = unclip.embed(torch.from_numpy(source.images(numbers)))  # (n, E)
-    pictures = unclip.paint_all(z, None, request_of(unclip, 1, seed), how)
+    pictures = unclip.paint_all(unclip.told(z), None, request_of(unclip, 1, seed), how)
     right = exact(PLAIN.score(texts, pictures.cpu().numpy()))
     one = source.scenes(numbers).count == 1
     return shares({"true_embedding": right, "true_embedding_one_object": right[one]})
@@ -78,7 +78,7 @@ def variation_scores(
     numbers = one_object(source, n)
     scenes, pictures = source.scenes(numbers), source.images(numbers)
     z = unclip.embed(torch.from_numpy(pictures))
-    drawn = unclip.paint_all(z, None, request_of(unclip, 1, seed), how).cpu().numpy()
+    drawn = unclip.paint_all(unclip.told(z), None, request_of(unclip, 1, seed), how).cpu().numpy()
     kept, moved = [], []
     for i, (old, new) in enumerate(zip(PLAIN.read(pictures), PLAIN.read(drawn), strict=True)):
         wanted = (list(COLORS)[scenes.color[i, 0]], list(SHAPES)[scenes.shape[i, 0]])

@@ -130,13 +130,9 @@ def read_captions(clip: nn.Module, tokens: Tensor) -> Caption:
     """
     # differs from the paper: its decoder has a text Transformer of its own (GLIDE's); CLIP's has
     # read captions already, and a small one learns to from too few pictures.
-    kept: list[Tensor] = []
-    hook = clip.text_encoder.norm_out.register_forward_hook(lambda _, __, out: kept.append(out))
-    try:
-        summary = clip.encode_text(tokens)  # (B, F)
-    finally:
-        hook.remove()
-    return Caption(kept[0].float(), F.normalize(summary.float(), dim=-1))
+    words = clip.text_encoder.read(tokens)  # (B, T, D')
+    summary = clip.text_encoder.summary(words, tokens)  # (B, F)
+    return Caption(words.float(), F.normalize(summary.float(), dim=-1))
 
 
 def tell(embeddings: Tensor, caption: Caption, *, level: float = 0.0) -> Conditions:

@@ -52,6 +52,7 @@ class PriorConfig(DiffusionConfig):
     text_length: int = 16
     embed_width: int = 128
     components: int = 0  # of an embedding: those that lose less than 1 % (autoregressive)
+    guidance: float = 1.0  # that embeddings are drawn with by default
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +62,7 @@ class PriorConfig(DiffusionConfig):
             raise UserError(f"levels {self.levels}: expected 1 or more")
         if self.buckets < 2 or self.buckets % 2:
             raise UserError(f"buckets {self.buckets}: expected an even number, 2 or more")
+        Sampler(guidance=self.guidance).check()
 
 
 class Chance(NamedTuple):
@@ -217,16 +219,18 @@ class DiffusionPrior(nn.Module):
 
     @torch.no_grad()
     def embed(
-        self, tokens: Tensor, text: Tensor, *, generator: Generators, guidance: float = 1.0,
-        candidates: int = 2, sampler: Sampler = SAMPLER,
+        self, tokens: Tensor, text: Tensor, *, generator: Generators,
+        guidance: float | None = None, candidates: int = 2, sampler: Sampler = SAMPLER,
     ) -> Tensor:  # fmt: skip
         """Draw image embeddings for captions: of two each the better one.
 
         tokens: (B, T) int64
         text: (B, E) unit vectors
+        guidance: None: the configuration's
         returns: (B, E) unit vectors
         """
         B, n, E = len(text), candidates, self.config.embed_width
+        guidance = self.config.guidance if guidance is None else guidance
         sampler = sampler._replace(guidance=guidance)
         stem = self.text(*with_and_without(tokens, text, guidance))  # (B', T+1, D)
         length = stem.shape[1]

@@ -151,15 +151,18 @@ class AutoregressivePrior(nn.Module):
 
     @torch.no_grad()
     def embed(
-        self, tokens: Tensor, text: Tensor, *, generator: Generators, guidance: float = 1.0,
-        candidates: int = 1, temperature: float = 1.0, use_cache: bool = True,
+        self, tokens: Tensor, text: Tensor, *, generator: Generators,
+        guidance: float | None = None, candidates: int = 1, temperature: float = 1.0,
+        use_cache: bool = True,
     ) -> Tensor:  # fmt: skip
         """Draw image embeddings for captions, component by component.
 
         tokens: (B, T) int64
         text: (B, E) unit vectors
+        guidance: None: the configuration's
         returns: (B, E) unit vectors
         """
+        guidance = self.config.guidance if guidance is None else guidance
         many = repeated(generator, candidates)
         how = SamplingConfig(temperature, guidance=guidance)
         B, K, n = len(text), self.config.buckets, self.config.components

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minimodal.clip import CLIP, class_embeddings
+from minimodal.clip import CLIP
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.errors import UserError
 from minimodal.files import asking
@@ -85,6 +85,20 @@ def default_prompts(clip: CLIP, labels: Sequence[str]) -> tuple[list[str], list[
         nouns = [n if n.startswith(ARTICLES) else class_captions(n)[0] for n in labels]
         return nouns, list(TEMPLATES)
     return list(labels), ["{}" if clip.words.unknown("a photo of a") else "a photo of a {}"]
+
+
+def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tensor:
+    """One unit vector a class: captions from all templates, averaged (section 3.1.4).
+
+    returns: (N, E)
+    """
+    device = clip.logit_scale.device
+    means = []
+    for name in names:
+        tokens = clip.tokenize([t.format(name) for t in templates], truncate=True).to(device)
+        embeddings = F.normalize(clip.encode_text(tokens), dim=-1)  # (n, E)
+        means.append(embeddings.mean(dim=0))
+    return F.normalize(torch.stack(means), dim=-1)  # (N, E)
 
 
 class ZeroShotClassifier:

@@ -244,4 +244,6 @@ def test_the_manifest_counts_the_pictures_drawn_for_each_score(run, tmp_path, mo
     words = (demo / "dalle", "--data", data, "--judge", "j", "--clip", demo / "clip", "-n", "25")
     status, out, _ = run(*words, "--json")
     assert status == 0 and seen == [20]  # two of each of ten classes
-    assert json.loads(out)["manifest"]["pictures"] == {"judge": 20, "clip": 10}
+    assert json.loads(out)["manifest"]["pictures"] == {
+        "judge": 20, "clip": 10, "clip_frechet": 12
+    }  # fmt: skip

@@ -1,5 +1,6 @@
 """What is said of a VQGAN's reconstructions: networks and VQGANs whose answers are known."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import (
     Networks,
     class_scores,
+    distance_of_drawn,
     recall_of_captions,
     vqgan_on_data,
 )
@@ -162,3 +164,18 @@ def test_recall_is_not_understated_by_rounding(monkeypatch):
         monkeypatch.setattr(on_data, name, lambda *_: vectors)
     found = recall_of_captions(lambda *_: None, None, [""] * 200, seed=0)
     assert found["clip_recall_at_1"] == found["clip_recall_at_5"] == 1
+
+
+def test_pictures_drawn_like_the_unseen_ones_are_no_further_off_than_these(monkeypatch):
+    """Captions are numbers; a system that draws just those pictures, and one that draws others."""
+    val = replace(source(8), caption_lists=[[str(i)] for i in range(8)])
+    monkeypatch.setattr(on_data, "embed_pictures", lambda net, x: net.features(x))
+    every = torch.from_numpy(val.images(np.arange(8)))
+
+    def same(prompts, n, seed):
+        return every[[int(p) for p in prompts]]
+
+    found = distance_of_drawn(same, FEATURES, val, n=8, seed=0)
+    assert found["clip_frechet"] == pytest.approx(0, abs=1e-4) and found["of_halves"] > 0
+    wrong = distance_of_drawn(lambda *_: 0 * every + 200, FEATURES, val, n=8, seed=0)
+    assert wrong["clip_frechet"] > found["of_halves"]

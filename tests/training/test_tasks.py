@@ -89,7 +89,7 @@ def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
     systems.train(kind, tmp_path / kind, engine)
     last = read_metrics(tmp_path / kind)[-1]
     assert last["done"]
-    assert (len(last) > 3) == (kind != "upsampler")  # whose pictures are its only score
+    assert len(last) > 3  # scores beside step, seconds and done
     drawn = list((tmp_path / kind / "samples").glob("*.png"))
     assert bool(drawn) == (kind != "prior")  # embeddings are no pictures
 

@@ -1,5 +1,7 @@
 """unCLIP's priors: their losses against the equations, their drawings against the plain way."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,17 @@ def test_guidance_1_is_with_the_text_and_0_without():
     other = prior.embed(tokens(3).flip(1), units(3, 10, seed=5), guidance=0.0,
                         **how | {"generator": generator(1)})  # fmt: skip
     assert torch.allclose(none, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_guidance_of_the_configuration_is_taken_where_none_is_said(kind):
+    prior, drawn = make_unclip_prior(kind), {}
+    prior.config = replace(prior.config, guidance=2.0)
+    for guidance in (None, 1.0, 2.0):
+        drawn[guidance] = prior.embed(
+            tokens(3), units(3, 10), generator=generator(1), guidance=guidance
+        )
+    assert torch.equal(drawn[None], drawn[2.0]) and not torch.equal(drawn[None], drawn[1.0])
 
 
 # --- components and buckets ----------------------------------------------------------------------

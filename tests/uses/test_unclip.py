@@ -37,7 +37,8 @@ def two() -> torch.Tensor:
 
 def reconstructions(model: UnCLIP, images: torch.Tensor) -> torch.Tensor:
     z = model.embed(images)
-    return model.paint_all(z, model.noise_of(images, model.told(z)), asked(1), HOW)
+    told = model.told(z)
+    return model.paint_all(told, model.noise_of(images, told), asked(1), HOW)
 
 
 def test_an_interpolation_begins_and_ends_in_the_two_pictures():
@@ -48,12 +49,36 @@ def test_an_interpolation_begins_and_ends_in_the_two_pictures():
     assert not torch.equal(way[1], way[0]) and not torch.equal(way[1], way[2])
 
 
+def test_an_edit_from_a_caption_to_itself_is_the_picture_again_with_the_caption_read():
+    model, images, texts = make_unclip(), two(), ["a red circle", "a blue square"]
+    found = model.edit(images, texts, texts, torch.zeros(2), request=asked(1), how=HOW)
+    told = model.told(model.embed(images), texts)
+    again = model.paint_all(told, model.noise_of(images, told), asked(1), HOW)
+    assert (found.int() - again.int()).abs().max() <= 1
+    other = model.edit(images, texts, texts[::-1], torch.zeros(2), request=asked(1), how=HOW)
+    assert not torch.equal(other, found)  # the second caption alone changes it
+
+
+def test_where_the_noise_is_chosen_none_is_added_on_the_way():
+    """By DDPM, too, the same noise gives the same picture, whatever the seed."""
+    model, images = make_unclip(), two()
+    told, how = model.told(model.embed(images)), Sampler("ddpm", steps=4)
+    noise = model.noise_of(images, told)
+    first, second = (
+        model.paint_all(told, noise, Request(1, generator(seed)), how) for seed in (1, 2)
+    )
+    assert torch.equal(first, second)
+    fresh = [model.paint_all(told, None, Request(1, generator(s)), how) for s in (1, 2)]
+    assert not torch.equal(*fresh)
+
+
 def test_an_edit_of_strength_0_is_the_picture_again_and_more_strength_changes_more():
     model, images = make_unclip(), two()[:1].expand(3, -1, -1, -1)
     before, after = ["a red circle"] * 3, ["a blue square"] * 3
     found = model.edit(
-        images, before, after, torch.tensor([0.0, 0.3, 1.0]), request=asked(1), how=HOW
-    )
+        images, before, after, torch.tensor([0.0, 0.3, 1.0]),
+        request=asked(1), how=HOW, captioned=False,
+    )  # fmt: skip
     again = reconstructions(model, images[:1])
     changes = [(one.int() - again[0].int()).abs().float().mean() for one in found]
     assert changes[0] < 1 < changes[1] < changes[2]

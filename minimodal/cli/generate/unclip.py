@@ -34,7 +34,7 @@ from minimodal.cli.generate.shared import (
     judged,
     requested,
 )
-from minimodal.cli.unclip import load_unclip
+from minimodal.cli.unclip import load_unclip, prior_beside
 from minimodal.clip import CLIP
 from minimodal.data.images import centre_square
 from minimodal.drawing import save_gif, to_picture
@@ -55,7 +55,7 @@ def add_flags(parser: Parser) -> None:
     add("--guidance", type=float, metavar="S",
         help="how much the prompt counts; 1 is plain (default: the run's own)")  # fmt: skip
     add("--no-caption", action="store_true",
-        help="the decoder sees the prompt's embedding alone, not its words")  # fmt: skip
+        help="the decoder sees embeddings alone, not the words of prompts and --edit")  # fmt: skip
     add("--prior", type=Path, metavar="RUN", help="(default: the one beside the decoder)")
     add("--upsampler", type=Path, metavar="RUN", help="enlarges the pictures (default: none)")
     add("--variations-of", type=Path, metavar="IMG",
@@ -92,7 +92,9 @@ def check(arguments: argparse.Namespace) -> None:
                         "to --variations-of, --interpolate, --edit, --mix or --strip")  # fmt: skip
     if tools and arguments.prompts:
         raise UserError(f"{flags[0]} takes no PROMPT beside it: '{arguments.prompts[0][:60]}'")
-    for flag in ("rerank", "complete", "begin", "no_caption"):
+    if arguments.no_caption and tools and not arguments.edit:
+        raise UserError(f"--no-caption is for prompts and --edit, not for {flags[0]}")
+    for flag in ("rerank", "complete", "begin"):
         if tools and getattr(arguments, flag):
             raise UserError(f"--{flag.replace('_', '-')} is for prompts, not for {flags[0]}")
     if arguments.edit and len(arguments.edit) != 3:
@@ -134,17 +136,6 @@ def sampler_of(arguments: argparse.Namespace, own: Sampler) -> Sampler:
     return how
 
 
-def prior_for(arguments: argparse.Namespace, folder: Path) -> Path:
-    """The prior's run, by default the one beside the decoder's."""
-    beside = folder.parent / "prior"
-    if arguments.prior is None and not beside.exists():
-        raise UserError(
-            f"prompts need a prior and there is none in {beside}: train.py prior makes one, with "
-            "the decoder's --clip; give it by --prior RUN"
-        )
-    return find(arguments.prior or beside, "prior", flag="--prior")
-
-
 def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, CLIP | None]:
     """The models of a command line and how they draw, with what it asks for checked."""
     check(arguments)
@@ -157,8 +148,10 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, C
         )
     mixed = [weight_of(item)[0] for item in arguments.mix or ()]
     texts = arguments.prompts + [what for what in mixed if not Path(what).is_file()]
+    if arguments.prior and not texts:
+        raise UserError("--prior is for prompts: there is none here, so leave it out")
     if texts:
-        prior = prior_for(arguments, folder)
+        prior = prior_beside(folder, arguments.prior)
     if arguments.upsampler:
         upsampler = find(arguments.upsampler, "upsampler", flag="--upsampler")
     model, own = load_unclip(folder, device, prior=prior, upsampler=upsampler)
@@ -216,7 +209,10 @@ def use_tool(
         strength = 0.5 if arguments.strength is None else arguments.strength
         steps = strength * torch.arange(1, request.n + 1) / request.n
         picture = sized(Path(place), size)[None]
-        return model.edit(picture, [before], [after], steps, request=request, how=how)
+        captioned = not arguments.no_caption
+        return model.edit(
+            picture, [before], [after], steps, request=request, how=how, captioned=captioned
+        )
     if arguments.mix:
         items = [weight_of(item) for item in arguments.mix]
         generator = torch.Generator(model.device).manual_seed(arguments.seed)

@@ -37,7 +37,8 @@ def on_codes(vqgan: Path) -> Recipe:
     recipe = decoder_shapes()
     return recipe._replace(
         model=replace(recipe.model, patch=4, channels=96, multipliers=(1,), depth=2),
-        training=replace(recipe.training, vqgan=str(vqgan)),
+        # Of three samplers and six guidances these draw two objects best (docs/unclip.md).
+        training=replace(recipe.training, vqgan=str(vqgan), guidance=3.0, sampler="ddpm"),
         engine=replace(recipe.engine, steps=5600),
     )
 

@@ -18,7 +18,7 @@ from minimodal.unclip.prior_autoregressive import AutoregressivePrior, enough_co
 def prior_shapes() -> Recipe:
     """The Shapes world."""
     return Recipe(
-        PriorConfig(time_mean=0.8),
+        PriorConfig(time_mean=0.8, guidance=2.0),
         PriorTraining(pool=24_576),
         TrainConfig(
             steps=1500, batch_size=64, optimizer="muon", lr=8e-4, warmup=100, ema_decay=0.99

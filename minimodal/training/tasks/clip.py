@@ -22,7 +22,6 @@ from minimodal.blocks.contrastive import difference_loss
 from minimodal.blocks.contrastive_rows import gathered_loss, rows_sigmoid
 from minimodal.clip import (
     CLIP,
-    class_embeddings,
     contrastive_loss,
     embed_captions,
     embed_pictures,
@@ -43,6 +42,7 @@ from minimodal.training.tasks.common import (
     seeded,
     shift_all,
 )
+from minimodal.uses.zero_shot import class_embeddings
 
 # differs from the paper: large batches get the loss some rows of logits at a time, so that the
 # memory does not grow with the batch's square.

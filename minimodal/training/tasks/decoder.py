@@ -56,6 +56,11 @@ class DecoderTraining:
         if not 0 <= self.embedding_noise <= 4:
             raise UserError(f"embedding_noise {self.embedding_noise}: expected 0 to 4")
         self.sampling.check()
+        if self.guidance != 1 and not self.embedding_dropout * self.caption_dropout:
+            raise UserError(
+                f"guidance {self.guidance} needs pictures of which nothing is told to have been "
+                "trained: give both dropouts above 0, or guidance 1"
+            )
 
     @property
     def sampling(self) -> Sampler:

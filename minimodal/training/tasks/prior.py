@@ -50,6 +50,11 @@ class PriorTask(Task):
     def __init__(self, recipe: Recipe, embedded: Embedded) -> None:
         kind = {"diffusion": DiffusionPrior, "autoregressive": AutoregressivePrior}
         make = kind[recipe.model.kind]
+        if recipe.model.guidance != 1 and not recipe.training.caption_dropout:
+            raise UserError(
+                f"guidance {recipe.model.guidance} needs empty captions to have been trained: give "
+                "a caption_dropout above 0, or guidance 1"
+            )
         model = seeded(lambda: make(recipe.model), recipe.engine.seed)
         super().__init__(recipe, model)
         self.train, self.val, self.embedded = embedded.train, embedded.val, embedded

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimodal.blocks.diffusion import training_times
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.data.loading import DataSource, batch_indices
 from minimodal.errors import UserError
+from minimodal.evaluation.metrics import psnr
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.common import all_pictures, draws, flip_some, seeded, tile
 from minimodal.unclip.upsampler import Upsampler, shrink
@@ -64,14 +66,31 @@ class UpsamplerTask(Task):
         t = training_times(u[:, 0], c)
         return self.model.loss(x, small, noise=batch["noise"], t=t), {}
 
+    def again(self, model: Upsampler, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Unseen pictures, what they are when small, and what they become of that again.
+
+        returns: (n, 3, H, W), (n, 3, h, w), (n, 3, H, W) uint8
+        """
+        device = next(model.parameters()).device
+        true = torch.from_numpy(all_pictures(self.val, n)).to(device)
+        x = to_float(true)
+        small = to_uint8(shrink(x, model.config.small_size, blur=torch.zeros_like(x[:, 0, 0, 0])))
+        generator = torch.Generator(device).manual_seed(self.seed)
+        large = [model.enlarge(some, generator=generator) for some in small.split(16)]
+        return true, small, torch.cat(large)
+
+    @torch.no_grad()
+    def evaluate(self, model: Upsampler) -> dict[str, float]:
+        """PSNR of unseen pictures that were made small and enlarged again, and of enlarging them
+        by bicubic interpolation, which draws no edge."""
+        true, small, large = self.again(model, 64)
+        smooth = F.interpolate(to_float(small), size=true.shape[-1], mode="bicubic")
+        return {"psnr": psnr(large, true), "psnr_bicubic": psnr(to_uint8(smooth), true)}
+
     @torch.no_grad()
     def sample(self, model: Upsampler, step: int) -> Tensor:
         """16 unseen pictures, and below each what it becomes when made small and enlarged again."""
-        device = next(model.parameters()).device
-        x = to_float(torch.from_numpy(all_pictures(self.val, 16)).to(device))
-        small = to_uint8(shrink(x, model.config.small_size, blur=torch.zeros_like(x[:, 0, 0, 0])))
-        generator = torch.Generator(device).manual_seed(self.seed)
-        large = model.enlarge(small, generator=generator)
-        columns = max(n for n in (1, 2, 4, 8) if len(x) % n == 0)
-        both = zip(to_uint8(x).split(columns), large.split(columns), strict=True)
+        true, _, large = self.again(model, 16)
+        columns = max(n for n in (1, 2, 4, 8) if len(true) % n == 0)
+        both = zip(true.split(columns), large.split(columns), strict=True)
         return tile(torch.cat([part for pair in both for part in pair]).cpu(), columns)

@@ -1,4 +1,4 @@
-"""generate.py --method unclip on runs of two steps: every tool draws, every bad input is a line."""
+"""unCLIP's commands on runs of two steps: all tools draw, scores are read, bad input is a line."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from minimodal.blocks.diffusion import Sampler
 from minimodal.cli.generate import main
+from minimodal.cli.main import main as commands
 from minimodal.cli.unclip import add_unclip
 from minimodal.files import digest
 from minimodal.training.contract import TrainConfig
@@ -152,10 +153,14 @@ def test_a_picture_of_another_size_is_resized_and_that_is_said(draw):
         (["--edit", "a.png", "a red square", "a zebra"], "no caption of the training had 'zebra'"),
         (["--mix", "a zebra:1"], "no caption of the training had 'zebra'"),
         (["--mix", "a.png:1", "a.png:-1"], "leave nothing of what is mixed"),
+        (["--strip", "a.png", "--prior", "."], "--prior is for prompts"),
         (["--edit", "a.png"], "--edit takes a picture and two captions"),
         (["--edit", "a.png", "a red square"], "--edit takes a picture and two captions"),
         (["--edit", "no.png", "a red square", "a red circle"], "no.png"),
-        (["--strip", "a.png", "--no-caption"], "--no-caption is for prompts, not for --strip"),
+        (
+            ["--strip", "a.png", "--no-caption"],
+            "--no-caption is for prompts and --edit, not for --strip",
+        ),
         (["--strip", "a.png", "--rerank", "3"], "--rerank is for prompts, not for --strip"),
         (["--strip", "a.png", "--begin", "a.png"], "--begin is for prompts, not for --strip"),
     ],
@@ -260,3 +265,45 @@ def test_the_demo_adds_unclip_once(tmp_path, monkeypatch, capsys):
     before = (out / "scoreboard.json").stat().st_mtime_ns
     add_unclip(out, 0, "cpu", n=8)
     assert (out / "scoreboard.json").stat().st_mtime_ns == before
+
+
+# --- evaluate ------------------------------------------------------------------------------------
+
+
+def evaluate(run: Path, *words: str) -> int:
+    return commands(["evaluate", str(run), "--device", "cpu", "-n", "2", *words])
+
+
+def test_a_decoder_is_scored_with_the_prior_beside_it(demo, tmp_path, capsys):
+    assert evaluate(demo / "decoder", "--data", "shapes", "--out", str(tmp_path / "s.json")) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert {"seen", "held_out", "true_embedding", "variation_keeps"} <= set(found["scores"])
+    assert found["manifest"]["sampling"]["guidance"] == 1.5
+    assert "true_embedding" in capsys.readouterr().out
+
+
+def test_on_pictures_without_an_oracle_a_clip_looks_at_what_a_decoder_draws(
+    demo, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for i in range(80):
+        Image.new("RGB", (9, 9), (3 * i, 0, 0)).save(f"photos/{i}.png")
+        Path(f"photos/{i}.txt").write_text("a large red circle")
+    words = ("--data", "folder:photos", "--clip", str(demo / "decoder" / "clip"))
+    assert evaluate(demo / "decoder", *words, "--out", "s.json") == 0
+    found = json.loads(Path("s.json").read_text())
+    assert found["scores"]["clip_frechet"] > found["scores"]["of_halves"] > 0
+    assert found["manifest"]["pictures"] == {"clip": 1, "clip_frechet": 2}
+
+
+def test_without_a_prior_a_decoder_is_not_scored(demo, tmp_path, capsys):
+    shutil.copytree(demo / "decoder", tmp_path / "alone")
+    assert evaluate(tmp_path / "alone", "--data", "shapes") == 2
+    assert "prompts need a prior and there is none in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["prior", "upsampler"])
+def test_what_draws_nothing_for_a_prompt_has_its_scores_from_training(demo, name, capsys):
+    assert evaluate(demo / name) == 2
+    assert f"is a {name}: its scores on unseen pictures are in its" in capsys.readouterr().err
