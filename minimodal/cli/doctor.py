@@ -1,17 +1,23 @@
 """`python -m minimodal doctor [SPEC]`: is all here, how fast is it, and is the data as wanted.
 
-Says what is installed, what the machine has and what it reaches in a product of matrices, and of a
-data SPEC how many pictures and captions it has, which files are broken or were not used (the
-readers of `data/` name them while they read), and which pictures and captions there are twice.
+Says what is installed, what the machine has and what it reaches in a product of matrices, whether
+each system learns one batch by heart, and of a data SPEC how many pictures and captions it has,
+which files are broken or were not used (the readers of `data/` name them while they read), and
+which pictures and captions there are twice.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import statistics
 import sys
+import tempfile
 from collections import Counter
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +25,19 @@ import torch
 
 from minimodal.data.loading import open_data
 from minimodal.errors import UserError
-from minimodal.training.checkpoint import git_commit, versions
-from minimodal.training.distributed import pick_device
+from minimodal.training.checkpoint import git_commit, save_weights, versions
+from minimodal.training.distributed import Distributed, pick_device
+from minimodal.training.engine import begin, train_step
+from minimodal.training.prepare import build
 from minimodal.training.probe import matmul_peak
+from minimodal.training.recipes import SYSTEMS, recipe_for, scale_events
 
-ABOUT = "whether all is installed, how fast this machine is, and what is wrong with data"
+ABOUT = "whether all is installed and learns, how fast this machine is, what is wrong with data"
 LOOKED_AT = 20_000  # pictures of each split: the Shapes world has no end of them
 TWICE = 0.02  # share of pictures that are there twice from which on it is worth a word
+STEPS, BATCH = 30, 4  # in which each system learns a batch of so many pictures, at these sizes
+SMALL = {"channels": 32, "width": 64, "depth": 1, "vision_depth": 1, "text_depth": 1}
+LEARNT = 0.8  # of the first loss: what learns is below it in the end
 PEAK_SIZE = 512  # of the matrices: large enough for a CPU's full speed, quick where it is slow
 
 
@@ -56,6 +68,31 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
+def overfit(device: torch.device, folder: Path) -> dict[str, list[float]]:
+    """The first and the last loss of each system on one batch; where one needs another, it is
+    given that, as it has become. `folder`: where their runs may lie."""
+    runs: dict[str, Path] = {}
+    found = {}
+    for name, system in SYSTEMS.items():
+        usual = recipe_for(name, "shapes")
+        small = {field: size for field, size in SMALL.items() if hasattr(usual.model, field)}
+        engine = replace(usual.engine, steps=STEPS, batch_size=BATCH, precision="float32")
+        recipe = usual._replace(model=replace(usual.model, **small), engine=engine)
+        recipe = scale_events(name, recipe, usual)
+        task = system.build(recipe, "shapes:400", runs, device.type)
+        training = build(task, engine, here=Distributed(device))
+        batch = {k: v.to(device) for k, v in task.batch(0, slice(BATCH)).items()}
+        losses = []
+        for step in range(STEPS):
+            training.step = step
+            losses.append(train_step(training, [dict(batch)], lr=engine.lr)["loss"])
+        found[name] = [float(losses[0]), float(losses[-1])]
+        runs[name] = folder / name
+        begin(training, runs[name], {"kind": name, "model": task.config(), "data": "shapes:400"})
+        save_weights(runs[name], task.model)
+    return found
+
+
 def look_at(spec: str, *, split: str, image_size: int) -> dict[str, Any]:
     """What a split holds, by counting."""
     source = open_data(spec, image_size=image_size, split=split)
@@ -79,9 +116,17 @@ def look_at(spec: str, *, split: str, image_size: int) -> dict[str, Any]:
     }
 
 
+def learns(losses: list[float]) -> bool:
+    """Whether the last loss is far enough below the first; NaN is not."""
+    return losses[1] < LEARNT * losses[0]
+
+
 def advice(found: dict[str, Any]) -> list[str]:
     """What to do about it, a line each."""
     here, lines = found["machine"], []
+    for name, losses in found.get("losses", {}).items():
+        if not learns(losses):
+            lines.append(f"{name} does not learn: run python -m pytest, which says more")
     if here["device"] == "cpu" and here["threads"] > here["cores"]:
         lines.append(
             f"{here['threads']} threads share {here['cores']} cores and wait for each other: "
@@ -113,6 +158,9 @@ def as_words(found: dict[str, Any]) -> str:
         f"{here['float32_tflops']:.3g} TFLOP/s in float32, {here['bfloat16_tflops']:.3g} in "
         "bfloat16" + "".join(f"; {name}" for name in here.get("gpus", [])),
     ]
+    for name, losses in found.get("losses", {}).items():
+        what = "learns" if learns(losses) else "does not learn"
+        lines.append(f"{name}: {what}; loss {losses[0]:.3g} to {losses[1]:.3g} in {STEPS} steps")
     for split, data in found.get("data", {}).items():
         looked = data["looked_at"]
         line = f"{split}: {data['pictures']} pictures"
@@ -137,9 +185,13 @@ def run(arguments: argparse.Namespace) -> int:
             split: look_at(arguments.data, split=split, image_size=arguments.image_size)
             for split in ("train", "val")
         }
-    found["machine"] = machine(torch.device(pick_device(arguments.device)))
+    device = torch.device(pick_device(arguments.device))
+    found["machine"] = machine(device)
+    # What is printed on the way to a training belongs to no run that anybody will see.
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        found["losses"] = overfit(device, Path(folder))
     found["advice"] = advice(found)
     print(json.dumps(found) if arguments.json else as_words(found))
     if not arguments.json and not found["advice"]:
         print("nothing to mend", file=sys.stderr)
-    return 0
+    return 0 if all(map(learns, found["losses"].values())) else 1

@@ -4,17 +4,23 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from minimodal.cli import doctor
 from minimodal.cli.main import main
 from minimodal.training import probe
+from minimodal.training.recipes import SYSTEMS
+
+OVERFIT = doctor.overfit
+LEARNT = {"vqgan": [5.0, 0.5], "clip": [2.0, 0.1]}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(probe, "PEAK_SECONDS", 0.01)
     monkeypatch.setattr(doctor, "PEAK_SIZE", 64)
+    monkeypatch.setattr(doctor, "overfit", lambda device, folder: LEARNT)
 
 
 @pytest.fixture
@@ -55,6 +61,29 @@ def test_it_says_what_to_mend_in_words(folder, capsys):
     assert main(["doctor", f"folder:{folder}", "--device", "cpu", "--image-size", "8"]) == 0
     said = capsys.readouterr().out
     assert "pictures have the caption 'a dog'" in said and "are there twice" in said
+
+
+def test_each_system_learns_one_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "STEPS", 8)  # the command takes more, and asks for more
+    monkeypatch.setattr(doctor, "LEARNT", 0.97)
+    found = OVERFIT(torch.device("cpu"), tmp_path)
+    assert found.keys() == SYSTEMS.keys()
+    assert [name for name, losses in found.items() if not doctor.learns(losses)] == []
+
+
+def test_a_step_that_goes_uphill_learns_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "SYSTEMS", {"clip": SYSTEMS["clip"]})
+    monkeypatch.setattr(doctor, "STEPS", 8)
+    step = doctor.train_step
+    monkeypatch.setattr(doctor, "train_step", lambda *given, lr: step(*given, lr=-lr))
+    assert not doctor.learns(OVERFIT(torch.device("cpu"), tmp_path)["clip"])
+
+
+def test_what_does_not_learn_is_said_and_is_the_exit_status(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "overfit", lambda *_: {**LEARNT, "dalle": [7.0, float("nan")]})
+    assert main(["doctor", "--device", "cpu"]) == 1
+    said = capsys.readouterr().out
+    assert "clip: learns; loss 2 to 0.1" in said and "dalle: does not learn; loss 7 to nan" in said
 
 
 def test_of_an_endless_world_it_looks_at_the_first(monkeypatch):
