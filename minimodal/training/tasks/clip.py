@@ -161,8 +161,11 @@ class CLIPTask(Task):
     def before_step(self, step: int, batches: list[dict]) -> None:
         """With several micro-batches: the loss of all of them, and its derivative by each
         embedding, by the temperature and by the bias."""
-        if len(batches) == 1:
-            return
+        if len(batches) > 1:
+            self.whole(lambda: self.embed_ahead(batches))
+
+    def embed_ahead(self, batches: list[dict]) -> None:
+        """Leave in each micro-batch how the loss of all of them pulls at its embeddings."""
         # differs from the paper: micro-batches are embedded twice (GradCache, Gao et al. 2021), so
         # that `--accumulate` does not change the loss.
         pairs = [self.embed(batch) for batch in batches]
