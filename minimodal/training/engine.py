@@ -91,7 +91,8 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
     if not any(name.endswith("grad_norm") for name in metrics):
         raise ValueError(f"step {step}: no loss of {training.task.name} has a gradient")
     with torch.no_grad():
-        metrics |= training.task.after_step(step, batches)
+        found = training.task.after_step(step, batches)
+        metrics |= {name: whole(value) for name, value in found.items()}
         if training.ema is not None:
             follow(training)
     return metrics

@@ -12,11 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from minimodal.blocks.transformer import Block
 from minimodal.blocks.unet import ConditionedBlock
@@ -37,6 +34,10 @@ class Nets(nn.Module):
 
 def shard(module: nn.Module, here: Distributed) -> nn.Module:
     """Leave this process a share of each weight of a module, on its device."""
+    # Here, since it takes half a second, which every training would pay.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(here.device.type, (here.world,))
     blocks = [m for m in module.modules() if isinstance(m, (Block, ConditionedBlock))]
     for part in (*blocks, module):
@@ -46,13 +47,18 @@ def shard(module: nn.Module, here: Distributed) -> nn.Module:
     return module
 
 
+def has_shares(value: Any) -> bool:
+    """Whether each process has a share of this only: a DTensor, by what it can do."""
+    return hasattr(value, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process has a share, put together on all of them; others as they are.
 
     tensor: (...) any
     returns: (...) the same, whole
     """
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if has_shares(tensor) else tensor
 
 
 def share(tensor: Tensor, like: Tensor) -> Tensor:
@@ -62,8 +68,10 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
     like: (...) what it is for; of another shape than its weight is a count of steps, for one
     returns: (...)
     """
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not has_shares(like) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(
         tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
@@ -72,11 +80,13 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
 def joined(state: Any) -> Any:
     """A state with whole tensors, on the CPU of rank 0 and nowhere else; all ranks must ask."""
 
-    def join(part: DTensor) -> Tensor | None:
-        tensor = part.full_tensor()
+    def join(value: Any) -> Any:
+        if not has_shares(value):
+            return value
+        tensor = value.full_tensor()
         return tensor.cpu() if dist.get_rank() == 0 else None
 
-    return tree_map_only(DTensor, join, state)
+    return tree_map(join, state)
 
 
 def load_shares(net: nn.Module, state: dict[str, Tensor]) -> None:

@@ -25,7 +25,8 @@ ENGINE = replace(systems.ENGINE, steps=20, batch_size=16, log_every=5, checkpoin
 
 def train(kind: str, folder: str | Path, **settings) -> None:
     """Train one of them, or go on if the folder has a run that was begun; scores take too long."""
-    out, engine = Path(folder) / kind, replace(ENGINE, **settings)
+    optimizer = "muon" if kind == "dalle" else "adamw"
+    out, engine = Path(folder) / kind, replace(ENGINE, optimizer=optimizer, **settings)
     task, resume = systems.make(kind, out, engine), out.exists()
     task.evaluate, task.sample = lambda model: {}, lambda model, step: None
     run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")
