@@ -19,14 +19,12 @@ NEEDS = {"vqgan-prior": ("vqgan", "codes"), "dalle": ("vqgan", "codes"),
          "prior": ("clip", "embeddings"), "decoder": ("clip", "embeddings")}  # fmt: skip
 QUANTIZERS = ("vqgan", "vqgan-gradient", "vqgan-gumbel")
 KINDS = (*QUANTIZERS, "vqgan-prior", "clip", "dalle", "prior", "decoder", "upsampler")
-# 16 rows are four for each of four processes, as CLIP's loss on differences needs.
-ENGINE = replace(systems.ENGINE, steps=20, batch_size=16, log_every=5, checkpoint_every=10)
+SHARED = ("clip", "dalle")  # here also with a share of the weights for each process
 
 
 def train(kind: str, folder: str | Path, **settings) -> None:
     """Train one of them, or go on if the folder has a run that was begun; scores take too long."""
-    optimizer = "muon" if kind == "dalle" else "adamw"
-    out, engine = Path(folder) / kind, replace(ENGINE, optimizer=optimizer, **settings)
+    out, engine = Path(folder) / kind, replace(systems.ENGINE, **settings)
     task, resume = systems.make(kind, out, engine), out.exists()
     task.evaluate, task.sample = lambda model: {}, lambda model, step: None
     run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")
@@ -57,17 +55,19 @@ def check_weights(one: Path, other: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=atol, msg=f"{other} {name}")
 
 
-def check_losses(one: Path, other: Path) -> None:
+def check_losses(one: Path, other: Path, *, rel: float = 1e-5) -> None:
     """The losses of two runs are equal but for rounding."""
     one, two = ([x["loss"] for x in read_metrics(out) if "loss" in x] for out in (one, other))
     assert len(one) >= 4
-    assert two == pytest.approx(one, rel=1e-5)
+    assert two == pytest.approx(one, rel=rel)
 
 
 SCRIPT = """
 import sys, test_parallel
 for kind in test_parallel.KINDS:
     test_parallel.train(kind, sys.argv[1])
+for kind in test_parallel.SHARED:
+    test_parallel.train(kind, sys.argv[1] + "/shares", fsdp=True)
 """
 
 
@@ -78,6 +78,9 @@ def folders(tmp_path_factory):
     for kind in KINDS:
         train(kind, one)
         give_what_it_needs(kind, one, two)
+        if kind in SHARED:
+            (two / "shares").mkdir(exist_ok=True)
+            give_what_it_needs(kind, one, two / "shares")
     together(["-c", SCRIPT, str(two)])
     return one, two
 
@@ -85,6 +88,13 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_end_with_the_weights_of_one(folders, kind):
     check_weights(*(folder / kind for folder in folders))
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_two_processes_with_shares_of_the_weights_end_with_those_of_one(folders, kind):
+    one, two = folders
+    check_weights(one / kind, two / "shares" / kind)
+    check_losses(one / kind, two / "shares" / kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,8 +10,6 @@ from test_parallel import KINDS, NEEDS, check_losses, check_weights, give_what_i
 
 from minimodal.training.checkpoint import newest_state
 
-QUICK = ("vqgan", "clip", "dalle")  # the losses that look at a whole batch, and a plain one
-OTHERS = tuple(kind for kind in KINDS if kind not in QUICK)
 UNSHARED = ("vqgan-gradient",)  # --fsdp refuses it
 FOUR, SHARES = "four", "shares"
 ENDED = {  # by whom, and who began: after ten steps
@@ -19,14 +17,23 @@ ENDED = {  # by whom, and who began: after ten steps
     "one after shares": SHARES,
 }  # fmt: skip
 SCRIPT = """
-import sys, test_parallel
+import sys, test_world_size
 kinds, *folders = sys.argv[1:]
 for kind in kinds.split():
     for folder in folders:
         fsdp = "shares" in folder.split("/")[-1].split("_after_")[0]
         if not fsdp or kind != "vqgan-gradient":
-            test_parallel.train(kind, folder, fsdp=fsdp)
+            test_world_size.spread(kind, folder, fsdp=fsdp)
 """
+
+
+def spread(kind: str, folder: str | Path, *, fsdp: bool = False) -> None:
+    """Train one of them for twenty steps, or go on; one by Muon, which needs whole matrices."""
+    # 16 rows are four for each of four processes, as CLIP's loss on differences needs.
+    train(
+        kind, folder, fsdp=fsdp, steps=20, batch_size=16, log_every=5, checkpoint_every=10,
+        optimizer="muon" if kind == "dalle" else "adamw",
+    )  # fmt: skip
 
 
 def processes(n: int, kinds: tuple[str, ...], *folders: Path) -> None:
@@ -46,13 +53,13 @@ def begin(kind: str, began: Path, folder: Path) -> None:
         shutil.copytree(began / beside, folder / beside)
 
 
-@pytest.fixture(scope="module", params=[QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)])
-def runs(request, tmp_path_factory):
-    """The kinds, and a folder of runs for each way to train them."""
-    kinds, place = request.param, tmp_path_factory.mktemp("runs")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of runs for each way to train them."""
+    kinds, place = KINDS, tmp_path_factory.mktemp("runs")
     folders = {way: place / way.replace(" ", "_") for way in ("one", FOUR, SHARES, *ENDED)}
     for kind in kinds:
-        train(kind, folders["one"])
+        spread(kind, folders["one"])
         for way in (FOUR, SHARES):
             folders[way].mkdir(exist_ok=True)
             give_what_it_needs(kind, folders["one"], folders[way])
@@ -62,17 +69,19 @@ def runs(request, tmp_path_factory):
             begin(kind, folders[FOUR], folders[way])
     processes(2, kinds, *(folders[w] for w in (SHARES, "two after four", "shares after four")))
     for kind in kinds:
-        train(kind, folders["one after four"])
+        spread(kind, folders["one after four"])
         if kind not in UNSHARED:
             begin(kind, folders[SHARES], folders["one after shares"])
-            train(kind, folders["one after shares"])
-    return kinds, folders
+            spread(kind, folders["one after shares"])
+    return folders
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", [FOUR, SHARES, *ENDED])
-def test_however_it_is_spread_a_run_has_the_weights_and_losses_of_one_process(runs, way):
-    kinds, folders = runs
-    for kind in kinds:
-        if "shares" not in way or kind not in UNSHARED:
-            check_weights(folders["one"] / kind, folders[way] / kind)
-            check_losses(folders["one"] / kind, folders[way] / kind)
+def test_however_it_is_spread_a_run_has_the_weights_and_losses_of_one_process(runs, way, kind):
+    if "shares" in way and kind in UNSHARED:
+        return  # test_sharding.py: it is refused
+    check_weights(runs["one"] / kind, runs[way] / kind)
+    # CLIP's loss on differences takes the direction between equal captions from their rounding.
+    check_losses(runs["one"] / kind, runs[way] / kind, rel=3e-4 if kind == "clip" else 1e-5)
