@@ -38,6 +38,9 @@ BY_TEST = {
     "python benchmarks/dalle_study.py runs/demo/dalle": (
         "tests/benchmarks/test_dalle_study.py", "dalle_study.main([str(folder)",
     ),
+    # one process is refused
+    "torchrun --nproc_per_node=2 train.py dalle --data shapes --vqgan runs/demo/vqgan "
+    "--out runs/shares --fsdp": ("tests/training/test_world_size.py", "spread(kind, folder, fsdp=fsdp)"),
 }  # fmt: skip
 STARTS = {
     ("python", "train.py"): ["train"],
@@ -45,6 +48,7 @@ STARTS = {
     ("python", "-m", "minimodal"): [],
     # several processes: tests/training/test_parallel.py
     ("torchrun", "--nproc_per_node=2", "train.py"): ["train"],
+    ("torchrun", "--nproc_per_node=2", "--max-restarts=3", "train.py"): ["train"],
 }
 SHORT = "--steps 2 --minutes 0 --batch-size 16 --limit 600 --precision float32 --device cpu"
 TINY = {
@@ -59,7 +63,7 @@ TINY = {
     "upsampler": "--channels 8",
 }
 LONG_CAPTION = "a face screaming in fear, heart hands and a clock"
-FOREIGN = {"--nproc_per_node", "--index-url"}  # flags of other programs
+FOREIGN = {"--nproc_per_node", "--max-restarts", "--index-url"}  # flags of other programs
 GONE = ("docs/composition.md", "docs/results.md")  # these name options of their time
 
 

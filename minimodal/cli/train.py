@@ -68,6 +68,8 @@ def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: 
             f"--{field.name.replace('_', '-')}",
             type=converter,
             default=value,
+            nargs="?" if kind is bool else None,  # --fsdp alone says yes
+            const=True if kind is bool else None,
             metavar={int: "N", float: "X", bool: "yes|no", str: "NAME"}.get(kind, "N,N,…"),
             help=f"{notes.get(field.name, '').replace('%', '%%')} (default: {shown})".strip(),
         )
@@ -162,6 +164,11 @@ def train(arguments: argparse.Namespace) -> None:
             f"--data {arguments.data}: pairs of pictures are for a dalle; use shapes for a {system}"
         )
     distributed.pick_device(arguments.device)
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and not arguments.resume:
+        raise UserError(
+            "torchrun --max-restarts starts the same command again where a process has died: add "
+            "--resume, which goes on from the last saved state, or starts where there is none"
+        )
     given = recipe_for(system, kind)
     recipe = Recipe(*(chosen(part, arguments) for part in given))
     recipe = place_events(system, recipe, given, arguments.out if arguments.resume else None)

@@ -39,7 +39,7 @@ except ImportError:  # Windows has no such locks
 
 # How long a run lasts and what it reports may change when it goes on; what it computes may not.
 MAY_CHANGE = (
-    "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every",
+    "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every", "fsdp",
 )  # fmt: skip
 # Settings that are gone, with what they were in runs that did without.
 GONE = {

@@ -36,6 +36,7 @@ class TrainConfig:
     ema_decay: float = 0.0  # 0 = no averaged weights
     precision: str = "auto"  # auto, float32 or bfloat16
     compile: bool = False  # torch.compile
+    fsdp: bool = False  # each process keeps its share of weights, gradients and optimiser state
     seed: int = 0  # of weights and batches
     limit: int | None = None  # use at most N pictures
     log_every: int = 50  # steps
@@ -90,9 +91,10 @@ class Task(ABC):
     """What a system says about its training; a subclass says what differs from the defaults.
 
     Randomness is made in `batch`, from (seed, step, row), so that N processes equal one. The engine
-    sets `gather`, which joins the rows of all processes, and `when`, the step of the plan that
-    stands where this one does (`pace.py`). Frozen helpers are the task's own business: neither
-    `model` nor `extra` holds them.
+    sets `gather`, which joins the rows of all processes, `when`, the step of the plan that stands
+    where this one does (`pace.py`), and `whole`, which calls what uses weights outside of `loss`:
+    elsewhere a process may have its share of them only. Frozen helpers are the task's own business:
+    neither `model` nor `extra` holds them.
     """
 
     name: str
@@ -106,8 +108,10 @@ class Task(ABC):
         self.phases = (Phase(self.name, (model,)),)
         self.extra: dict[str, nn.Module] = {}  # other nets that training changes: a discriminator
         self.events: dict[str, int] = {}  # words for them, and from which step of the plan on
+        self.moves_weights = ""  # what changes weights beside the optimisers, as --fsdp forbids
         self.gather: Callable[[Tensor], Tensor] = lambda x: x
         self.when: Callable[[int], float] = float
+        self.whole: Callable[[Callable[[], Any]], Any] = lambda call: call()
 
     @abstractmethod
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:

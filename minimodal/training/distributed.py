@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from minimodal.errors import UserError
 
@@ -55,6 +56,16 @@ def share_threads(processes: int) -> None:
         torch.set_num_threads(max(1, cores // processes))
 
 
+def meeting_place() -> dist.Store:
+    """Where the processes tell each other their addresses."""
+    store, _, _ = next(rendezvous("env://"))
+    # torchrun keeps it when it starts the processes again, with the addresses of the dead in it
+    # (pytorch/pytorch#135712). Agents of several machines do not count their restarts alike.
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return store
+
+
 def start(device: str = "auto") -> Distributed:
     """Join the other processes if `torchrun` started several; may be called again."""
     kind = pick_device(device)
@@ -78,7 +89,10 @@ def start(device: str = "auto") -> Distributed:
         # reading them does not wait for the device. The others wait while rank 0 evaluates,
         # hence the long timeout.
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=4))
+        dist.init_process_group(
+            backend, store=meeting_place(), rank=rank, world_size=world,
+            timeout=timedelta(hours=4),
+        )  # fmt: skip
         atexit.register(cleanup)
     return Distributed(place, rank, world, local_rank)
 

@@ -2,8 +2,8 @@
 
 A `Task` says what differs between systems: its nets, its batches, its losses. `run` takes a task
 and a `TrainConfig` to a run folder: gradient accumulation, clipping, bfloat16 autocast, averaged
-weights (EMA), torch.compile, data-parallel processes, resuming, logs, evaluation, samples. The
-list is closed; what a system needs beyond it belongs into its task.
+weights (EMA), torch.compile, data-parallel processes with all weights or a share each, resuming,
+logs, evaluation, samples. The list is closed; what a system needs beyond it belongs into its task.
 
 Everything is a pure function of (seed, step), so a run needs no generator state: resumed, it takes
 the same steps bit for bit. Read `contract.py` and `prepare.py` before.
@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from minimodal.training.batches import Batches
 from minimodal.training.contract import Interrupted, Phase, Task, TrainConfig
 from minimodal.training.optim import lr_at
 from minimodal.training.prepare import (
+    Trained,
     Training,
     build,
     first_state,
@@ -41,8 +43,18 @@ from minimodal.training.prepare import (
     wrap,
 )  # fmt: skip
 from minimodal.training.progress import Progress, Signals
+from minimodal.training.sharding import whole
 
 __all__ = ["Interrupted", "Phase", "Task", "TrainConfig", "run", "train_step"]
+
+
+def exchange(training: Training, trained: Trained, now: bool) -> AbstractContextManager:
+    """Whether the processes exchange gradients after this micro-batch or keep them for the last."""
+    if training.nets is not None:
+        training.nets.set_requires_gradient_sync(now)
+    elif training.here.world > 1 and not now:
+        return trained.module.no_sync()
+    return contextlib.nullcontext()
 
 
 def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[str, Tensor | float]:
@@ -60,9 +72,7 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
         prefix = "" if trained is training.phases[0] else f"{trained.phase.name}_"
         sums: dict[str, Tensor] = {}
         for m, batch in enumerate(batches):
-            last = m == len(batches) - 1
-            skip = training.here.world > 1 and not last
-            with trained.module.no_sync() if skip else contextlib.nullcontext():
+            with exchange(training, trained, m == len(batches) - 1):
                 with probe.autocast(training.here.device, config.precision):
                     loss, values = trained.module(batch, step)
                 if loss.requires_grad:
@@ -72,7 +82,7 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
         metrics |= {name: value / len(batches) for name, value in sums.items()}
         if loss.requires_grad:
             norm = clip_grad_norm_(trained.parameters, config.clip_norm or math.inf, foreach=True)
-            metrics[prefix + "grad_norm"] = norm
+            metrics[prefix + "grad_norm"] = whole(norm)
             for group in trained.optimizer.param_groups:
                 group["lr"] = lr * trained.phase.lr_scale
             with probe.autocast(training.here.device, config.precision):  # Muon multiplies matrices
@@ -81,7 +91,8 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
     if not any(name.endswith("grad_norm") for name in metrics):
         raise ValueError(f"step {step}: no loss of {training.task.name} has a gradient")
     with torch.no_grad():
-        metrics |= training.task.after_step(step, batches)
+        found = training.task.after_step(step, batches)
+        metrics |= {name: whole(value) for name, value in found.items()}
         if training.ema is not None:
             follow(training)
     return metrics
@@ -147,16 +158,21 @@ def log(
 
 @contextlib.contextmanager
 def best_model(training: Training) -> Iterator[nn.Module]:
-    """The weights that would be used, in eval mode, without gradients, in the run's precision."""
-    model = training.best.eval()
+    """The weights that would be used, in eval mode, without gradients, in the run's precision;
+    whole on rank 0, for which all ranks have to ask."""
+    model = training.whole_best().eval()
     with torch.no_grad(), probe.autocast(training.here.device, training.config.precision):
         yield model
     model.train(model is training.task.model)
+    if model is training.spare:
+        model.to("cpu")
 
 
 def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
-    """Write the scores of the weights that would be used; rank 0 only."""
+    """Write the scores of the weights that would be used: rank 0 does, with all ranks here."""
     with best_model(training) as model:
+        if not training.here.main:
+            return
         scores = training.task.evaluate(model)
     line = {"step": training.step, "seconds": round(training.seconds, 3)}
     line |= {name: float(value) for name, value in scores.items()}
@@ -165,9 +181,9 @@ def evaluate(training: Training, out: Path, *, done: bool = False) -> None:
 
 
 def sample(training: Training, out: Path) -> None:
-    """Write a picture of what the weights that would be used do; rank 0 only."""
+    """Write a picture of what the weights that would be used do: as `evaluate`."""
     with best_model(training) as model:
-        picture = training.task.sample(model, training.step)
+        picture = training.task.sample(model, training.step) if training.here.main else None
     if picture is not None:
         image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
         path = out / "samples" / f"step-{training.step:08d}.png"
@@ -181,6 +197,17 @@ def say_what_is_missing(training: Training) -> None:
     if missing := [what for what, first in task.events.items() if last < first]:
         print(f"{task.name}: ended at step {training.step} before {', before '.join(missing)}; "
               "--resume with more --steps or --minutes goes on", file=sys.stderr)  # fmt: skip
+
+
+def conclude(training: Training, out: Path) -> None:
+    """Write what a run leaves at its end; all ranks have to be here."""
+    with best_model(training) as model:
+        if training.here.main:
+            checkpoint.save_weights(out, model)
+    sample(training, out)
+    evaluate(training, out, done=True)
+    if training.here.main:
+        say_what_is_missing(training)
 
 
 def how_to_resume(world: int, *, alone: bool) -> str:
@@ -227,13 +254,14 @@ def loop(
         if logging:
             log(training, metrics, out=out, lr=lr, progress=progress)
         with progress.pause():
-            if here.main and not ending and due(config.evaluate_every, step):
+            if not ending and due(config.evaluate_every, step):
                 evaluate(training, out)
-            if here.main and not ending and due(config.sample_every, step):
+            if not ending and due(config.sample_every, step):
                 sample(training, out)
+            state = training.state() if saving else None
             if here.main and saving:
                 # The end of a run writes the final weights.
-                writer.save(training.state(), weights=done < 1)
+                writer.save(state, weights=done < 1)
         writer.look()
         if ending:
             writer.wait()
@@ -329,9 +357,5 @@ def run(
             batches.close()
             writer.close()
             progress.close(training.step)
-        if here.main:
-            checkpoint.save_weights(out, training.best)
-            sample(training, out)
-            evaluate(training, out, done=True)
-            say_what_is_missing(training)
+        conclude(training, out)
         return distributed.from_main(summary(out, training.step))

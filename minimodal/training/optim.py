@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.transformer import Transformer
 from minimodal.blocks.unet import UNet
+from minimodal.training.sharding import share, share_states, whole
 
 
 def parameter_groups(nets: Iterable[nn.Module], weight_decay: float) -> list[dict]:
@@ -84,25 +85,28 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """One update of every matrix; those of one shape are orthogonalised together."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            updates: list[tuple[Tensor, Tensor, int]] = []
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
                 mean = state.setdefault("mean", torch.zeros_like(weight))
                 mean.lerp_(weight.grad, 1 - group["momentum"])
-                update = weight.grad.lerp(mean, group["momentum"])  # Nesterov's look ahead
+                # Nesterov's look ahead; where each process has a share, all make the whole.
+                update = whole(weight.grad.lerp(mean, group["momentum"])).flatten(1)
                 # The fused projection to queries, keys and values is three matrices.
                 fused = weight.ndim == 2 and weight.shape[0] == 3 * weight.shape[1]
-                parts = 3 if fused else 1
-                for part, change in zip(weight.chunk(parts), update.chunk(parts), strict=True):
-                    change = change.flatten(1)
-                    shapes.setdefault(change.shape, []).append((part, change))
-            for shape, pairs in shapes.items():
-                updates = orthogonalize(torch.stack([change for _, change in pairs]))
-                for (part, _), update in zip(pairs, updates, strict=True):
-                    part.mul_(1 - group["lr"] * group["weight_decay"])
-                    part.add_(update.view_as(part), alpha=-group["lr"] * max(shape) ** 0.5)
+                parts = update.chunk(3 if fused else 1)
+                updates.append((weight, update, max(parts[0].shape)))
+                shapes.setdefault(parts[0].shape, []).extend(parts)
+            for parts in shapes.values():
+                for part, even in zip(parts, orthogonalize(torch.stack(parts)), strict=True):
+                    part.copy_(even)
+            for weight, update, longest in updates:
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                update = share(update.view(weight.shape), weight)
+                weight.add_(update, alpha=-group["lr"] * longest**0.5)
 
 
 class Together:
@@ -168,9 +172,12 @@ def make_optimizer(
         group["params"] = [p for p in group["params"] if id(p) not in matrices]
     groups = [group for group in groups if group["params"]]
     adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    adamw.register_load_state_dict_pre_hook(share_states)
     if not matrices:
         return adamw
-    return Together(adamw, Muon(list(matrices.values()), lr=lr, weight_decay=weight_decay))
+    both = Together(adamw, Muon(list(matrices.values()), lr=lr, weight_decay=weight_decay))
+    both.optimizers[1].register_load_state_dict_pre_hook(share_states)
+    return both
 
 
 def lr_at(step: int, progress: float, *, lr: float, warmup: int, min_lr_ratio: float) -> float:

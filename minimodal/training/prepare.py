@@ -24,6 +24,7 @@ from minimodal.training.contract import Phase, Task, TrainConfig
 from minimodal.training.distributed import Distributed
 from minimodal.training.optim import Together, make_optimizer
 from minimodal.training.pace import Pace
+from minimodal.training.sharding import Nets, joined, load_shares, shard
 
 FASTER = 1.1  # bfloat16 has to be faster by a tenth, or float32 is the better choice
 
@@ -38,11 +39,11 @@ class PhaseLoss(nn.Module):
     def __init__(self, task: Task, phase: Phase) -> None:
         super().__init__()
         self.nets = nn.ModuleList(phase.nets)
-        self.loss, self.name = task.loss, phase.name
+        self.task, self.name = task, phase.name
 
     def forward(self, batch: dict, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The task's loss of this phase."""
-        return self.loss(batch, self.name, step)
+        return self.task.whole(lambda: self.task.loss(batch, self.name, step))
 
 
 @dataclass
@@ -69,15 +70,28 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     averaged: list[list[Tensor]] = field(default_factory=list)  # EMA's tensors, the model's
+    nets: Nets | None = None  # under FSDP all nets, of which this process has its share
+    spare: nn.Module | None = None  # under FSDP what rank 0 puts the best weights together in
 
     @property
     def best(self) -> nn.Module:
         """The weights to evaluate, sample from and save."""
         return self.task.model if self.ema is None else self.ema
 
+    def whole_best(self) -> nn.Module:
+        """The same, whole on rank 0; under FSDP all ranks must ask."""
+        if self.nets is None:
+            return self.best
+        weights = joined(self.best.state_dict())
+        if self.spare is None:
+            return self.best
+        self.spare.load_state_dict(weights)
+        return self.spare.to(self.here.device)
+
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs, as torch.load(weights_only=True) can read it."""
-        return {
+        """All that a resumed run needs, as torch.load(weights_only=True) can read it; under FSDP
+        whole on rank 0, and all ranks must ask."""
+        state = {
             "step": self.step,
             "seconds": self.seconds,
             "pace": self.pace.state(),
@@ -86,6 +100,7 @@ class Training:
             "optimizers": {t.phase.name: t.optimizer.state_dict() for t in self.phases},
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
+        return state if self.nets is None else joined(state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
@@ -97,13 +112,13 @@ class Training:
                 f"the saved state of this {self.task.name} is of an older minimodal and lacks "
                 f"{error}: its weights can be used, but train on in another --out"
             ) from None
-        self.task.model.load_state_dict(state["model"])
+        load_shares(self.task.model, state["model"])
         for name, net in self.task.extra.items():
-            net.load_state_dict(state["extra"][name])
+            load_shares(net, state["extra"][name])
         for trained in self.phases:
             trained.optimizer.load_state_dict(state["optimizers"][trained.phase.name])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            load_shares(self.ema, state["ema"])
 
 
 def select(phases: list[Trained], now: Trained) -> None:
@@ -151,6 +166,27 @@ def first_state(
     return state
 
 
+def check_engines(task: Task, config: TrainConfig, here: Distributed) -> None:
+    """Refuse what compiling or shares of weights would not leave exact."""
+    if config.compile and len(task.phases) > 1:
+        raise UserError(
+            f"compile: {task.name} takes gradients within its loss (λ), which compiled graphs do "
+            "not keep; leave --compile off"
+        )
+    if config.fsdp and config.compile:
+        raise UserError("fsdp: weights that come and go are not compiled; leave --compile off")
+    if config.fsdp and here.world == 1:
+        raise UserError(
+            "fsdp: one process has nothing to share weights with; start several, as in "
+            "torchrun --nproc_per_node=2 train.py …, or leave --fsdp off"
+        )
+    if config.fsdp and task.moves_weights:
+        raise UserError(
+            f"fsdp: {task.moves_weights}, which needs whole weights; leave --fsdp off, torchrun "
+            "alone shares the batch"
+        )
+
+
 def build(
     task: Task, config: TrainConfig, *, here: Distributed, most: int | None = None
 ) -> Training:
@@ -159,14 +195,16 @@ def build(
     most: steps, whatever the minutes leave room for
     """
     nets = (task.model, *task.extra.values())
+    check_engines(task, config, here)
     for net in nets:
-        net.to(here.device).train()
+        net.train() if config.fsdp else net.to(here.device).train()
+    ema = copy.deepcopy(task.model).eval().requires_grad_(False) if config.ema_decay > 0 else None
+    sharded = spare = None
+    if config.fsdp:  # a share at a time moves to the device
+        spare = copy.deepcopy(task.model) if here.main else None
+        task.whole = sharded = shard(Nets(nets), here)
+        ema = ema and shard(ema, here)
     known = {id(p) for net in nets for p in net.parameters()}
-    if config.compile and len(task.phases) > 1:
-        raise UserError(
-            f"compile: {task.name} takes gradients within its loss (λ), which compiled graphs do "
-            "not keep; leave --compile off"
-        )
     phases = []
     for phase in task.phases:
         found = {id(p): p for net in phase.nets for p in net.parameters() if p.requires_grad}
@@ -184,9 +222,8 @@ def build(
     task.gather = distributed.gather
     pace = Pace(config.steps, config.minutes, most=most)
     task.when = pace.when
-    training = Training(task, config, here, phases, ema=None, pace=pace)
-    if config.ema_decay > 0:
-        ema = training.ema = copy.deepcopy(task.model).eval().requires_grad_(False)
+    training = Training(task, config, here, phases, ema=ema, pace=pace, nets=sharded, spare=spare)
+    if ema is not None:
         pairs = (ema.parameters(), task.model.parameters(), ema.buffers(), task.model.buffers())
         training.averaged = [list(tensors) for tensors in pairs]
     return training
@@ -211,7 +248,8 @@ def choose_precision(training: Training, batch: dict[str, Tensor]) -> str:
     device = training.here.device
     if device.type == "cuda":
         fast, why = torch.cuda.is_bf16_supported(), "what this device does best"
-    elif not probe.multiplies_bfloat16(device):
+    # One answer for all: in the passes that would follow they wait for each other.
+    elif not distributed.from_main(probe.multiplies_bfloat16(device)):
         fast, why = False, "this device has no fast bfloat16 instructions"
     else:
         speed = probe.bfloat16_speed(lambda: one_pass(training, batch), device)
@@ -243,7 +281,7 @@ def wrap(training: Training) -> None:
     for trained in training.phases:
         if training.config.compile:
             trained.module.compile()  # in place: names of weights keep no prefix
-        if training.here.world > 1:
+        if training.here.world > 1 and training.nets is None:
             select(training.phases, trained)
             with warnings.catch_warnings():
                 # Newer versions call it forward_sync_buffers, older ones do not know that name.

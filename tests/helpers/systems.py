@@ -128,12 +128,16 @@ TINY: dict[str, Callable[[Path, TrainConfig], Task]] = {
 }
 
 
+def make(kind: str, out: Path, engine: TrainConfig = ENGINE) -> Task:
+    """One of them, to be trained into a run folder."""
+    if kind in TINY:
+        return TINY[kind](out, engine)
+    return make_plain_vqgan(engine, quantizer=kind.removeprefix("vqgan-"))
+
+
 def train(kind: str, out: Path, engine: TrainConfig = ENGINE, *, resume: bool = False) -> None:
     """Train one of them into a run folder."""
-    if kind in TINY:
-        task = TINY[kind](out, engine)
-    else:
-        task = make_plain_vqgan(engine, quantizer=kind.removeprefix("vqgan-"))
+    task = make(kind, out, engine)
     run(task, engine, out, data_spec="shapes:400", resume=resume, device="cpu")
 
 

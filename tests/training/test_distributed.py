@@ -21,6 +21,7 @@ from minimodal.training import distributed
 out, fields = sys.argv[1], eval(sys.argv[2])
 for kind in fields:
     toys.train(kind, f"{out}/{kind}", **fields[kind])
+    toys.train(kind, f"{out}/{kind} in shares", fsdp=True, **fields[kind])
 here = distributed.start("cpu")
 x = torch.arange(24.0).view(4, 6).sin()[2 * here.rank : 2 * here.rank + 2].requires_grad_()
 rows = distributed.gather(x)
@@ -69,18 +70,23 @@ def test_ranks_agree_on_stopping_the_clock_and_means(ranks):
 
 
 @pytest.mark.parametrize("kind", ["line", "gan"])
-def test_two_processes_equal_one(folder, tmp_path, kind):
+@pytest.mark.parametrize("way", ["", " in shares"])
+def test_two_processes_equal_one(folder, tmp_path, kind, way):
     toys.train(kind, tmp_path, **FIELDS[kind])
-    one, two = (checkpoint.newest_state(out) for out in (tmp_path, folder / kind))
+    one, two = (checkpoint.newest_state(out) for out in (tmp_path, folder / f"{kind}{way}"))
     for part in ("model", "ema"):
         for name, tensor in one[part].items():
             torch.testing.assert_close(two[part][name], tensor, rtol=0, atol=1e-6)
     for name, net in one["extra"].items():
         torch.testing.assert_close(two["extra"][name], net, rtol=0, atol=1e-6)
-    mine, theirs = (checkpoint.read_metrics(out) for out in (tmp_path, folder / kind))
+    mine, theirs = (checkpoint.read_metrics(out) for out in (tmp_path, folder / f"{kind}{way}"))
     assert [line["step"] for line in mine] == [line["step"] for line in theirs]
     for a, b in zip(mine, theirs, strict=True):
-        assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), abs=1e-5)
+        for name in ("loss", "grad_norm", "val_error"):
+            assert a.get(name, 0) == pytest.approx(b.get(name, 0), abs=1e-5)
+    pictures = [sorted(p.name for p in out.glob("samples/*"))
+                for out in (tmp_path, folder / f"{kind}{way}")]  # fmt: skip
+    assert pictures[0] == pictures[1] != []
 
 
 def test_ranks_and_micro_batches_take_contiguous_rows_and_leave_none():

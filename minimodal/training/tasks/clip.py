@@ -155,7 +155,7 @@ class CLIPTask(Task):
         """Find how the loss of several micro-batches pulls at the embeddings of each."""
         if len(batches) > 1:
             scalars = [p for p in (self.model.logit_scale, self.model.logit_bias) if p is not None]
-            embed_ahead(batches, self.embed, self.objective, scalars=scalars)
+            self.whole(lambda: embed_ahead(batches, self.embed, self.objective, scalars=scalars))
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This process's pairs against those of all processes."""

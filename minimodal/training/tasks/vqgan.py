@@ -104,6 +104,8 @@ class VQGANTask(Task):
         self.extra = {"discriminator": self.discriminator}
         self.warm_start = training.warm_start if self.model.quantizer.needs_start else 0
         self.gumbel = config.quantizer == "gumbel"
+        if config.quantizer == "gradient":
+            self.moves_weights = "dead codes of --quantizer gradient are moved by hand"
         self.placed = False  # the codes, as far as has been looked
         self.events = {"its codes were in use": self.warm_start}
         if training.gan_weight > 0:
@@ -130,8 +132,10 @@ class VQGANTask(Task):
             if not any(counts.any() for counts in self.model.quantizer.usage_counts):
                 self.place_codes(step)
         if len(batches) > 1 and self.game_weight(step) > 0:
-            weight = joint_weight(
-                batches, lambda batch: self.pulls_of(batch, step), average=self.average
+            weight = self.whole(
+                lambda: joint_weight(
+                    batches, lambda batch: self.pulls_of(batch, step), average=self.average
+                )
             )
             for batch in batches:
                 batch["lambda"] = weight
@@ -239,7 +243,8 @@ class VQGANTask(Task):
             return {}
         latents = self.gather(torch.cat([batch["latents"] for batch in batches]))
         quantizer = self.model.quantizer
-        metrics = {"dead_codes": quantizer.update(latents, self.draws(step))}
+        dead = self.whole(lambda: quantizer.update(latents, self.draws(step)))
+        metrics = {"dead_codes": dead}
         for name, counts in zip(("", "_2"), quantizer.usage_counts, strict=False):
             metrics[f"perplexity{name}"] = perplexity(counts)
         return metrics
@@ -258,7 +263,9 @@ class VQGANTask(Task):
         )
         device = self.model.last_layer.device
         parts = torch.from_numpy(images).split(128)
-        latents = torch.cat([self.model.latents(to_float(p.to(device))) for p in parts])
+        latents = self.whole(
+            lambda: torch.cat([self.model.latents(to_float(p.to(device))) for p in parts])
+        )
         quantizer.start(latents.float(), self.draws(step))
 
     def evaluate(self, model: VQGAN) -> dict[str, float]:
