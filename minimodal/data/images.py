@@ -196,7 +196,7 @@ def skip_or_stop(
     if missing and len(missing) + len(broken) == total:
         raise UserError(f"{what}: no picture is where they say: {_listed(missing, 10)}")
     if broken:
-        some = _listed(broken, 5)
+        some = _listed(broken, 100)
         print(f"{what}: skipped {len(broken)} broken of {total}: {some}", file=sys.stderr)
     if missing:
         text = f"left out {len(missing)} of {total}, whose pictures are not there"
