@@ -139,7 +139,7 @@ SMALL = {
     "dalle": "--width 16 --depth 1 --heads 2 --pool 8",
     "prior": "--width 16 --depth 1 --heads 2 --pool 8",
     "decoder": "--channels 12 --pool 8",
-    "upsampler": "--channels 12 --pool 8",
+    "upsampler": "--channels 12",
 }
 
 
