@@ -93,8 +93,9 @@ def read_file(suffix: str, file: BinaryIO, place: tuple[int, ...]) -> tuple[str,
         with images.opened(file):
             return "picture", place
     content = file.read()
-    label = suffix == ".cls"
-    return suffix, content.decode().strip() if label else texts_in(content, suffix)
+    if suffix == ".cls":
+        return suffix, " ".join(content.decode().split())
+    return suffix, texts_in(content, suffix)
 
 
 def read_shard(path: Path, number: int, found: Found) -> None:

@@ -114,12 +114,13 @@ def test_pictures_of_all_kinds_that_a_folder_may_have_are_read(tmp_path, kind):
     assert levels(open_tar(path, image_size=6))[0] > 190
 
 
-def test_a_name_ends_at_its_first_dot_and_folders_belong_to_it(tmp_path):
+def test_a_name_ends_at_its_first_dot_and_folders_belong_to_it(tmp_path, capsys):
     files = {"d.1/a.png": picture(1), "d.1/a.seg.png": picture(9), "d.1/a.txt": "one",
              "e/a.png": picture(2), "e/a.txt": "two"}  # fmt: skip
     path = pack(tmp_path / "x.tar", files)
     assert sorted(sum(map(captions, both(path)), [])) == ["one", "two"]
     assert sorted(sum(map(levels, both(path)), [])) == [1, 2]
+    assert "not used: 1 .seg.png" in capsys.readouterr().err
 
 
 def test_files_of_a_sample_need_not_lie_side_by_side(tmp_path):
@@ -373,7 +374,7 @@ def test_the_fingerprint_tells_other_pictures_captions_and_choices_apart(tmp_pat
     assert open_tar(path, image_size=6).fingerprint() == first  # packed again
     others = [open_tar(path, image_size=8), open_tar(path, image_size=6, limit=5),
               open_tar(path, image_size=6, split="val")]  # fmt: skip
-    for change in ({"0003.txt": "other"}, {"0003.png": picture(77)}):
+    for change in ({"0003.txt": "number 4"}, {"0003.png": picture(77)}):
         others.append(open_tar(pack(path, files | change), image_size=6))
     assert len({first, *(source.fingerprint() for source in others)}) == 6
 
