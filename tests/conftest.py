@@ -25,6 +25,8 @@ def pytest_addoption(parser) -> None:
     group = parser.getgroup("torture", "trainings that are killed (tests/torture)")
     group.addoption("--rounds", type=int, default=2, help="kills of each training (default: 2)")
     group.addoption("--torture-seed", type=int, default=0, help="of the instants (default: 0)")
+    help = "of trying other arguments than the usual ones (default: 0)"
+    group.addoption("--fuzz-minutes", type=float, default=0, help=help)
 
 
 def _is_local(family: int, address) -> bool:

@@ -38,6 +38,11 @@ def some_path(text: str) -> Path:
     return Path(text)
 
 
+def say_error(message: object) -> None:
+    """The one line of an error, also where a value in it has several."""
+    print("error:", " ".join(str(message).splitlines()), file=sys.stderr)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line and an unknown flag names the closest known one."""
 
@@ -50,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave with status 2."""
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        say_error(f"{message} (see {self.prog} --help)")
         sys.exit(2)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -101,7 +106,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
         status = command([HOME.sub(os.path.expanduser("~"), word) for word in argv]) or 0
         sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -113,7 +118,7 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # nobody there to tell
             return 1
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        say_error(f"{error.filename or 'output'}: {error.strerror or error}")
         return 2
     return status
 

@@ -63,12 +63,16 @@ def clean_caption(text: object) -> str:
     return caption
 
 
-def read_text(path: Path) -> str:
-    """A file as text; what is not UTF-8 stays as surrogates, which `clean_caption` refuses."""
-    content = path.read_bytes()
+def as_text(content: bytes) -> str:
+    """Bytes as text; what is not UTF-8 stays as surrogates, which `clean_caption` refuses."""
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
     return content.decode("utf-8-sig", "surrogateescape")
+
+
+def read_text(path: Path) -> str:
+    """A file as text."""
+    return as_text(path.read_bytes())
 
 
 def split_named(text: object) -> str:
@@ -202,10 +206,10 @@ def read_table(path: Path) -> Iterator[Line]:
     return readers.get(suffix_of(path.name), read_csv)(path)
 
 
-def read_beside(path: Path) -> tuple[str, ...]:
-    """The captions in a text or JSON file beside a picture; ValueError where they are not any."""
-    text = read_text(path)
-    if suffix_of(path.name) == ".json":
+def texts_in(content: bytes, suffix: str) -> tuple[str, ...]:
+    """The captions in a text or JSON file of one picture; ValueError where they are not any."""
+    text = as_text(content)
+    if suffix == ".json":
         return caption_texts(json.loads(text))
     return tuple(clean_caption(line) for line in text.splitlines() if line.strip())
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimodal.data.captions import SISTERS, Pictures, read_beside, read_table, split_named
+from minimodal.data.captions import SISTERS, Pictures, read_table, split_named, texts_in
 from minimodal.data.cifar import class_captions
 from minimodal.data.images import ImageSource, first_n, load_images, skip_or_stop, split_by_name
 from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
@@ -89,7 +89,7 @@ def _read_beside(root: Path, names: Sequence[str], pictures: Pictures, *, found:
     for name in names:
         suffix = suffix_of(name)
         try:
-            texts = read_beside(root / name)
+            texts = texts_in((root / name).read_bytes(), suffix)
         except (OSError, ValueError, RecursionError) as error:
             if suffix == ".json":
                 found.unused[".json without a caption"] += 1
@@ -148,6 +148,16 @@ def read_layout(names: Sequence[str], stated: dict[str, str]) -> tuple[list[str]
     return splits if known else [], classes if in_classes else []
 
 
+def say_used(
+    what: str, captions: Sequence[Sequence[str]], total: int,
+    *, rule: str, where: str, unused: Counter[str],
+) -> None:  # fmt: skip
+    """One line of how many pictures of how many are used, with captions from where, what is not."""
+    line = f"{what}: {len(captions):,} of {total:,} pictures{rule}"
+    line += f", {sum(map(len, captions)):,} captions from {where}" if where else ", no captions"
+    print(line + f"; not used: {told(unused)}" * any(unused.values()), file=sys.stderr)
+
+
 def open_folder(
     path: str | os.PathLike,
     *,
@@ -195,9 +205,7 @@ def open_folder(
     unused["broken pictures"] += len(loaded.broken)
     kept, labels = chosen[loaded.kept], sorted(set(classes))
     lists = [captions[names[i]] for i in kept]
-    line = f"{path}, {split}: {len(kept):,} of {len(names):,} pictures{rule}"
-    line += f", {sum(map(len, lists)):,} captions from {where}" if where else ", no captions"
-    print(line + f"; not used: {told(unused)}" * any(unused.values()), file=sys.stderr)
+    say_used(f"{path}, {split}", lists, len(names), rule=rule, where=where, unused=unused)
     return ImageSource(
         name=name,
         pixels=loaded.images,

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -77,13 +77,12 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
-    """A picture file (a path, or its bytes) as `Image.open` gives it: in its mode, not turned.
-
-    What cannot be read, there or in the body, is a `UserError` naming the file.
-    """
+def opened(source: str | os.PathLike | bytes | BinaryIO) -> Iterator[Image.Image]:
+    """A picture file (a path, its bytes, or opened) as `Image.open` gives it, in its mode and not
+    turned. What cannot be read, there or in the body, is a `UserError` naming the file."""
+    is_path = isinstance(source, (str, os.PathLike))
     try:
-        if not isinstance(source, bytes) and os.path.exists(source) and not os.path.isfile(source):
+        if is_path and os.path.exists(source) and not os.path.isfile(source):
             raise ValueError("is a folder" if os.path.isdir(source) else "is no file")  # a pipe
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=FORMATS) as picture:
@@ -93,7 +92,7 @@ def opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
                 raise ValueError(f"{width} x {height} pixels, more than {most} million")
             yield picture
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error…
-        name = "picture" if isinstance(source, bytes) else os.fspath(source)
+        name = os.fspath(source) if is_path else "picture"
         raise UserError(f"{name}: cannot be read as a picture: {_reason(error)}") from error
 
 
@@ -196,7 +195,7 @@ def skip_or_stop(
     if missing and len(missing) + len(broken) == total:
         raise UserError(f"{what}: no picture is where they say: {_listed(missing, 10)}")
     if broken:
-        some = _listed(broken, 5)
+        some = _listed(broken, 100)
         print(f"{what}: skipped {len(broken)} broken of {total}: {some}", file=sys.stderr)
     if missing:
         text = f"left out {len(missing)} of {total}, whose pictures are not there"

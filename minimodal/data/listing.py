@@ -7,6 +7,7 @@ may lie beside one's pictures.
 
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import features
@@ -45,8 +46,9 @@ def _why_not(file: Path) -> str:
     """Why a file is not read; "" where it is."""
     if not file.is_file():
         return "pipes, sockets or devices" if file.exists() else "dangling links"
-    if suffix_of(file.name) in (".png", ".gif") and os.access(file, os.R_OK):
-        with open(file, "rb") as opened:
+    if suffix_of(file.name) in (".png", ".gif"):
+        # What cannot be read is named by whoever reads pictures.
+        with suppress(OSError), open(file, "rb") as opened:
             return "drawn grids" if DRAWN.encode() in opened.read(1024) else ""
     return ""
 

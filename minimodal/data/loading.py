@@ -1,13 +1,14 @@
 """From a data SPEC on the command line to a source of pictures and captions.
 
     shapes | shapes:hard | shapes:edits | cifar10:PATH | cifar100:PATH |
-    coco:PATH[:train2017|val2017|…] | folder:PATH
+    coco:PATH[:train2017|val2017|…] | folder:PATH | tar:PATH-{000..099}.tar
 
 each with an optional `:N` behind it, for N pictures only; several with commas between are trained
 on together and scored on the first. `open_data` gives an object with
 `images(indices)` uint8 (B, 3, S, S), pairs of `shapes:edits` (B, 3, 2*S, S), and
 `captions(indices, rng)`; the worlds draw them when asked, ImageSource (images.py) has them in
-memory. Read sources.py, shapes/worlds.py, cifar.py, coco.py and folder.py before.
+memory, TarSource (tar.py) in shards. Read sources.py, shapes/worlds.py, cifar.py, coco.py,
+folder.py and tar.py before.
 """
 
 import difflib
@@ -19,14 +20,16 @@ from minimodal.data.cifar import open_cifar
 from minimodal.data.coco import PARTS, open_coco
 from minimodal.data.folder import open_folder
 from minimodal.data.images import ImageSource, join_sources
+from minimodal.data.tar import open_tar, shards_of
 from minimodal.errors import UserError
 from minimodal.shapes.base import ENDLESS, WorldSource
 from minimodal.shapes.worlds import WORLDS
 
-KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder")
+KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder", "tar")
 FORMS = (
     "shapes, shapes:hard, shapes:edits, cifar10:PATH, cifar100:PATH, "
-    "coco:PATH[:train2017|val2017|…], folder:PATH"
+    "coco:PATH[:train2017|val2017|…], folder:PATH, "
+    "tar:PATH.tar, tar:PATH-{000..099}.tar"
 )
 
 
@@ -74,13 +77,17 @@ def parse_spec(spec: str) -> Spec:
     pieces = rest.split(":")
     for cut in range(len(pieces), 0, -1):  # the longest path that exists
         path, tail = os.path.expanduser(":".join(pieces[:cut])), pieces[cut:]
-        if os.path.exists(path):
+        first = next(iter(shards_of(path)), path) if kind == "tar" else path
+        if os.path.exists(first):
             break
     else:
         path = re.sub(rf"(:({'|'.join(PARTS)}))?(:\d+)?$", "", rest)
-        raise UserError(f"--data {spec}: no such folder, {path}")
-    if not os.path.isdir(path):
-        raise UserError(f"--data {spec}: {path} is a file, expected a folder (unpack an archive)")
+        raise UserError(f"--data {spec}: no such {'file' if kind == 'tar' else 'folder'}, {path}")
+    if kind != "tar" and not os.path.isdir(path):
+        raise UserError(
+            f"--data {spec}: {path} is a file, expected a folder; of tar shards write tar:PATH, "
+            "other archives unpack"
+        )
     part = tail.pop(0) if kind == "coco" and tail and tail[0] in PARTS else None
     if len(tail) > 1:
         raise UserError(f"--data {spec}: cannot read {':'.join(tail)!r} after the path {path}")
@@ -104,8 +111,11 @@ def open_data(
         limit = _count(str(limit), f"{spec} with limit={limit}")
     parts = split_spec(spec)
     if len(parts) > 1:
-        if any(parse_spec(part).kind == "shapes" for part in parts):
+        kinds = [parse_spec(part).kind for part in parts]
+        if "shapes" in kinds:
             raise UserError(f"--data {spec}: shapes is endless by itself and joins no other data")
+        if "tar" in kinds:
+            raise UserError(f"--data {spec}: shards join no other data: number them in one series")
         wanted = parts if split == "train" else parts[:1]
         common = {"image_size": image_size, "split": split, "limit": limit, "seed": seed}
         return join_sources([open_data(part, **common) for part in wanted])
@@ -120,4 +130,4 @@ def open_data(
         return open_cifar(path, 100 if kind == "cifar100" else 10, **common)
     if kind == "coco":
         return open_coco(path, part, **common)
-    return open_folder(path, **common)
+    return open_tar(path, **common) if kind == "tar" else open_folder(path, **common)

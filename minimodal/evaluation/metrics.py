@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minimodal.errors import UserError
+
 
 class Hits(NamedTuple):
     """What a search found, best first.
@@ -109,7 +111,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
     """
     x, y = on_bytes_scale(first, second)
     if min(x.shape[-2:]) < WINDOW:
-        raise ValueError(f"SSIM looks at windows of 7 x 7 pixels, got pictures {tuple(x.shape)}")
+        raise UserError(f"SSIM looks at windows of 7 x 7 pixels, got pictures {tuple(x.shape)}")
 
     def mean(v: Tensor) -> Tensor:
         return F.avg_pool2d(v, WINDOW, stride=1)  # 6 less each way

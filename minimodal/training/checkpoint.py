@@ -2,7 +2,7 @@
 
     config.json          kind, model, train, data, versions, git_commit: rebuilds the model
     model.safetensors    the weights to use (averaged ones where EMA is on)
-    state/step-N.pt      the newest two training states, with the SHA-256 in step-N.pt.sha256
+    state/step-N.pt      the newest training states (--keep), with the SHA-256 in step-N.pt.sha256
     metrics.jsonl        one line a logged step
     .lock                held by the process that trains, so that there is one
 
@@ -39,14 +39,14 @@ except ImportError:  # Windows has no such locks
 
 # How long a run lasts and what it reports may change when it goes on; what it computes may not.
 MAY_CHANGE = (
-    "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every", "fsdp",
+    "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every",
+    "checkpoint_minutes", "keep", "fsdp",
 )  # fmt: skip
 # Settings that are gone, with what they were in runs that did without.
 GONE = {
     "game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False, "label_smoothing": 0.0,
     "word_dropout": 0.0,
 }  # fmt: skip
-KEPT_STATES = 2
 
 
 @contextlib.contextmanager
@@ -87,8 +87,8 @@ def checksum_path(state: Path) -> Path:
     return state.with_name(state.name + ".sha256")
 
 
-def save_state(out: Path, state: dict[str, Any]) -> None:
-    """Write a training state (it has a "step") and remove all but the newest two.
+def save_state(out: Path, state: dict[str, Any], *, keep: int = 2) -> None:
+    """Write a training state (it has a "step") and remove all but the newest `keep`.
 
     The checksum gets its name first: a kill in between leaves a checksum without a state, which
     means nothing. The step never names a complete state already, since a run that goes on starts
@@ -104,7 +104,7 @@ def save_state(out: Path, state: dict[str, Any]) -> None:
         write_atomically(checksum_path(path), lambda t: t.write_text(line))
 
     write_atomically(path, write)
-    for old in sorted(path.parent.glob("step-*.pt"))[:-KEPT_STATES]:
+    for old in sorted(path.parent.glob("step-*.pt"))[:-keep]:
         old.unlink()
         checksum_path(old).unlink(missing_ok=True)
 
@@ -127,8 +127,8 @@ class Writer:
     next: the training then ends, with the state before whole.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.pending = out, None
+    def __init__(self, out: Path, *, keep: int = 2) -> None:
+        self.out, self.keep, self.pending = out, keep, None
         self.pool = ThreadPoolExecutor(1, "checkpoint")
 
     def save(self, state: dict[str, Any], *, weights: bool) -> None:
@@ -138,7 +138,7 @@ class Writer:
 
     def write(self, state: dict[str, Any], weights: bool) -> None:
         """The thread's work."""
-        save_state(self.out, state)
+        save_state(self.out, state, keep=self.keep)
         if weights:
             write_weights(self.out, state["ema"] or state["model"])
 

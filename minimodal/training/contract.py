@@ -43,14 +43,17 @@ class TrainConfig:
     evaluate_every: int = 0  # steps; 0 = at the end only
     sample_every: int = 0  # steps; 0 = at the end only
     checkpoint_every: int = 500  # steps; 0 = at the end only
+    checkpoint_minutes: float = 0.0  # saves a state every so many minutes, too
+    keep: int = 2  # newest states; a damaged one is passed over for the one before
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "limit"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "limit", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} {value}: expected at least 1")
         for name in ("minutes", "warmup", "weight_decay", "clip_norm", "min_lr_ratio",
-                     "evaluate_every", "sample_every", "checkpoint_every"):  # fmt: skip
+                     "evaluate_every", "sample_every", "checkpoint_every",
+                     "checkpoint_minutes"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
         for name in ("beta1", "beta2", "ema_decay"):

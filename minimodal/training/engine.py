@@ -120,6 +120,11 @@ def due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def struck(minutes: float, before: float, now: float) -> bool:
+    """Whether a clock that strikes every so many minutes (0: never) has, between two seconds."""
+    return minutes > 0 and now // (60 * minutes) > before // (60 * minutes)
+
+
 def check_finite(
     training: Training, metrics: dict[str, Tensor | float], *, writer: checkpoint.Writer
 ) -> None:
@@ -240,7 +245,7 @@ def loop(
         metrics = train_step(training, batches.next(here.device), lr=lr)
         training.step += 1
         step = training.step
-        now = time.perf_counter() - began
+        before, now = training.seconds, time.perf_counter() - began
         stop, training.seconds = distributed.agree(signals.received, now)
         pace.revise(step, training.seconds)
         done = pace.progress(step)
@@ -248,6 +253,7 @@ def loop(
         ending = stop or done >= 1
         logging = ending or step == 1 or due(config.log_every, step)
         saving = ending or due(config.checkpoint_every, step)
+        saving = saving or struck(config.checkpoint_minutes, before, training.seconds)
         # On the CPU looking costs nothing; on CUDA it would wait for the device.
         if logging or saving or here.device.type == "cpu":
             check_finite(training, metrics, writer=writer)
@@ -343,7 +349,7 @@ def run(
         done = training.pace.progress(training.step)
         progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main, whole=whole)
         batches = Batches(task, rows, first=training.step, end=end, pin=here.device.type == "cuda")
-        writer = checkpoint.Writer(out)
+        writer = checkpoint.Writer(out, keep=config.keep)
         try:
             with Signals(task.name) as signals:
                 loop(training, out, batches=batches, progress=progress, signals=signals,

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from helpers import ROOT, toys
 from torch import nn
 
 from minimodal.errors import UserError
-from minimodal.training import checkpoint
+from minimodal.training import checkpoint, engine
 from minimodal.training.engine import Interrupted
 
 SCRIPT = [sys.executable, str(Path(toys.__file__))]
@@ -180,6 +181,35 @@ def test_only_the_last_two_states_are_kept(finished):
     names = sorted(path.name for path in (finished[0] / "state").iterdir())
     states = ["step-00000006.pt", "step-00000008.pt"]
     assert names == sorted(states + [name + ".sha256" for name in states])
+
+
+def steps_kept(out: Path) -> list[int]:
+    return [int(path.stem[5:]) for path in sorted(out.glob("state/step-*.pt"))]
+
+
+def test_of_the_states_that_keep_asks_for_the_newest_whole_one_goes_on(tmp_path, capsys):
+    kept = {"keep": 4, "checkpoint_every": 1}
+    whole, _ = toys.train("line", tmp_path, **kept)
+    assert steps_kept(tmp_path) == [5, 6, 7, 8]
+    for step in (6, 7, 8):
+        damage(checkpoint.state_path(tmp_path, step))
+    again, _ = toys.train("line", tmp_path, resume=True, **{**kept, "keep": 1})
+    assert capsys.readouterr().err.count("is damaged and skipped") == 3
+    assert all(map(torch.equal, whole.model.parameters(), again.model.parameters()))
+    assert steps_kept(tmp_path) == [8] and checkpoint.newest_state(tmp_path)["step"] == 8
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(0, [8]), (60, [8]), (1e-9, [7, 8])])
+def test_a_clock_saves_states_too(tmp_path, minutes, steps):
+    toys.train("line", tmp_path, checkpoint_every=0, checkpoint_minutes=minutes)
+    assert steps_kept(tmp_path) == steps
+
+
+def test_the_clock_strikes_once_each_so_many_minutes():
+    seconds = [0, 30, 59, 61, 90, 119.9, 120, 400]
+    pairs = list(itertools.pairwise(seconds))
+    assert [b for a, b in pairs if engine.struck(1, a, b)] == [61, 120, 400]
+    assert not any(engine.struck(0, a, b) for a, b in pairs)
 
 
 def test_the_checksum_is_what_sha256sum_checks(finished):
@@ -519,10 +549,10 @@ def test_steps_go_on_while_a_state_is_written(tmp_path, monkeypatch):
     wrote, plain, steps = threading.Event(), checkpoint.save_state, []
     after = toys.Line.after_step
 
-    def slow(out, state):
+    def slow(out, state, *, keep):
         if state["step"] == 3:  # until the training has gone two steps further
             assert wrote.wait(60)
-        plain(out, state)
+        plain(out, state, keep=keep)
 
     def noted(self, step, batches):
         steps.append(step)
@@ -540,9 +570,9 @@ def test_steps_go_on_while_a_state_is_written(tmp_path, monkeypatch):
 def test_a_state_is_that_of_its_step_though_later_ones_change_the_weights(tmp_path, monkeypatch):
     plain, after, then, gone_on = checkpoint.save_state, toys.Line.after_step, {}, threading.Event()
 
-    def slow(out, state):
+    def slow(out, state, *, keep):
         assert gone_on.wait(60)
-        plain(out, state)
+        plain(out, state, keep=keep)
 
     def noted(self, step, batches):
         if step == 2:
