@@ -40,7 +40,9 @@ BY_TEST = {
     ),
     # one process is refused
     "torchrun --nproc_per_node=2 train.py dalle --data shapes --vqgan runs/demo/vqgan "
-    "--out runs/shares --fsdp": ("tests/training/test_world_size.py", "spread(kind, folder, fsdp=fsdp)"),
+    "--out runs/shares --fsdp": (
+        "tests/training/test_world_size.py", "spread(kind, folder, fsdp=fsdp)",
+    ),
 }  # fmt: skip
 STARTS = {
     ("python", "train.py"): ["train"],
