@@ -62,7 +62,8 @@ class CLIPConfig:
     preprocessing: str | Preprocessing = "square"  # crop, then resize; "openai": Preprocessing()
 
     def __post_init__(self) -> None:
-        if min(self.image_size, self.patch_size, self.embed_width, *self.stem) < 1:
+        widths = (self.vision_width, self.text_width, self.embed_width, *self.stem)
+        if min(self.image_size, self.patch_size, *widths) < 1:
             raise UserError("a CLIP's image size, patch size, widths and stem are 1 or more")
         if self.image_size % self.patch_size:
             raise UserError(

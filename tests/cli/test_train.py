@@ -63,6 +63,8 @@ def flags(**changes) -> list:
         (["clip", *flags(), "--vision-heads", "3"], "not divisible by 3 heads"),
         (["clip", *flags(), "--text-activation", "foo"], "gelu"),
         (["clip", *flags(), "--patch-size", "0"], "1 or more"),
+        (["clip", *flags(), "--vision-width", "-1"], "1 or more"),
+        (["clip", *flags(), "--loss-rows", "9" * 25], "a whole number below 2^32"),
         (["clip", *flags(precision="float32"), "--accumulate", "32"], "smaller --accumulate"),
         (["dalle", *flags(vqgan="x"), "--guidance", "-1"], "guidance -1"),
         (["dalle", *flags(vqgan="x"), "--pool", "0"], "pool 0"),
