@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.conv import PixelAttention
 from minimodal.blocks.discriminator import PatchDiscriminator, generator_loss, hinge_loss, weigh
+from minimodal.blocks.pixel_attention import PixelAttention
 from minimodal.blocks.transformer import Attention
 from minimodal.clip import CLIP, CLIPConfig, contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from helpers import ROOT, script, systems
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -216,9 +217,11 @@ def test_sharded_weights_are_gathered_twice_and_their_gradients_scattered_once()
     net = Transformer(64, 3, 4, causal=True)
     P = sum(p.numel() for p in net.parameters())
     with group(8):
+        # Said, for where another test has made an accelerator FSDP would take that one.
+        mesh = init_device_mesh("cpu", (8,))
         for block in net.blocks:
-            fully_shard(block)
-        fully_shard(net)
+            fully_shard(block, mesh=mesh)
+        fully_shard(net, mesh=mesh)
         with Moved() as moved:
             net(torch.zeros(1, 5, 64)).sum().backward()
     assert moved.bytes == {"allgather": 2 * 4 * P, "reduce_scatter": 4 * P}
