@@ -1,6 +1,9 @@
 """The recipes of unCLIP's decoder, and from one of them to a task.
 
 Read `minimodal/unclip/decoder.py` before.
+
+Minutes are those of one core of an AMD EPYC (Zen 4), by the process's own clock beside other work:
+in float32 as on a CPU with AVX2 only, in bfloat16 with AVX-512.
 """
 
 from dataclasses import replace
@@ -17,7 +20,7 @@ from minimodal.unclip.decoder import Decoder, DecoderConfig
 
 
 def decoder_shapes() -> Recipe:
-    """The Shapes world, in pixels."""
+    """The Shapes world, in pixels; 42 minutes in float32, 25 in bfloat16."""
     return Recipe(
         DecoderConfig(depth=1, time_mean=0.8),
         DecoderTraining(pool=24_576, guidance=1.5),
@@ -34,7 +37,8 @@ def decoder_shapes() -> Recipe:
 
 
 def on_codes(vqgan: Path) -> Recipe:
-    """The Shapes world, as the code vectors of a VQGAN: a flat network over its 8 x 8 codes."""
+    """The Shapes world, as the code vectors of a VQGAN: a flat network over its 8 x 8 codes; 40
+    minutes in float32, 30 in bfloat16."""
     recipe = decoder_shapes()
     return recipe._replace(
         model=replace(recipe.model, patch=4, channels=96, multipliers=(1,), depth=2),

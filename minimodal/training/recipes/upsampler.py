@@ -1,6 +1,9 @@
 """The recipes of unCLIP's up-sampler, and from one of them to a task.
 
 Read `minimodal/unclip/upsampler.py` before.
+
+Minutes are those of one core of an AMD EPYC (Zen 4), by the process's own clock beside other work:
+in float32 as on a CPU with AVX2 only, in bfloat16 with AVX-512.
 """
 
 from pathlib import Path
@@ -15,7 +18,7 @@ from minimodal.unclip.upsampler import Upsampler, UpsamplerConfig
 
 
 def upsampler_shapes() -> Recipe:
-    """From 32 to 64 pixels."""
+    """From 32 to 64 pixels; six minutes in float32, three and a half in bfloat16."""
     return Recipe(
         UpsamplerConfig(),
         UpsamplerTraining(),
