@@ -1,8 +1,4 @@
-"""CLIP's recipes, and from one of them to a task. Read `minimodal/clip.py` before.
-
-Minutes are those of one core of an AMD EPYC (Zen 4), by the process's own clock beside other work:
-in float32 as on a CPU with AVX2 only, in bfloat16 with AVX-512.
-"""
+"""CLIP's recipes, and from one of them to a task. Read `minimodal/clip.py` before."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,9 +1,6 @@
 """The recipes of unCLIP's decoder, and from one of them to a task.
 
 Read `minimodal/unclip/decoder.py` before.
-
-Minutes are those of one core of an AMD EPYC (Zen 4), by the process's own clock beside other work:
-in float32 as on a CPU with AVX2 only, in bfloat16 with AVX-512.
 """
 
 from dataclasses import replace
