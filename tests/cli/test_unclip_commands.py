@@ -152,6 +152,7 @@ def test_a_picture_of_another_size_is_resized_and_that_is_said(draw):
         (["a red zebra"], "no caption of the training had 'zebra'"),
         (["--edit", "a.png", "a red square", "a zebra"], "no caption of the training had 'zebra'"),
         (["--mix", "a zebra:1"], "no caption of the training had 'zebra'"),
+        (["--mix", "a red circle:1", "no.png:1"], "--mix no.png: no such file"),
         (["--mix", "a.png:1", "a.png:-1"], "leave nothing of what is mixed"),
         (["--strip", "a.png", "--prior", "."], "--prior is for prompts"),
         (["--edit", "a.png"], "--edit takes a picture and two captions"),

@@ -37,6 +37,7 @@ from minimodal.cli.generate.shared import (
 from minimodal.cli.unclip import load_unclip, prior_beside
 from minimodal.clip import CLIP
 from minimodal.data.images import centre_square
+from minimodal.data.listing import SUFFIXES, suffix_of
 from minimodal.drawing import save_gif, to_picture
 from minimodal.errors import UserError
 from minimodal.runs import find
@@ -147,6 +148,9 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[UnCLIP, Sampler, C
             "prior, or give --run with a run of train.py decoder"
         )
     mixed = [weight_of(item)[0] for item in arguments.mix or ()]
+    for what in mixed:
+        if suffix_of(what) in SUFFIXES and not Path(what).is_file():
+            raise UserError(f"--mix {what}: no such file")
     texts = arguments.prompts + [what for what in mixed if not Path(what).is_file()]
     if arguments.prior and not texts:
         raise UserError("--prior is for prompts: there is none here, so leave it out")
