@@ -33,7 +33,7 @@ BY_CI = {
 # Too long even for tiny models: the test that has run it, and what shows it there.
 BY_TEST = {
     "python train.py demo --with unclip": (
-        "tests/cli/test_unclip.py", "add_unclip(out, 0",
+        "tests/cli/test_unclip_commands.py", "add_unclip(out, 0",
     ),
     "python benchmarks/dalle_study.py runs/demo/dalle": (
         "tests/benchmarks/test_dalle_study.py", "dalle_study.main([str(folder)",
