@@ -44,6 +44,13 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",") if part)
 
 
+def whole(text: str) -> int:
+    """A whole number of a size that models and generators can hold."""
+    if not re.fullmatch(r"\s*[+-]?\d{1,10}\s*", text) or abs(int(text)) >= 2**32:
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected a whole number below 2^32")
+    return int(text)
+
+
 def truth(text: str) -> bool:
     """yes and no, in the usual spellings."""
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -61,7 +68,7 @@ def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: 
             continue
         value, kind = getattr(values, field.name), types[field.name]
         kind = int if kind == (int | None) else kind
-        converter = {bool: truth, tuple[int, ...]: numbers}.get(kind, kind)
+        converter = {int: whole, bool: truth, tuple[int, ...]: numbers}.get(kind, kind)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         shown = "none" if shown in ("", None) else shown
         group.add_argument(

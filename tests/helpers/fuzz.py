@@ -185,8 +185,8 @@ def values(action: argparse.Action) -> st.SearchStrategy[str]:
         own = FILES
     elif action.dest == "data":
         own = SPECS
-    elif action.type in (int, float):
-        own = NUMBERS if action.type is int else REALS
+    elif action.type in (int, float, train.whole):
+        own = REALS if action.type is float else NUMBERS
     elif action.type in (train.numbers, generate.shared.read_box, generate.shared.read_seeds):
         own = LISTS
     else:

@@ -19,7 +19,7 @@ NEEDS = {"vqgan-prior": ("vqgan", "codes"), "dalle": ("vqgan", "codes"),
          "prior": ("clip", "embeddings"), "decoder": ("clip", "embeddings")}  # fmt: skip
 QUANTIZERS = ("vqgan", "vqgan-gradient", "vqgan-gumbel")
 KINDS = (*QUANTIZERS, "vqgan-prior", "clip", "dalle", "prior", "decoder", "upsampler")
-SHARED = ("clip", "dalle")  # here also with a share of the weights for each process
+SHARED = ("vqgan-gumbel", "clip", "dalle")  # here also with a share of the weights for each process
 
 
 def train(kind: str, folder: str | Path, **settings) -> None:

@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import systems
 from helpers.processes import together
-from test_parallel import KINDS, NEEDS, check_losses, check_weights, give_what_it_needs, train
+from test_parallel import NEEDS, check_losses, check_weights, give_what_it_needs, train
 
 from minimodal.training.checkpoint import newest_state
 
-UNSHARED = ("vqgan-gradient",)  # --fsdp refuses it
+KINDS = tuple(systems.TINY)
 FOUR, SHARES = "four", "shares"
 ENDED = {  # by whom, and who began: after ten steps
     "one after four": FOUR, "two after four": FOUR, "shares after four": FOUR,
@@ -22,8 +23,7 @@ kinds, *folders = sys.argv[1:]
 for kind in kinds.split():
     for folder in folders:
         fsdp = "shares" in folder.split("/")[-1].split("_after_")[0]
-        if not fsdp or kind != "vqgan-gradient":
-            test_world_size.spread(kind, folder, fsdp=fsdp)
+        test_world_size.spread(kind, folder, fsdp=fsdp)
 """
 
 
@@ -56,23 +56,22 @@ def begin(kind: str, began: Path, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A folder of runs for each way to train them."""
-    kinds, place = KINDS, tmp_path_factory.mktemp("runs")
+    place = tmp_path_factory.mktemp("runs")
     folders = {way: place / way.replace(" ", "_") for way in ("one", FOUR, SHARES, *ENDED)}
-    for kind in kinds:
+    for kind in KINDS:
         spread(kind, folders["one"])
         for way in (FOUR, SHARES):
             folders[way].mkdir(exist_ok=True)
             give_what_it_needs(kind, folders["one"], folders[way])
-    processes(4, kinds, folders[FOUR])
-    for kind in kinds:
+    processes(4, KINDS, folders[FOUR])
+    for kind in KINDS:
         for way in ("one after four", "two after four", "shares after four"):
             begin(kind, folders[FOUR], folders[way])
-    processes(2, kinds, *(folders[w] for w in (SHARES, "two after four", "shares after four")))
-    for kind in kinds:
+    processes(2, KINDS, *(folders[w] for w in (SHARES, "two after four", "shares after four")))
+    for kind in KINDS:
         spread(kind, folders["one after four"])
-        if kind not in UNSHARED:
-            begin(kind, folders[SHARES], folders["one after shares"])
-            spread(kind, folders["one after shares"])
+        begin(kind, folders[SHARES], folders["one after shares"])
+        spread(kind, folders["one after shares"])
     return folders
 
 
@@ -80,8 +79,6 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", [FOUR, SHARES, *ENDED])
 def test_however_it_is_spread_a_run_has_the_weights_and_losses_of_one_process(runs, way, kind):
-    if "shares" in way and kind in UNSHARED:
-        return  # test_sharding.py: it is refused
     check_weights(runs["one"] / kind, runs[way] / kind)
     # CLIP's loss on differences takes the direction between equal captions from their rounding.
     check_losses(runs["one"] / kind, runs[way] / kind, rel=3e-4 if kind == "clip" else 1e-5)

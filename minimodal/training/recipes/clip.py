@@ -1,4 +1,8 @@
-"""CLIP's recipes, and from one of them to a task. Read `minimodal/clip.py` before."""
+"""CLIP's recipes, and from one of them to a task. Read `minimodal/clip.py` before.
+
+Minutes are those of one core of an AMD EPYC (Zen 4), by the process's own clock beside other work:
+in float32 as on a CPU with AVX2 only, in bfloat16 with AVX-512.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +54,7 @@ def clip_shapes() -> Recipe:
 
 
 def clip_small() -> Recipe:
-    """CIFAR-sized pictures with class captions; ten minutes of one core.
+    """CIFAR-sized pictures with class captions; 36 minutes in float32, 20 in bfloat16.
 
     Residual blocks from the full size on (they see what a patch of 8 pixels blurs: 82 % instead
     of 70 % zero-shot in the same time), one block of attention behind them, and a small text
@@ -74,7 +78,8 @@ def clip_small() -> Recipe:
 
 
 def clip_photos() -> Recipe:
-    """Captioned photographs at 64 pixels; not mirrored, since captions speak of left and right."""
+    """Captioned photographs at 64 pixels; an hour in float32, 34 minutes in bfloat16. Not mirrored,
+    since captions speak of left and right."""
     recipe = clip_small()
     return recipe._replace(
         model=replace(
