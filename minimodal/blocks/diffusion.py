@@ -356,16 +356,16 @@ def walk(
 
 
 @torch.no_grad()
-def invert(denoise: Denoise, x: Tensor, path: Path, *, steps: int) -> Tensor:
+def invert(denoise: Denoise, x: Tensor, path: Path, *, steps: int, start: float = 0.0) -> Tensor:
     """The noise from which DDIM's walk of as many steps leads to x, nearly: the walk backwards.
 
     The step from s down to t took the estimate at x_s, which is not known yet. It is found in two
     rounds: x_s is moved by as much as its step down misses x_t.
 
-    x: (B, …) the data
+    x: (B, …) the data, or with noise of the time `start`
     returns: (B, …)
     """
-    times, x_t = walk_times(steps, device=x.device).flip(0), x  # rising
+    times, x_t = torch.linspace(start, 1, steps + 1, device=x.device), x
     for i in range(steps):
         t, s = (times[j].expand(len(x)) for j in (i, i + 1))
         x_s = x_t

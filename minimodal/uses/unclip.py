@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minimodal.blocks.diffusion import NOISE, Path, Sampler, Start, invert, slerp
 from minimodal.blocks.painter import Chunk, Painter, Request
+from minimodal.blocks.sampling import normal
 from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.unclip.decoder import Caption, Conditions, Decoder, read_captions, tell
@@ -26,7 +27,7 @@ from minimodal.unclip.upsampler import Upsampler
 from minimodal.uses.embedding import embed_captions, embed_pictures
 
 LEVEL = 0.1  # noise that a prior's embedding is taken to have
-INVERSION_STEPS = 64
+INVERSION_STEPS, INVERSION_START = 32, 0.2
 SAMPLER = Sampler()
 Prior = DiffusionPrior | AutoregressivePrior
 
@@ -94,15 +95,20 @@ class UnCLIP:
         return told if texts else told._replace(captioned=~told.captioned)
 
     def noise_of(self, pictures: Tensor, told: Conditions) -> Tensor:
-        """x_T: the noise from which DDIM's walk leads to the pictures again.
+        """x_T: the noise from which DDIM's walk leads to the pictures again, all but exactly.
 
         pictures: (B, 3, S, S) uint8
         told: Conditions of them
         returns: (B, C, H, W)
         """
-        denoise = self.decoder.denoiser(told, SAMPLER)
+        # differs from the paper: begun with a little noise. Codes are points, and so are flat
+        # colours: the noise that leads to a point is far from any that the decoder has seen (its
+        # deviation is 3 to 20, not 1), and holds the picture so fast that an edit cannot move it.
+        denoise, x = self.decoder.denoiser(told, SAMPLER), self.latents(pictures)
+        noise = normal(x[:1], torch.Generator(self.device).manual_seed(0)).expand_as(x)
+        begun = self.noised(x, noise, time=INVERSION_START).x_t
         path = Path(self.decoder.config.path)
-        return invert(denoise, self.latents(pictures), path, steps=INVERSION_STEPS)
+        return invert(denoise, begun, path, steps=INVERSION_STEPS, start=INVERSION_START)
 
     def embed_prompt(self, prompt: str, generator: torch.Generator) -> Tensor:
         """A prompt as one of the embeddings that the prior draws for it.

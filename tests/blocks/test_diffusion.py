@@ -230,6 +230,19 @@ def test_a_walk_and_its_inversion_come_back():
     assert float((again - x).abs().max()) < 1e-2
 
 
+def test_an_inversion_of_points_gives_noise_only_if_it_begins_in_some():
+    """Where the data are points their exact inverse is anything; with a little noise in them it is
+    what noise is, and leads back to them."""
+    path, points = Path("straight"), 3 * noise(4, 64, seed=2)
+    x, denoise = points.repeat(50, 1), ideal(path, points)
+    exact = invert(denoise, x, path, steps=32)
+    start = path.noised(x, noise(200, 64, seed=3), torch.full((200,), 0.2))
+    begun = invert(denoise, start, path, steps=32, start=0.2)
+    assert float(begun.std()) == pytest.approx(1, abs=0.1) and float(exact.std()) > 2
+    again = walk(denoise, begun, Sampler("ddim", steps=32), path)
+    assert float((again - x).abs().max()) < 1e-2
+
+
 def test_what_is_held_stays_and_the_rest_goes_with_it():
     """Points of two numbers, one of which is held: the other is that of a point with it."""
     points = torch.tensor([[-2.0, 1.0], [2.0, -1.0]])
