@@ -48,7 +48,7 @@ def on_codes(vqgan: Path) -> Recipe:
 def decoder_small() -> Recipe:
     """CIFAR-sized pictures with class captions."""
     recipe = decoder_shapes()
-    return recipe._replace(training=DecoderTraining(flip=True, guidance=1.5))
+    return recipe._replace(training=DecoderTraining(flip=True, guidance=3.0))
 
 
 def build(recipe: Recipe, spec: str, runs: dict[str, Path], device: str = "cpu") -> DecoderTask:
