@@ -214,14 +214,13 @@ def measure(
     if parts[0].kind == "shapes":
         return on_shapes(model, WORLDS[parts[0].part or "shapes"], arguments)
     if isinstance(model, DALLE | Decoder):
-        drawer = drawer_of(model, arguments)
         found = networks(arguments, next(model.parameters()).device)
         if found.judge is None and found.clip is None:
             raise UserError(
                 f"--data {spec}: only the Shapes world has an oracle; say who looks at the "
                 "pictures with --clip, or --judge for CIFAR-10"
             )
-        return drawn_on_data(drawer, spec, arguments, found)
+        return drawn_on_data(drawer_of(model, arguments), spec, arguments, found)
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
     if isinstance(model, VQGAN):

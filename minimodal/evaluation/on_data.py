@@ -142,16 +142,15 @@ def save_both(images: Tensor, decoded: Tensor, folder: Path) -> None:
                 to_picture(picture).save(path)
 
 
-def clip_frechet(clip: CLIP, true: Tensor, drawn: Tensor) -> float:
-    """The Fréchet distance between two sets of pictures on a CLIP's features: unit embeddings
-    stretched to the size that features usually have.
+def frechet_features(clip: CLIP, pictures: Tensor) -> Tensor:
+    """What a CLIP's Fréchet distance is taken on: unit embeddings stretched to the size that
+    features usually have.
 
-    true: (N, 3, H, W) uint8
-    drawn: (M, 3, H, W) uint8
+    pictures: (N, 3, H, W) uint8
+    returns: (N, E)
     """
-    first, second = (embed_pictures(clip, part).cpu() for part in (true, drawn))
-    stretch = first.shape[1] ** 0.5
-    return frechet_distance(first * stretch, second * stretch)
+    units = embed_pictures(clip, pictures).cpu()
+    return units * units.shape[1] ** 0.5
 
 
 def vqgan_on_data(
@@ -174,7 +173,8 @@ def vqgan_on_data(
     scores["codes_used"] = again.used
     manifest: dict[str, Any] = {}
     if networks.clip is not None:
-        scores["clip_frechet"] = clip_frechet(networks.clip, images, decoded)
+        sets = (frechet_features(networks.clip, part) for part in (images, decoded))
+        scores["clip_frechet"] = frechet_distance(*sets)
         manifest["clip_features"] = "unit image embeddings times the root of their length"
     if networks.judge is not None:
         seen, again_seen = (networks.judge.classify(part) for part in (images, decoded))
@@ -226,9 +226,8 @@ def distance_of_drawn(
     and, below which no drawing comes, between the two halves of the unseen ones."""
     if len(val) < 4:
         raise UserError(f"{val.name}: {len(val)} pictures: a distance (--clip) needs 4 or more")
-    true = torch.from_numpy(val.images(np.arange(len(val))))
+    true = frechet_features(clip, torch.from_numpy(val.images(np.arange(len(val)))))
     captions = [val.all_captions(i)[0] for i in range(min(n, len(val)))]
-    halves = clip_frechet(clip, true[::2], true[1::2])
-    return rounded(
-        {"clip_frechet": clip_frechet(clip, true, draw(captions, 1, seed)), "of_halves": halves}
-    )
+    drawn = frechet_features(clip, draw(captions, 1, seed))
+    halves = frechet_distance(true[::2], true[1::2])
+    return rounded({"clip_frechet": frechet_distance(true, drawn), "of_halves": halves})
