@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import systems, toys
+from helpers.processes import together
+from test_parallel import check_weights, give_what_it_needs, train
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -144,6 +146,30 @@ def test_a_run_of_before_there_was_the_option_goes_on_without_it(tmp_path):
     toys.train("line", tmp_path / "run", steps=6, resume=True)
     with pytest.raises(UserError, match=r"skip-spikes 0\.0, not --skip-spikes 5"):
         toys.train("line", tmp_path / "run", steps=8, resume=True, skip_spikes=5.0)
+
+
+SHARED_STEPS = """
+import sys
+import test_guards
+test_guards.half_of_them(sys.argv[1], fsdp=True)
+"""
+
+
+def half_of_them(out: str | Path, *, fsdp: bool = False) -> None:
+    """A run that leaves out what is above the median of three."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "SPIKE_WINDOW", 3)
+        train("dalle", out, fsdp=fsdp, steps=8, optimizer="muon", skip_spikes=1.001)
+
+
+@pytest.mark.slow
+def test_processes_with_shares_of_the_weights_leave_out_the_same_steps(tmp_path):
+    half_of_them(tmp_path / "one")
+    give_what_it_needs("dalle", tmp_path / "one", tmp_path / "two")
+    together(["-c", SHARED_STEPS, str(tmp_path / "two")], ranks=2)
+    one, two = (checkpoint.read_metrics(tmp_path / n / "dalle")[-2] for n in ("one", "two"))
+    assert one["skipped_steps"] == two["skipped_steps"] > 1
+    check_weights(tmp_path / "one" / "dalle", tmp_path / "two" / "dalle")
 
 
 # ---- memory
