@@ -28,7 +28,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from minimodal.errors import UserError
 from minimodal.files import make_folder
-from minimodal.training import checkpoint, distributed, probe
+from minimodal.training import checkpoint, distributed, guards, probe
 from minimodal.training.batches import Batches
 from minimodal.training.contract import Interrupted, Phase, Task, TrainConfig
 from minimodal.training.optim import lr_at
@@ -62,7 +62,7 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
 
     Loss and grad_norm of the second phase begin with its name. Nothing here waits for the device.
     """
-    config, step = training.config, training.step
+    config, step, training.moved = training.config, training.step, False
     metrics: dict[str, Tensor | float] = {}
     select(training.phases, training.phases[0])
     with torch.no_grad(), probe.autocast(training.here.device, config.precision):
@@ -82,9 +82,13 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
         metrics |= {name: value / len(batches) for name, value in sums.items()}
         if loss.requires_grad:
             norm = clip_grad_norm_(trained.parameters, config.clip_norm or math.inf, foreach=True)
-            metrics[prefix + "grad_norm"] = whole(norm)
+            norm = metrics[prefix + "grad_norm"] = whole(norm)
+            if trained.spikes is not None:
+                found = trained.spikes.watch(trained.optimizer, norm, step)
+                metrics[prefix + "skipped_steps"] = found
             for group in trained.optimizer.param_groups:
                 group["lr"] = lr * trained.phase.lr_scale
+            training.moved = True
             with probe.autocast(training.here.device, config.precision):  # Muon multiplies matrices
                 trained.optimizer.step()
             trained.optimizer.zero_grad()
@@ -96,6 +100,13 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
         if training.ema is not None:
             follow(training)
     return metrics
+
+
+def fitting_step(training: Training, batches: list[dict], *, lr: float) -> dict:
+    """The same, of smaller micro-batches where the device has no memory for these."""
+    return guards.fit(
+        training, lambda: train_step(training, guards.cut(batches, training.parts), lr=lr)
+    )
 
 
 def follow(training: Training) -> None:
@@ -242,7 +253,7 @@ def loop(
             training.step, done, lr=config.lr, warmup=config.warmup,
             min_lr_ratio=config.min_lr_ratio,
         )  # fmt: skip
-        metrics = train_step(training, batches.next(here.device), lr=lr)
+        metrics = fitting_step(training, batches.next(here.device), lr=lr)
         training.step += 1
         step = training.step
         before, now = training.seconds, time.perf_counter() - began
@@ -323,6 +334,8 @@ def run(
     """
     out, began = Path(out), time.perf_counter()
     here = distributed.start(device)
+    if config.deterministic:
+        guards.repeat_exactly()
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where float32 is multiplied
     rows = micro_rows(config, here)
@@ -340,7 +353,9 @@ def run(
             training.restore(state)
             if (before := finished(training, out, data_spec)) is not None:
                 return before
-        precision, flops, peak = measure(training, rows[0])
+        precision, flops, peak = guards.fit(
+            training, lambda: measure(training, guards.rows_at_once(training))
+        )
         config = training.config = replace(config, precision=precision)
         if here.main:
             begin(training, out, described)

@@ -56,7 +56,7 @@ def check(name: str, argv: list[str], files: Path, folder: Path) -> int:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_any_arguments_and_files_end_with_work_done_or_one_line(name, files, tmp_path, request):
     minutes = request.config.getoption("--fuzz-minutes") / len(COMMANDS)
-    counts, chosen = Counter(), EXAMPLES if not minutes else 50
+    counts, chosen = Counter(), EXAMPLES if not minutes else 10
 
     @settings(
         max_examples=chosen, deadline=None, database=None, derandomize=not minutes,

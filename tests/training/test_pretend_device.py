@@ -31,7 +31,7 @@ from minimodal.vqgan_clip.prompts import read_prompts
 
 KINDS = list(systems.TINY)
 CPU = Distributed(torch.device("cpu"))
-ENGINE = replace(systems.ENGINE, optimizer="muon", accumulate=2, steps=8)
+ENGINE = replace(systems.ENGINE, optimizer="muon", accumulate=2, steps=8, skip_spikes=2.0)
 # Where the host may wait: constants come to the device once; VQGAN places its codes once, and
 # looks once whether a run before this one has done so.
 FIRST, MAY_WAIT = 0, {"vqgan": (2, 3)}
