@@ -33,6 +33,7 @@ from minimodal.blocks.pixel_attention import PixelAttention
 from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes
 from minimodal.blocks.quantizer_variants import check_quantizer, make_quantizer
+from minimodal.blocks.tiles import in_tiles
 from minimodal.blocks.vqgan_checks import check_factors, check_kernels
 from minimodal.errors import UserError
 
@@ -108,6 +109,12 @@ class VQGANConfig:
     def grid(self) -> int:
         """h = w: codes a side."""
         return self.image_size // self.factor
+
+    @property
+    def tile(self) -> int:
+        """Codes a side of what is decoded at once: 512 pixels, or twice training's where that is
+        more. Larger pictures are decoded in tiles."""
+        return max(2 * self.grid, 512 // self.factor)
 
 
 def levels(config: VQGANConfig, *, down: bool, kernel: int, local: bool) -> list[nn.Module]:
@@ -260,7 +267,13 @@ class VQGAN(nn.Module):
         z: (B, C, h, w)
         returns: (B, 3, H, W)
         """
-        return self.decoder(self.from_codes(z))
+
+        def at_once(z: Tensor) -> Tensor:
+            return self.decoder(self.from_codes(z))
+
+        if max(z.shape[-2:]) <= self.config.tile:  # all that a training sees
+            return at_once(z)
+        return in_tiles(at_once, z, tile=self.config.tile, factor=self.config.factor)
 
     def decode(self, z: Tensor) -> Tensor:
         """Code vectors to pictures.

@@ -14,7 +14,16 @@ from helpers.fuzz import COMMANDS, call, line, write_files
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from minimodal.cli import doctor
+
 EXAMPLES = 2  # of each command
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """doctor's trainings are long, and not about arguments."""
+    monkeypatch.setattr(doctor, "STEPS", 2)
+    monkeypatch.setattr(doctor, "PEAK_SIZE", 64)
 
 
 @pytest.fixture(scope="module")
