@@ -1,9 +1,11 @@
 """What each choice of unCLIP's decoder brings: one change at a time, trained short, by the oracle.
 
     python benchmarks/unclip_ablation.py runs/demo --out runs/ablation [--steps 800] [-n 200]
+        [--only "as the recipe" …] [--seed 0]
 
 Takes the CLIP, VQGAN and prior of a demo folder (`train.py demo --with unclip`). A table on stdout,
-and with --plot FILE bars (needs matplotlib). Variants that are trained already are only scored.
+and with --plot FILE bars (needs matplotlib). Variants that are trained already are only scored. All
+train in one --precision: `auto` measures, and beside other work may choose anew for each of them.
 """
 
 import argparse
@@ -31,15 +33,18 @@ VARIANTS: dict[str, list[str]] = {
 COLUMNS = ("prior, one object", "prior, all", "true, one object", "true, all")
 
 
-def trained(name: str, demo: Path, out: Path, steps: int) -> Path:
-    """The run of a variant, trained if it is not."""
+def trained(name: str, demo: Path, out: Path, engine: list[str]) -> Path:
+    """The run of a variant, trained if it is not.
+
+    engine: flags of the engine, the same for all
+    """
     run = out / name.replace(" ", "-").replace(",", "")
     if not (run / "model.safetensors").exists():
         flags = VARIANTS[name] if name == "pixels" else ["--vqgan", str(demo / "vqgan"), *CODES]
         flags = ["--depth", "1"] if name == "pixels" else flags + VARIANTS[name]
         train.main(
             ["decoder", "--data", "shapes", "--clip", str(demo / "clip"), "--out", str(run),
-             "--steps", str(steps), *flags]
+             *engine, *flags]
         )  # fmt: skip
     return run
 
@@ -83,14 +88,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("demo", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings (default: 0)")
+    parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("-n", type=int, default=200)
     arguments = parser.parse_args()
     print(f"| {arguments.steps} steps | {' | '.join(COLUMNS)} |\n| --- |{' --- |' * len(COLUMNS)}")
     table = {}
-    for name in VARIANTS:
-        run = trained(name, arguments.demo, arguments.out, arguments.steps)
+    engine = [
+        "--steps", str(arguments.steps), "--seed", str(arguments.seed),
+        "--precision", arguments.precision,
+    ]  # fmt: skip
+    for name in arguments.only:
+        run = trained(name, arguments.demo, arguments.out, engine)
         table[name] = scores_of(run, arguments.demo / "prior", arguments.n)
         print(f"| {name} | {' | '.join(f'{value:.0f}' for value in table[name])} |", flush=True)
     if arguments.plot:

@@ -271,6 +271,8 @@ class VQGAN(nn.Module):
         def at_once(z: Tensor) -> Tensor:
             return self.decoder(self.from_codes(z))
 
+        if max(z.shape[-2:]) <= self.config.tile:  # all that a training sees
+            return at_once(z)
         return in_tiles(at_once, z, tile=self.config.tile, factor=self.config.factor)
 
     def decode(self, z: Tensor) -> Tensor:

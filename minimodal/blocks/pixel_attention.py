@@ -34,8 +34,9 @@ class PixelAttention(nn.Module):
         """
         B, C, H, W = x.shape
         h, heads = self.norm(x), self.heads
+        # Contiguous: the fused kernel wants d side by side, and torch's way without it is slow.
         q, k, v = (
-            rearrange(conv(h), "B (n d) H W -> B n (H W) d", n=heads)
+            rearrange(conv(h), "B (n d) H W -> B n (H W) d", n=heads).contiguous()
             for conv in (self.q, self.k, self.v)
         )  # (B, n, H*W, d) each
         if tokens is not None:

@@ -100,10 +100,13 @@ def draw_far(distances: Tensor, n: int, generator: torch.Generator) -> Tensor:
     distances: (N,) squared distances, >= 0
     returns: (n,) int64
     """
-    cumulative = (distances.double() + 1e-12).cumsum(0)
+    # Whole numbers: on CUDA only their running sums are the same each time.
+    shares = distances.double() / distances.double().sum().clamp(min=1e-12)
+    cumulative = ((shares * 2.0**50).long() + 1).cumsum(0)
     u = torch.rand(n, generator=generator, dtype=torch.float64)
     u = u.to(distances.device, non_blocking=True)
-    return torch.searchsorted(cumulative, u * cumulative[-1]).clamp(max=len(distances) - 1)
+    places = torch.searchsorted(cumulative, (u * cumulative[-1]).ceil().long())
+    return places.clamp(max=len(distances) - 1)
 
 
 class Codebook(nn.Module):

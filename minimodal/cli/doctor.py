@@ -25,9 +25,10 @@ import torch
 
 from minimodal.data.loading import open_data
 from minimodal.errors import UserError
+from minimodal.training.between import begin
 from minimodal.training.checkpoint import git_commit, save_weights, versions
 from minimodal.training.distributed import Distributed, pick_device
-from minimodal.training.engine import begin, train_step
+from minimodal.training.engine import train_step
 from minimodal.training.prepare import build
 from minimodal.training.probe import matmul_peak
 from minimodal.training.recipes import SYSTEMS, recipe_for, scale_events

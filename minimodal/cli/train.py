@@ -20,7 +20,7 @@ from minimodal.cli.demo import add_demo_flags, run_demo
 from minimodal.data.loading import KINDS, parse_spec, split_spec
 from minimodal.errors import UserError
 from minimodal.runs import find
-from minimodal.training import distributed
+from minimodal.training import distributed, guards
 from minimodal.training.checkpoint import load_run_config
 from minimodal.training.contract import Recipe
 from minimodal.training.engine import run
@@ -176,6 +176,8 @@ def train(arguments: argparse.Namespace) -> None:
             "torchrun --max-restarts starts the same command again where a process has died: add "
             "--resume, which goes on from the last saved state, or starts where there is none"
         )
+    if arguments.deterministic:  # before anything starts CUDA
+        guards.repeat_exactly()
     given = recipe_for(system, kind)
     recipe = Recipe(*(chosen(part, arguments) for part in given))
     recipe = place_events(system, recipe, given, arguments.out if arguments.resume else None)

@@ -25,6 +25,7 @@ class TrainConfig:
     minutes: float = 0.0  # > 0: the run and its schedule last this long, whatever the steps
     batch_size: int = 32  # of the whole step: all micro-batches of all processes
     accumulate: int = 1  # micro-batches per step: less memory, the same step
+    auto_batch: bool = False  # more of them where the memory does not hold one
     optimizer: str = "adamw"  # adamw, or muon for inner matrices (`optim.inner_matrices`)
     lr: float = 1e-3  # learning rate, at its highest
     min_lr_ratio: float = 0.05  # the cosine ends at this share of lr
@@ -33,10 +34,12 @@ class TrainConfig:
     beta2: float = 0.95  # of AdamW: memory of its square
     weight_decay: float = 0.01  # of linear maps and kernels
     clip_norm: float = 1.0  # longer gradients are shortened to this; 0 = no clipping
+    skip_spikes: float = 0.0  # no step where a gradient is X times the median of 101; 0 = all
     ema_decay: float = 0.0  # 0 = no averaged weights
     precision: str = "auto"  # auto, float32 or bfloat16
     compile: bool = False  # torch.compile
     fsdp: bool = False  # each process keeps its share of weights, gradients and optimiser state
+    deterministic: bool = False  # the same bits each time on CUDA, too, where an operator can
     seed: int = 0  # of weights and batches
     limit: int | None = None  # use at most N pictures
     log_every: int = 50  # steps
@@ -61,6 +64,8 @@ class TrainConfig:
                 raise UserError(f"{name} {getattr(self, name)}: expected from 0 to below 1")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError(f"lr {self.lr}: expected a number above 0")
+        if not (self.skip_spikes == 0 or self.skip_spikes > 1):
+            raise UserError(f"skip_spikes {self.skip_spikes}: expected more than 1, or 0 for none")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed {self.seed}: expected from 0 to {2**32 - 1}")
         if not math.isfinite(self.minutes):

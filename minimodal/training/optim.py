@@ -41,6 +41,9 @@ def parameter_groups(nets: Iterable[nn.Module], weight_decay: float) -> list[dic
     return [group for group in groups if group["params"]]
 
 
+SPIKE_WINDOW = 101  # steps, whose gradients' norms tell what is usual
+
+
 # differs from the paper: AdamW as in the papers, or Muon (`--optimizer muon`; the Shapes world's
 # recipes) for the matrices of Transformers or a VQGAN's kernels: it learns in fewer steps.
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -84,6 +87,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """One update of every matrix; those of one shape are orthogonalised together."""
+        taken = 1 - getattr(self, "found_inf", 0.0)  # 0 where `Spikes` has found one
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             updates: list[tuple[Tensor, Tensor, int]] = []
@@ -92,7 +96,7 @@ class Muon(torch.optim.Optimizer):
                     continue
                 state = self.state[weight]
                 mean = state.setdefault("mean", torch.zeros_like(weight))
-                mean.lerp_(weight.grad, 1 - group["momentum"])
+                mean.lerp_(weight.grad, (1 - group["momentum"]) * taken)
                 # Nesterov's look ahead; where each process has a share, all make the whole.
                 update = whole(weight.grad.lerp(mean, group["momentum"])).flatten(1)
                 # The fused projection to queries, keys and values is three matrices.
@@ -104,9 +108,38 @@ class Muon(torch.optim.Optimizer):
                 for part, even in zip(parts, orthogonalize(torch.stack(parts)), strict=True):
                     part.copy_(even)
             for weight, update, longest in updates:
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.mul_(1 - group["lr"] * group["weight_decay"] * taken)
                 update = share(update.view(weight.shape), weight)
-                weight.add_(update, alpha=-group["lr"] * longest**0.5)
+                weight.add_(update * taken, alpha=-group["lr"] * longest**0.5)
+
+
+class Spikes(nn.Module):
+    """Lets an optimiser pass over gradients far longer than usual, and counts them.
+
+    All of it stays on the device, so that nothing waits. What is no spike by then raises the
+    median, so a training whose gradients grow for good goes on.
+    """
+
+    def __init__(self, factor: float) -> None:
+        """factor: how many times the median of the last norms is a spike"""
+        super().__init__()
+        self.factor = factor
+        # Infinite at first: none is a spike before half of them are known.
+        self.register_buffer("norms", torch.full((SPIKE_WINDOW,), math.inf))
+        self.register_buffer("skipped", torch.zeros(()))
+
+    def watch(self, optimizer: "torch.optim.AdamW | Together", norm: Tensor, step: int) -> Tensor:
+        """Tell the optimiser whether its next step is one to leave out.
+
+        norm: () of the gradient
+        returns: () how many steps have been left out
+        """
+        spike = (norm > self.factor * self.norms.sort().values[SPIKE_WINDOW // 2]).float()
+        for part in getattr(optimizer, "optimizers", (optimizer,)):
+            part.found_inf = spike  # PyTorch's fused optimisers look there, as for GradScaler
+        self.norms[step % SPIKE_WINDOW] = norm
+        self.skipped = self.skipped + spike
+        return self.skipped
 
 
 class Together:

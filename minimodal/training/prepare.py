@@ -22,7 +22,7 @@ from minimodal.errors import UserError
 from minimodal.training import checkpoint, distributed, probe
 from minimodal.training.contract import Phase, Task, TrainConfig
 from minimodal.training.distributed import Distributed
-from minimodal.training.optim import Together, make_optimizer
+from minimodal.training.optim import Spikes, Together, make_optimizer
 from minimodal.training.pace import Pace
 from minimodal.training.sharding import Nets, joined, load_shares, shard
 
@@ -54,6 +54,7 @@ class Trained:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.AdamW | Together
     module: nn.Module  # PhaseLoss, wrapped where there are several processes
+    spikes: Spikes | None = None
     unused: bool = False  # some weights get no gradient
 
 
@@ -69,6 +70,8 @@ class Training:
     pace: Pace
     step: int = 0
     seconds: float = 0.0
+    parts: int = 1  # that `guards.fit` has cut each micro-batch into
+    moved: bool = False  # an optimiser has, in this step
     averaged: list[list[Tensor]] = field(default_factory=list)  # EMA's tensors, the model's
     nets: Nets | None = None  # under FSDP all nets, of which this process has its share
     spare: nn.Module | None = None  # under FSDP what rank 0 puts the best weights together in
@@ -98,6 +101,7 @@ class Training:
             "model": self.task.model.state_dict(),
             "extra": {name: net.state_dict() for name, net in self.task.extra.items()},
             "optimizers": {t.phase.name: t.optimizer.state_dict() for t in self.phases},
+            "spikes": {t.phase.name: t.spikes.state_dict() for t in self.phases if t.spikes},
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
         return state if self.nets is None else joined(state)
@@ -117,6 +121,8 @@ class Training:
             load_shares(net, state["extra"][name])
         for trained in self.phases:
             trained.optimizer.load_state_dict(state["optimizers"][trained.phase.name])
+            if trained.spikes is not None:
+                trained.spikes.load_state_dict(state["spikes"][trained.phase.name])
         if self.ema is not None:
             load_shares(self.ema, state["ema"])
 
@@ -173,6 +179,11 @@ def check_engines(task: Task, config: TrainConfig, here: Distributed) -> None:
             f"compile: {task.name} takes gradients within its loss (λ), which compiled graphs do "
             "not keep; leave --compile off"
         )
+    if config.auto_batch and here.world > 1:
+        raise UserError(
+            "auto_batch: one of several processes cannot make its steps smaller by itself; give "
+            "--accumulate instead"
+        )
     if config.fsdp and config.compile:
         raise UserError("fsdp: weights that come and go are not compiled; leave --compile off")
     if config.fsdp and here.world == 1:
@@ -218,7 +229,9 @@ def build(
             weight_decay=config.weight_decay,
             muon=config.optimizer == "muon",
         )
-        phases.append(Trained(phase, list(found.values()), optimizer, PhaseLoss(task, phase)))
+        spikes = Spikes(config.skip_spikes).to(here.device) if config.skip_spikes else None
+        module = PhaseLoss(task, phase)
+        phases.append(Trained(phase, list(found.values()), optimizer, module, spikes=spikes))
     task.gather = distributed.gather
     pace = Pace(config.steps, config.minutes, most=most)
     task.when = pace.when

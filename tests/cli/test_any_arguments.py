@@ -14,6 +14,8 @@ from helpers.fuzz import COMMANDS, call, line, write_files
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from minimodal.cli import doctor
+
 EXAMPLES = 2  # of each command
 
 
@@ -45,9 +47,13 @@ def check(name: str, argv: list[str], files: Path, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_any_arguments_and_files_end_with_work_done_or_one_line(name, files, tmp_path, request):
+def test_any_arguments_and_files_end_with_work_done_or_one_line(
+    name, files, tmp_path, request, monkeypatch
+):
+    monkeypatch.setattr(doctor, "STEPS", 2)  # its trainings are long, and not about arguments
+    monkeypatch.setattr(doctor, "PEAK_SIZE", 64)
     minutes = request.config.getoption("--fuzz-minutes") / len(COMMANDS)
-    counts, chosen = Counter(), EXAMPLES if not minutes else 50
+    counts, chosen = Counter(), EXAMPLES if not minutes else 10
 
     @settings(
         max_examples=chosen, deadline=None, database=None, derandomize=not minutes,

@@ -1,7 +1,8 @@
 """Trainings killed at random instants, their states damaged between: they end as if nothing was.
 
-`python -m pytest tests/torture --rounds 20` is the longer way. What is done follows from
---torture-seed; where in a step a kill hits is the machine's doing.
+One system by default, the others with `-m slow`; all of them, and for longer, with
+`python -m pytest tests/torture -m "" --rounds 20`. What is done follows from --torture-seed; where
+in a step a kill hits is the machine's doing.
 """
 
 import random
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import systems
+from helpers.marks import at_once
 from helpers.torture import ENGINE, STEPS, make, start
 from safetensors.torch import load_file
 
@@ -45,7 +47,7 @@ def damage_one(out: Path, chance: random.Random) -> Path | None:
     return path
 
 
-@pytest.mark.parametrize("kind", systems.TINY)
+@pytest.mark.parametrize("kind", at_once(systems.TINY, "clip"))
 def test_killed_and_damaged_it_ends_with_the_weights_of_an_uninterrupted_run(
     kind, tmp_path, request
 ):

@@ -15,7 +15,7 @@ from helpers import ROOT, toys
 from torch import nn
 
 from minimodal.errors import UserError
-from minimodal.training import checkpoint, engine
+from minimodal.training import between, checkpoint
 from minimodal.training.engine import Interrupted
 
 SCRIPT = [sys.executable, str(Path(toys.__file__))]
@@ -208,8 +208,8 @@ def test_a_clock_saves_states_too(tmp_path, minutes, steps):
 def test_the_clock_strikes_once_each_so_many_minutes():
     seconds = [0, 30, 59, 61, 90, 119.9, 120, 400]
     pairs = list(itertools.pairwise(seconds))
-    assert [b for a, b in pairs if engine.struck(1, a, b)] == [61, 120, 400]
-    assert not any(engine.struck(0, a, b) for a, b in pairs)
+    assert [b for a, b in pairs if between.struck(1, a, b)] == [61, 120, 400]
+    assert not any(between.struck(0, a, b) for a, b in pairs)
 
 
 def test_the_checksum_is_what_sha256sum_checks(finished):

@@ -10,7 +10,7 @@ from helpers import toys
 from PIL import Image
 
 from minimodal.errors import UserError
-from minimodal.training import checkpoint, distributed, engine, prepare, probe
+from minimodal.training import between, checkpoint, distributed, engine, prepare, probe
 from minimodal.training.batches import Batches
 from minimodal.training.engine import TrainConfig
 from minimodal.training.progress import Progress
@@ -191,9 +191,9 @@ def test_evaluation_sees_the_averaged_weights_in_eval_mode_without_gradients(tmp
     training.task.evaluate = lambda model: (
         seen.append((model, model.training, torch.is_grad_enabled())) or {"score": 1}
     )
-    engine.evaluate(training, tmp_path)
+    between.evaluate(training, tmp_path)
     training.ema = None
-    engine.evaluate(training, tmp_path)
+    between.evaluate(training, tmp_path)
     assert [mode for _, *mode in seen] == [[False, False]] * 2
     assert seen[0][0] is not training.task.model and seen[1][0] is training.task.model
     assert training.task.model.training

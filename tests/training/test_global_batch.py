@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import systems
+from helpers.marks import at_once
 from helpers.processes import together
 
 from minimodal.training import distributed
@@ -63,7 +64,7 @@ def whole() -> dict[str, dict[str, torch.Tensor]]:
     return {name: gradients(name) for name in SETTINGS}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=at_once([2, 4], 2))
 def spread(request, tmp_path_factory) -> dict:
     """Those of several processes, by setting and number of micro-batches."""
     out = tmp_path_factory.mktemp("spread") / "gradients.pt"

@@ -1,0 +1,362 @@
+"""Spikes that are left out, micro-batches that fit the memory, operators that repeat exactly."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import systems, toys
+from helpers.processes import together
+from test_parallel import check_weights, give_what_it_needs, train
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from minimodal.errors import UserError
+from minimodal.training import checkpoint, engine, optim
+from minimodal.training.contract import TrainConfig
+from minimodal.training.distributed import Distributed
+from minimodal.training.optim import Muon, Spikes
+from minimodal.training.prepare import Training, build, micro_rows
+from minimodal.training.report import write_report
+
+CPU = Distributed(torch.device("cpu"))
+WINDOW = 5
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """What is usual is known after a few steps."""
+    monkeypatch.setattr(optim, "SPIKE_WINDOW", WINDOW)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the VQGANs and CLIPs lie that others need: trained once."""
+    return tmp_path_factory.mktemp("guards")
+
+
+# ---- spikes
+
+
+def of(kind: str) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+    weight = torch.nn.Parameter(torch.eye(4))
+    if kind == "muon":
+        return weight, Muon([weight], lr=0.1, weight_decay=0.1)
+    return weight, torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1, fused=True)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_spike_changes_neither_weights_nor_what_the_optimiser_remembers(kind, short):
+    weight, optimizer = of(kind)
+    spikes, changed = Spikes(3.0), []
+    for step, length in enumerate((1.0, 1.2, 0.9, 1.1, 1000.0, 1.0)):
+        weight.grad = torch.full((4, 4), length)
+        before = weight.detach().clone()
+        kept = {name: value.clone() for name, value in optimizer.state[weight].items()}
+        skipped = spikes.watch(optimizer, weight.grad.norm(), step)
+        optimizer.step()
+        changed.append(not torch.equal(weight, before))
+        now = optimizer.state[weight]
+        if step:
+            assert changed[-1] == any(not torch.equal(now[name], kept[name]) for name in kept)
+    assert changed == [True, True, True, True, False, True]
+    assert skipped == 1
+
+
+def test_gradients_that_have_grown_for_good_are_spikes_no_longer(short):
+    weight, optimizer = of("adamw")
+    spikes = Spikes(3.0)
+    norms = [1.0] * 10 + [10.0] * 10
+    counts = [float(spikes.watch(optimizer, torch.tensor(n), i)) for i, n in enumerate(norms)]
+    assert counts[9] == 0 and counts[-1] == WINDOW // 2 + 1
+
+
+def test_nothing_is_a_spike_before_it_is_known_what_is_usual(short):
+    _, optimizer = of("adamw")
+    spikes, norms = Spikes(1.5), [10.0**i for i in range(WINDOW // 2 + 1)]
+    counts = [float(spikes.watch(optimizer, torch.tensor(n), i)) for i, n in enumerate(norms)]
+    assert counts == [0] * len(norms)
+
+
+def test_both_optimisers_of_a_transformer_leave_a_spike_out(short, folder):
+    engine_config = replace(systems.ENGINE, optimizer="muon", skip_spikes=2.0, batch_size=4)
+    task = systems.TINY["dalle"](folder / "dalle", engine_config)
+    training = build(task, engine_config, here=CPU)
+    plain = task.loss
+    for step in range(WINDOW + 2):
+        spike = step == WINDOW
+        task.loss = lambda *a, spike=spike: ((out := plain(*a))[0] * 100**spike, out[1])
+        before = [p.detach().clone() for p in training.phases[0].parameters]
+        batches = [task.batch(step, rows) for rows in micro_rows(engine_config, CPU)]
+        training.step = step
+        found = engine.train_step(training, batches, lr=1e-3)
+        pairs = zip(training.phases[0].parameters, before, strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs) != spike
+    assert found["skipped_steps"] == 1
+
+
+def spiky(monkeypatch) -> None:
+    """Every fifth gradient of the toys is fifty times as long."""
+    for kind in (toys.Line, toys.Gan):
+        plain = kind.loss
+
+        def loss(self, batch, phase, step, plain=plain):
+            value, metrics = plain(self, batch, phase, step)
+            return value * (50.0 if step % 5 == 4 else 1.0), metrics
+
+        monkeypatch.setattr(kind, "loss", loss)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("line", 4), ("gan", 4)])
+def test_with_spikes_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path, monkeypatch, short, kind, count
+):
+    spiky(monkeypatch)
+    fields = {"steps": 20, "skip_spikes": 5.0, "clip_norm": 0.0, "checkpoint_every": 7, "keep": 9}
+    for name in ("whole", "parts"):
+        toys.train(kind, tmp_path / name, **fields)
+    for step in (14, 20):  # on from step 7, of whose window the spike at 9 is told by
+        (tmp_path / "parts" / "state" / f"step-{step:08d}.pt").unlink()
+    toys.train(kind, tmp_path / "parts", resume=True, **fields)
+    whole, parts = (checkpoint.newest_state(tmp_path / name) for name in ("whole", "parts"))
+    for state in (whole, parts):
+        assert float(next(iter(state["spikes"].values()))["skipped"]) == count
+    for part in ("model", "extra", "optimizers", "spikes"):
+        for a, b in zip(*map(tree_leaves, (whole[part], parts[part])), strict=True):
+            assert a == b if not isinstance(a, torch.Tensor) else torch.equal(a, b)
+
+
+def test_left_out_steps_are_counted_in_the_log_and_in_the_report(tmp_path, monkeypatch, short):
+    spiky(monkeypatch)
+    toys.train("gan", tmp_path / "run", steps=20, skip_spikes=5.0, clip_norm=0.0)
+    last = checkpoint.read_metrics(tmp_path / "run")[-2]
+    # The discriminator begins at step 2: at the first spike little is known of it.
+    assert (last["skipped_steps"], last["discriminator_skipped_steps"]) == (4, 3)
+    write_report(tmp_path / "run")
+    assert "skipped_steps: 4" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_of_before_there_was_the_option_goes_on_without_it(tmp_path):
+    toys.train("line", tmp_path / "run", steps=4)
+    config = checkpoint.load_run_config(tmp_path / "run")
+    for name in ("skip_spikes", "deterministic", "auto_batch"):
+        del config["train"][name]
+    checkpoint.save_config(tmp_path / "run", config)
+    toys.train("line", tmp_path / "run", steps=6, resume=True)
+    with pytest.raises(UserError, match=r"skip-spikes 0\.0, not --skip-spikes 5"):
+        toys.train("line", tmp_path / "run", steps=8, resume=True, skip_spikes=5.0)
+
+
+SHARED_STEPS = """
+import sys
+import test_guards
+test_guards.half_of_them(sys.argv[1], fsdp=True)
+"""
+
+
+def half_of_them(out: str | Path, *, fsdp: bool = False) -> None:
+    """A run that leaves out what is above the median of three."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "SPIKE_WINDOW", 3)
+        train("dalle", out, fsdp=fsdp, steps=8, optimizer="muon", skip_spikes=1.001)
+
+
+@pytest.mark.slow
+def test_processes_with_shares_of_the_weights_leave_out_the_same_steps(tmp_path):
+    half_of_them(tmp_path / "one")
+    give_what_it_needs("dalle", tmp_path / "one", tmp_path / "two")
+    together(["-c", SHARED_STEPS, str(tmp_path / "two")], ranks=2)
+    one, two = (checkpoint.read_metrics(tmp_path / n / "dalle")[-2] for n in ("one", "two"))
+    assert one["skipped_steps"] == two["skipped_steps"] > 1
+    check_weights(tmp_path / "one" / "dalle", tmp_path / "two" / "dalle")
+
+
+# ---- memory
+
+
+def limited(monkeypatch, kind: type, rows: int, *, phase: str | None = None) -> list[int]:
+    """Let a task's losses of more rows than these ask for more memory than any machine has; gives
+    the rows of each loss."""
+    plain, seen = kind.loss, []
+
+    def loss(self, batch, name, step):
+        value, metrics = plain(self, batch, name, step)
+        seen.append(len(next(iter(batch.values()))))
+        if seen[-1] > rows and phase in (None, name):
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return value, metrics
+
+    monkeypatch.setattr(kind, "loss", loss)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["line", "gan"])
+def test_auto_batch_is_the_accumulation_that_fits(tmp_path, monkeypatch, capsys, kind):
+    toys.train(kind, tmp_path / "given", accumulate=4)
+    seen = limited(monkeypatch, toys.TASKS[kind], 2)
+    toys.train(kind, tmp_path / "found", auto_batch=True)
+    given, found = (checkpoint.load_weights(tmp_path / name) for name in ("given", "found"))
+    assert all(torch.equal(given[name], found[name]) for name in given)
+    assert sorted({*seen}) == [2, 4, 8] and seen.count(8) == seen.count(4) == 1
+    assert "out of memory with a micro-batch of 4, on with 2" in capsys.readouterr().err
+
+
+def stepped(kind: str, folder: Path, *, full: bool, **fields) -> Training:
+    """A system after three steps; with `full` there is no memory for the first as it is."""
+    config = replace(systems.ENGINE, optimizer="muon", **fields)
+    task = systems.TINY[kind](folder / kind, config)
+    plain, losses = task.loss, []
+
+    def loss(batch, phase, step):
+        losses.append(step)
+        if full and len(losses) == 1:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return plain(batch, phase, step)
+
+    task.loss = loss
+    training = build(task, config, here=CPU)
+    for step in (0, 3, 7):  # of VQGAN: its warm start, its codes are placed, its game
+        training.step = step
+        batches = [task.batch(step, rows) for rows in micro_rows(config, CPU)]
+        engine.fitting_step(training, batches, lr=1e-3)
+    assert training.parts == (2 if full else 1)
+    return training
+
+
+@pytest.mark.parametrize("kind", systems.TINY)
+def test_auto_batch_is_exact_for_every_system(folder, kind):
+    """Also where a loss compares all pictures of a step: it is what --accumulate is."""
+    given = stepped(kind, folder, full=False, accumulate=2)
+    found = stepped(kind, folder, full=True, auto_batch=True)
+    for a, b in zip(tree_leaves(given.state()), tree_leaves(found.state()), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_memory_that_ends_in_the_middle_of_a_run_costs_no_step(tmp_path, monkeypatch):
+    toys.train("gan", tmp_path / "whole", log_every=1)
+    plain = toys.Gan.loss
+
+    def loss(self, batch, phase, step):
+        if step == 5 and len(batch["x"]) > 4 and phase == "generator":
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return plain(self, batch, phase, step)
+
+    monkeypatch.setattr(toys.Gan, "loss", loss)
+    toys.train("gan", tmp_path / "cut", log_every=1, auto_batch=True)
+    whole, cut = (checkpoint.load_weights(tmp_path / name) for name in ("whole", "cut"))
+    for name in whole:
+        torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
+    lines = checkpoint.read_metrics(tmp_path / "cut")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "step 0: out of memory with a micro-batch of 8: add --auto-batch, which"),
+        ({"accumulate": 4}, "with a micro-batch of 2: add --auto-batch"),
+        ({"auto_batch": True}, "with a micro-batch of 1, the smallest there is: choose a smaller"),
+    ],
+)
+def test_a_full_memory_is_said_with_what_to_do(tmp_path, monkeypatch, fields, says):
+    limited(monkeypatch, toys.Line, 0)
+    with pytest.raises(UserError, match=says):
+        toys.train("line", tmp_path / "run", **fields)
+
+
+def test_a_step_of_which_one_optimiser_has_taken_its_part_is_not_taken_again(tmp_path, monkeypatch):
+    plain = toys.Gan.loss
+
+    def loss(self, batch, phase, step):
+        if step == 5 and phase == "discriminator":
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return plain(self, batch, phase, step)
+
+    monkeypatch.setattr(toys.Gan, "loss", loss)
+    with pytest.raises(UserError, match="step 5: out of memory .*: add --accumulate 2"):
+        toys.train("gan", tmp_path / "run", auto_batch=True)
+    assert checkpoint.newest_state(tmp_path / "run")["step"] == 3
+
+
+def test_other_errors_are_not_taken_for_a_full_memory(tmp_path, monkeypatch):
+    def loss(self, batch, phase, step):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(toys.Line, "loss", loss)
+    with pytest.raises(RuntimeError, match="shapes"):
+        toys.train("line", tmp_path / "run", auto_batch=True)
+
+
+def test_several_processes_are_told_to_choose_themselves():
+    config = TrainConfig(auto_batch=True)
+    with pytest.raises(UserError, match="give --accumulate instead"):
+        build(toys.Line(config), config, here=Distributed(torch.device("cpu"), 0, 2))
+
+
+# ---- the same bits
+
+
+@pytest.fixture
+def put_back():
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_refuses_what_would_not_repeat(tmp_path, monkeypatch, put_back):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    plain = toys.Line.loss
+
+    def loss(self, batch, phase, step):
+        batch["x"].clone().put_(torch.zeros(2, dtype=torch.int64), torch.ones(2))
+        return plain(self, batch, phase, step)
+
+    toys.train("line", tmp_path / "as-usual")
+    toys.train("line", tmp_path / "the-same", deterministic=True)
+    usual, same = (checkpoint.load_weights(tmp_path / n) for n in ("as-usual", "the-same"))
+    assert all(torch.equal(usual[name], same[name]) for name in usual)
+    monkeypatch.setattr(toys.Line, "loss", loss)
+    with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
+        toys.train("line", tmp_path / "refused", deterministic=True)
+
+
+# What torch.use_deterministic_algorithms refuses on CUDA, by its documentation (PyTorch 2.13).
+REFUSED = {
+    "adaptive_avg_pool2d_backward", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward", "fractional_max_pool2d_backward", "max_pool3d_with_indices_backward",
+    "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+    "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward",
+    "_upsample_bicubic2d_aa_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
+    "replication_pad1d_backward", "replication_pad2d_backward", "nll_loss2d_forward",
+    "_ctc_loss_backward", "_embedding_bag_dense_backward", "put_", "histc", "kthvalue", "median",
+    "nanmedian", "grid_sampler_2d_backward", "cumsum", "bincount", "resize_", "_scatter_reduce_two",
+    "scatter_reduce", "max_unpool2d",
+}  # fmt: skip
+
+
+class Names(TorchDispatchMode):
+    """Notes the operators on floating-point numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in args):
+            self.seen.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", systems.TINY)
+def test_no_step_of_a_system_uses_what_cuda_would_refuse(folder, kind):
+    config = replace(systems.ENGINE, optimizer="muon", accumulate=2, skip_spikes=2.0)
+    task = systems.TINY[kind](folder / kind, config)
+    training = build(task, config, here=CPU)
+    with Names() as names:
+        for step in (0, 3, 7):
+            training.step = step
+            batches = [task.batch(step, rows) for rows in micro_rows(config, CPU)]
+            found = engine.train_step(training, batches, lr=1e-3)
+    assert math.isfinite(float(found["loss"]))
+    assert any(name.endswith("_backward") for name in names.seen)
+    assert names.seen & REFUSED == set()
