@@ -10,11 +10,13 @@ and CLIP others are trained on. One thread.
 steps: the engine's loop (batches ahead in a thread, metrics, checks, logs, progress) beside ten
 plain lines that do the same arithmetic, turn by turn; ratios of CPU time; and what it adds where
 next to nothing is computed, which other processes disturb less. Then where a step's time goes, and
-the share of the peak of matrix products. stall: the steps while a checkpoint is written
-beside those without. soak: memory of a process that trains each task in turn, with checkpoints.
+the share of the peak of matrix products. stall: a step while a checkpoint is written beside
+one without: its CPU time and how long it is blocked, which other processes disturb less than its
+wall time. soak: memory of a process that trains each task in turn, with checkpoints.
 """
 
 import argparse
+import ctypes
 import gc
 import os
 import resource
@@ -26,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -183,37 +185,62 @@ def steps(given: argparse.Namespace, out: Path) -> None:
               f"| {own / step:.1%} | {use:.0%} | {where} |", flush=True)  # fmt: skip
 
 
+class Spent(NamedTuple):
+    """Milliseconds of a step of the main thread (Linux): at work, in the queue for a core, and
+    what remains: blocked, by Python's lock for one."""
+
+    wall: float
+    work: float
+    queue: float
+
+    @property
+    def blocked(self) -> float:
+        """What is neither."""
+        return self.wall - self.work - self.queue
+
+
+def spent(training: Training) -> Spent:
+    """One plain step."""
+    file = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+    work, queue, _ = (int(word) for word in file.read_text().split())
+    began = time.perf_counter()
+    plain(training, 1)
+    wall = time.perf_counter() - began
+    more, longer, _ = (int(word) for word in file.read_text().split())
+    return Spent(1e3 * wall, (more - work) / 1e6, (longer - queue) / 1e6)
+
+
 def stall(given: argparse.Namespace, out: Path) -> None:
-    """Steps while a state is written, beside those of a moment without."""
-    print("| task | state, MB | copying it, ms | a step without, ms | while it is written, ms "
-          "| steps meanwhile | of an interval between two |\n" + "| --- " * 7 + "|")  # fmt: skip
+    """A step while a state is written, beside the step before; medians of the rounds."""
+    print("| task | precision | state, MB | the writer's CPU, ms | a step: at work, ms "
+          "| blocked, ms | while it is written: at work, ms | blocked, ms | longer by |\n"
+          + "| --- " * 9 + "|")  # fmt: skip
     for name in ("vqgan", "dalle"):
-        training, quiet, busy, copying, more = made(name, given.run), [], [], [], []
+        training, quiet, busy, wrote = made(name, given.run), [], [], []
         writer = checkpoint.Writer(out / name)
+        write = writer.write
+
+        def timed(*state: Any, write: Any = write, wrote: list = wrote) -> None:
+            began = time.thread_time()
+            write(*state)
+            wrote.append(1e3 * (time.thread_time() - began))
+
+        writer.write = timed
+        plain(training, 3)
         for _ in range(given.rounds):
-            for _ in range(given.each):
-                began = time.perf_counter()
-                plain(training, 1)
-                quiet.append(time.perf_counter() - began)
-            began = time.perf_counter()
+            quiet.append(spent(training))
             writer.save(training.state(), weights=True)
-            copying.append(time.perf_counter() - began)
-            meanwhile = []
-            while not writer.pending.done():
-                began = time.perf_counter()
-                plain(training, 1)
-                meanwhile.append(time.perf_counter() - began)
+            busy.append(spent(training))
             writer.wait()
-            busy += meanwhile
-            usual = statistics.median(quiet)
-            more.append(copying[-1] + sum(meanwhile) - usual * len(meanwhile))
         writer.close()
         size = max(p.stat().st_size for p in (out / name / "state").glob("*.pt"))
-        every = training.config.checkpoint_every * usual
-        print(f"| {name} | {size / 1e6:.1f} | {1000 * statistics.median(copying):.1f} "
-              f"| {1000 * usual:.1f} | {1000 * statistics.median(busy):.1f} "
-              f"| {len(busy) / given.rounds:.1f} | {statistics.median(more) / every:.2%} |",
-              flush=True)  # fmt: skip
+        found = [[statistics.median(part) for part in zip(*some, strict=True)]
+                 for some in ([(x.work, x.blocked) for x in quiet],
+                              [(x.work, x.blocked) for x in busy])]  # fmt: skip
+        longer = sum(found[1]) / sum(found[0]) - 1
+        cells = " | ".join(f"{work:.1f} | {blocked:.1f}" for work, blocked in found)
+        cells = f"{size / 1e6:.1f} | {statistics.median(wrote):.1f} | {cells} | {longer:+.1%}"
+        print(f"| {name} | {training.config.precision} | {cells} |", flush=True)
 
 
 def resident() -> float:
@@ -222,11 +249,28 @@ def resident() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
+class Malloc(ctypes.Structure):
+    """What glibc's mallinfo2 tells, in bytes; `uordblks` is in use, `fordblks` free and kept."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost")]  # fmt: skip
+
+
+def kept_free() -> float:
+    """Megabytes that the C library keeps though nobody uses them (glibc)."""
+    library = ctypes.CDLL("libc.so.6")
+    library.mallinfo2.restype = Malloc
+    return library.mallinfo2().fordblks / 1e6
+
+
 def soak(given: argparse.Namespace, out: Path) -> None:
     """Each task in turn, small, for its share of the time; memory at the start, middle and end."""
-    print("| task | steps | MB after a tenth | at half | at the end |\n" + "| --- " * 5 + "|")
-    for name in SYSTEMS:
-        minutes = given.minutes / len(SYSTEMS)
+    print("| task | steps | MB after a tenth | at half | at the end | kept free then |\n"
+          + "| --- " * 6 + "|")  # fmt: skip
+    names = [given.task] if given.task else list(SYSTEMS)
+    for name in names:
+        minutes = given.minutes / len(names)
         recipe = recipe_for(name, "shapes")
         settings = replace(recipe.engine, batch_size=4, minutes=minutes, precision="float32",
                            log_every=10, checkpoint_every=20, sample_every=200)  # fmt: skip
@@ -248,8 +292,8 @@ def soak(given: argparse.Namespace, out: Path) -> None:
         tenth = len(seen) // 10
         found = (max(part) for part in (seen[tenth : 2 * tenth], seen[4 * tenth : 5 * tenth],
                                         seen[8 * tenth : 9 * tenth]))  # fmt: skip
-        print(f"| {name} | {last['step']} | " + " | ".join(f"{x:.0f}" for x in found) + " |",
-              flush=True)  # fmt: skip
+        print(f"| {name} | {last['step']} | " + " | ".join(f"{x:.0f}" for x in found)
+              + f" | {kept_free():.0f} |", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -260,6 +304,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--each", type=int, default=10, help="steps of a turn")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--task", choices=list(SYSTEMS), help="soak: this one alone")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"load of the machine: {os.getloadavg()[0]:.1f}", file=sys.stderr)

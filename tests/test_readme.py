@@ -24,7 +24,7 @@ from minimodal.cli.main import main
 from minimodal.evaluation.judge import Judge
 
 PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
-LONG = ("docs/results.md",)  # thirty trainings: among the slow tests
+LONG = ("docs/results.md", "docs/unclip.md")  # many trainings: among the slow tests
 # What `.ci/run` does, and the line there that does it.
 BY_CI = {
     "pip install -e . && python train.py demo": "python train.py demo --minutes",

@@ -19,13 +19,6 @@ from minimodal.cli import doctor
 EXAMPLES = 2  # of each command
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """doctor's trainings are long, and not about arguments."""
-    monkeypatch.setattr(doctor, "STEPS", 2)
-    monkeypatch.setattr(doctor, "PEAK_SIZE", 64)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
@@ -54,7 +47,11 @@ def check(name: str, argv: list[str], files: Path, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_any_arguments_and_files_end_with_work_done_or_one_line(name, files, tmp_path, request):
+def test_any_arguments_and_files_end_with_work_done_or_one_line(
+    name, files, tmp_path, request, monkeypatch
+):
+    monkeypatch.setattr(doctor, "STEPS", 2)  # its trainings are long, and not about arguments
+    monkeypatch.setattr(doctor, "PEAK_SIZE", 64)
     minutes = request.config.getoption("--fuzz-minutes") / len(COMMANDS)
     counts, chosen = Counter(), EXAMPLES if not minutes else 10
 

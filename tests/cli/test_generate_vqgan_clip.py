@@ -69,6 +69,13 @@ def test_steps_begin_anywhere(guided, init):
     assert pixels("pictures/000-0.png").shape == (SIDE, SIDE, 3)
 
 
+def test_a_picture_that_is_no_square_is_drawn_without_a_verdict(guided):
+    words = ["--steps", "1", "--cutouts", "2", "-n", "1", "--init", "codes", "--size", "48x32"]
+    status, out, err = guided(RED, *words, "--json")
+    assert status == 0 and "right" not in json.loads(out)["pictures"][0], err
+    assert pixels("pictures/000-0.png").shape == (32, 48, 3)
+
+
 STEPS = (f"{RED} ^ 3: a small blue square:0.5", "--init", "noise", "--steps", "4", "--cutouts", "2",
          "-n", "2", "--drawer", "stack")  # fmt: skip
 

@@ -30,6 +30,8 @@ from minimodal.vqgan_clip.optimise import Optimisation, OptimiseConfig
 from minimodal.vqgan_clip.prompts import read_prompts
 
 KINDS = list(systems.TINY)
+# The up-sampler is a U-Net as the decoder is, and takes longer.
+FIRST_KINDS = at_once(KINDS, *(kind for kind in KINDS if kind != "upsampler"))
 CPU = Distributed(torch.device("cpu"))
 ENGINE = replace(systems.ENGINE, optimizer="muon", accumulate=2, steps=8, skip_spikes=2.0)
 # Where the host may wait: constants come to the device once; VQGAN places its codes once, and
@@ -91,7 +93,7 @@ def steps(training: Training, pretend: Pretend) -> list[dict]:
     return [numbers(metrics) for metrics in found]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIRST_KINDS)
 def test_steps_wait_for_nothing_and_give_what_the_cpu_gives(folder, kind):
     with Pretend() as pretend:
         found = steps(begin(kind, folder, here()), pretend)
@@ -100,14 +102,14 @@ def test_steps_wait_for_nothing_and_give_what_the_cpu_gives(folder, kind):
         assert metrics == pytest.approx(numbers(step(on_cpu, number)), rel=2e-3, abs=2e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIRST_KINDS)
 def test_steps_in_bfloat16_mix_no_devices_and_wait_for_nothing(folder, kind):
     with Pretend() as pretend:
         found = steps(begin(kind, folder, here(), "bfloat16"), pretend)
     assert np.isfinite([metrics["loss"] for metrics in found]).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIRST_KINDS)
 def test_drawing_does_not_wait_in_its_loop_and_scores_are_those_of_the_cpu(
     folder, kind, monkeypatch
 ):
@@ -243,7 +245,7 @@ def test_autocast_casts_as_on_cuda_where_the_cpu_would_not():
 # ---- the engine around the steps
 
 
-@pytest.mark.parametrize("kind", at_once(KINDS, "vqgan", "clip", "prior"))
+@pytest.mark.parametrize("kind", at_once(KINDS, "vqgan", "clip"))
 def test_a_run_there_saves_resumes_and_waits_between_steps_only_to_log(folder, kind, monkeypatch):
     quiet = replace(ENGINE, steps=4, log_every=100, checkpoint_every=0, accumulate=1)
     longer = replace(quiet, steps=6)

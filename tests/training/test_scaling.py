@@ -103,7 +103,7 @@ def stepped(kind: str, folder: Path, here: Distributed, *, b: int = 4) -> Traini
         trained.module.register_comm_hook(None, bucket_summed)
     training.step = 10
     batch = training.task.batch(10, micro_rows(engine, here)[0])
-    with Moved() as training.moved:
+    with Moved() as training.counted:
         train_step(training, [batch], lr=1e-3)
     return training
 
@@ -209,7 +209,7 @@ def test_bytes_that_each_of_1024_processes_gives_to_collectives(kind, folder):
     P = sum(p.numel() for t in training.phases for p in t.parameters)
     config = training.task.model.config
     formula = scaling.to_collectives(kind, P, N=N, b=4, c=config)
-    assert training.moved.bytes == formula
+    assert training.counted.bytes == formula
 
 
 def test_sharded_weights_are_gathered_twice_and_their_gradients_scattered_once():

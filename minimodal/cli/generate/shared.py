@@ -217,14 +217,14 @@ def judged(
     data: str, prompts: Sequence[str], pictures: Tensor, *, first: Tensor | None = None
 ) -> Verdicts | None:
     """The oracle's verdict of each picture, with a run on the Shapes world; None where it cannot
-    read the prompt.
+    read the prompt, and of all pictures that are no squares.
 
     data: the SPEC of the run, such as "shapes:hard"
     pictures: (N, 3, H, W) uint8, n for each prompt
     first: (3, H, W) uint8 what edits begin with
     """
     kind, world, *_ = f"{data}::".split(":")
-    if kind != "shapes":
+    if kind != "shapes" or pictures.shape[-1] != pictures.shape[-2]:
         return None
     shown = [prompt for prompt in prompts for _ in range(len(pictures) // len(prompts))]
     readable, wanted, oracle = [], [], WORLDS.get(world, WORLDS["shapes"])
