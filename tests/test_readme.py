@@ -170,7 +170,7 @@ def place(tmp_path_factory) -> Path:
     write_coco(here / "data" / "coco")
     for name in ("data/photos", "data/emoji", "photos"):
         write_photos(here / name)
-    for name in ("photo.jpg", "horse.png", "half.png", "circle.png"):
+    for name in ("photo.jpg", "horse.png", "half.png", "circle.png", "clock.png"):
         Image.new("RGB", (32, 32), (200, 30, 30)).save(here / name)
     write_originals(here)
     return here
@@ -215,8 +215,9 @@ def test_the_code_of_the_pages_runs(here):
 
 
 def shown_flags(capsys) -> set[str]:
-    """All flags that some --help shows."""
-    shown = set()
+    """All flags that some --help shows, and those of benchmarks."""
+    sources = "".join(file.read_text() for file in (ROOT / "benchmarks").glob("*.py"))
+    shown = set(re.findall(r'add_argument\("(--[a-z-]+)"', sources))
     trained = [["train", system, "--data", "shapes"] for system in TINY]
     drawn = [["generate", "--method", method] for method in METHODS]
     others = ("classify", "search", "reconstruct", "caption", "evaluate", "doctor")

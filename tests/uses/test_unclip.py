@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.tiny import (
     generator,
+    make_clip,
     make_decoder,
     make_unclip,
     make_unclip_prior,
@@ -15,7 +16,9 @@ from helpers.tiny import (
 from minimodal.blocks.diffusion import Sampler
 from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_uint8
+from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
+from minimodal.training.tasks.embeddings import embed_source
 from minimodal.uses import unclip as tools
 from minimodal.uses.unclip import UnCLIP
 
@@ -39,6 +42,12 @@ def reconstructions(model: UnCLIP, images: torch.Tensor) -> torch.Tensor:
     z = model.embed(images)
     told = model.told(z)
     return model.paint_all(told, model.noise_of(images, told), asked(1), HOW)
+
+
+def test_a_picture_has_the_embedding_here_that_the_decoder_was_trained_on_whatever_clip_reads():
+    model, images = UnCLIP(make_clip(image_size=16), make_decoder()), two()
+    source = ImageSource(name="folder", pixels=images.numpy(), caption_lists=())
+    assert torch.equal(embed_source(model.clip, source, n=2), model.embed(images))
 
 
 def test_an_interpolation_begins_and_ends_in_the_two_pictures():

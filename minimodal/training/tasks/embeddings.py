@@ -46,12 +46,8 @@ def embed_source(clip: CLIP, source: DataSource, *, n: int, flip: bool = False) 
 
     returns: (N, E) float32 unit vectors; with flip the mirror images' follow, N = 2 n
     """
-    parts, size = [], clip.config.image_size
+    parts = []
     for pictures in first_pictures(source, n, some=256, flip=flip):
-        if pictures.shape[-1] != size:  # as the decoder draws them, not as CLIP was trained
-            pictures = torch.nn.functional.interpolate(
-                pictures.float(), size=size, mode="bilinear", antialias=True
-            ).round().to(torch.uint8)  # fmt: skip
         parts.append(embed_pictures(clip, pictures).float().cpu())
     return torch.cat(parts)
 
