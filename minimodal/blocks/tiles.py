@@ -17,8 +17,10 @@ MARGIN = 2  # codes at a tile's inner edges that do not count: zeros were padded
 
 def starts(length: int, tile: int) -> list[int]:
     """Where tiles begin that overlap by a quarter or more and cover a side to its end."""
-    n = max(1, math.ceil((length - tile) / (tile * 3 // 4)) + 1) if length > tile else 1
-    return [i * (length - tile) // max(1, n - 1) for i in range(n)]
+    if length <= tile:
+        return [0]
+    n = math.ceil((length - tile) / (tile * 3 // 4))  # steps between the first and the last
+    return [i * (length - tile) // n for i in range(n + 1)]
 
 
 def weights(side: int, margin: int) -> Tensor:

@@ -87,7 +87,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """One update of every matrix; those of one shape are orthogonalised together."""
-        taken = 1 - getattr(self, "found_inf", 0.0)  # 0 where `Spikes` has found one
+        spike = getattr(self, "found_inf", None)  # 1 where `Spikes` has found one
+        taken = 1.0 if spike is None else 1 - spike
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             updates: list[tuple[Tensor, Tensor, int]] = []
@@ -110,7 +111,9 @@ class Muon(torch.optim.Optimizer):
             for weight, update, longest in updates:
                 weight.mul_(1 - group["lr"] * group["weight_decay"] * taken)
                 update = share(update.view(weight.shape), weight)
-                weight.add_(update * taken, alpha=-group["lr"] * longest**0.5)
+                if spike is not None:
+                    update = update * taken
+                weight.add_(update, alpha=-group["lr"] * longest**0.5)
 
 
 class Spikes(nn.Module):

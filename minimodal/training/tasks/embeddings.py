@@ -46,10 +46,8 @@ def embed_source(clip: CLIP, source: DataSource, *, n: int, flip: bool = False) 
 
     returns: (N, E) float32 unit vectors; with flip the mirror images' follow, N = 2 n
     """
-    parts = []
-    for pictures in first_pictures(source, n, some=256, flip=flip):
-        parts.append(embed_pictures(clip, pictures).float().cpu())
-    return torch.cat(parts)
+    chunks = first_pictures(source, n, some=256, flip=flip)
+    return torch.cat([embed_pictures(clip, pictures).float().cpu() for pictures in chunks])
 
 
 def cached_embeddings(
