@@ -7,9 +7,11 @@ from there or from another `--init`. PROMPT has a grammar, see `vqgan_clip/promp
 
 import argparse
 import json
+import math
 import pickle
 import sys
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +47,18 @@ from minimodal.vqgan_clip.search import SearchConfig
 STARTS = ("pool", "codes", "noise", "gradient", "dalle")
 RATES = {"vqgan": 0.1, "codes": 0.3}  # of learning; 0.05 where pixels are moved
 DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)  # torch.load's
-OF_STEPS = ("drawer", "gif", "every", "size", "cutouts", "chunk", "resume")
+OF_STEPS = ("drawer", "gif", "every", "size", "cutouts", "chunk", "resume", "zoom", "shift")
+
+
+def read_shift(text: str) -> tuple[float, float]:
+    """`2,-1` as pixels to the right and down."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = math.inf
+    if not (abs(x) < 1e4 and abs(y) < 1e4):
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected pixels X,Y such as 2,-1")
+    return x, y
 
 
 def add_flags(parser: Parser) -> None:
@@ -75,6 +88,10 @@ def add_flags(parser: Parser) -> None:
     add("--every", type=int, metavar="N",
         help="write a picture every N steps, and so many into --gif (default: for --gif a "
              "twentieth of the steps)")  # fmt: skip
+    add("--zoom", type=float, metavar="F",
+        help="enlarge the picture F times between frames (default: 1)")  # fmt: skip
+    add("--shift", type=read_shift, metavar="X,Y",
+        help="move it X pixels to the right and Y down between frames (default: 0,0)")  # fmt: skip
     add("--resume", action="store_true", help="go on where Ctrl-C has stopped the steps")
 
 
@@ -116,6 +133,10 @@ def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
                 raise UserError(f"--{flag}: the pool is of the run's own; give another --init")
     elif arguments.search is not None:
         raise UserError("--search begins with the pool: leave out --init")
+    if arguments.zoom is not None and not 0.1 <= arguments.zoom <= 10:
+        raise UserError(f"--zoom {arguments.zoom:g}: expected a factor from 0.1 to 10")
+    if (arguments.zoom or arguments.shift) and not (arguments.gif or arguments.every):
+        raise UserError("--zoom and --shift move the picture between frames: give --gif or --every")
     if arguments.gif and arguments.gif.suffix.lower() != ".gif":
         raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
     return stories
@@ -234,11 +255,8 @@ class Work:
             raise UserError(
                 f"--resume: {other} was {old.get(other)} and is {new[other]}; give the same command"
             )
-        self.pictures, self.frames, self.inside = (
-            state["pictures"],
-            state["frames"],
-            state["inside"],
-        )
+        self.pictures, self.frames = state["pictures"], state["frames"]
+        self.inside = state["inside"]
 
     def stop(self, optimisation: Optimisation) -> None:
         """Write the state file and leave."""
@@ -305,9 +323,7 @@ class Work:
         if start is None:
             start = start_of(a, self.loaded, story, self.seed(number), self.device)
         drawer = make_drawer(a.drawer or "vqgan", start, vqgan=self.loaded.painter.vqgan)
-        ends = [0]
-        for chapter in story:
-            ends.append(ends[-1] + (chapter.steps or a.steps))
+        ends = [0, *accumulate(chapter.steps or a.steps for chapter in story)]
         on_shapes = str(self.loaded.clips[0].run.get("data")).startswith("shapes")
         native = multiplies_bfloat16(torch.device(self.device))
         config = replace(settings(a, story), bfloat16=native)
@@ -346,6 +362,8 @@ class Work:
                 bar.set_postfix(loss=f"{float(loss.mean()):.4f}")
                 if optimisation.number % every == 0:
                     self.frame(optimisation, number)
+                    if (a.zoom or a.shift) and not optimisation.done:
+                        optimisation.move(a.zoom or 1, a.shift or (0, 0))
                 if signals.received and not optimisation.done:
                     self.stop(optimisation)
         return optimisation.best
