@@ -113,6 +113,13 @@ def test_steps_are_written_and_moved(guided):
         assert film.n_frames == 2
 
 
+def test_other_captions_change_what_is_followed(guided):
+    words = (RED, "--init", "noise", "--steps", "4", "--drawer", "stack", "-n", "1")
+    Path("others.txt").write_text(f"{RED}\na small blue square\n", encoding="utf-8")
+    assert guided(*words)[0] == guided(*words, "--against", "others.txt", "--out", "b.png")[0] == 0
+    assert (pixels("pictures/000-0.png") != pixels("b/000-0.png")).any()
+
+
 def test_zoom_and_shift_move_the_film_and_not_its_first_frame(guided):
     words = (
         RED,
@@ -245,9 +252,13 @@ GRADIENT = ("--steps", "2", "--init", "noise")
         ([RED, *GRADIENT, "--shift", "1,nan", "--every", "1"], "expected pixels X,Y"),
         ([RED, *GRADIENT, "--shift", "1,0"], "give --gif or --every"),
         ([RED, "--zoom", "2"], "--zoom is for gradient steps"),
+        ([RED, *GRADIENT, "--against", "none.txt"], "none.txt"),
+        ([RED, *GRADIENT, "--against", "itself.txt"], "but itself"),
+        ([RED, "--against", "itself.txt"], "--against is for gradient steps"),
         ([RED, "--steps", "-1"], "--steps: expected 0 or more"),
     ],
 )
 def test_what_cannot_be_is_one_line(guided, words, said):
     Path("broken.png").write_bytes(b"\x89PNG no more")
+    Path("itself.txt").write_text(RED, encoding="utf-8")
     assert said in refusal(guided(*words))
