@@ -1,13 +1,15 @@
 """What each ingredient of VQGAN+CLIP's gradient brings: one row each, all else as it is.
 
     python benchmarks/guidance_study.py shapes runs/demo [-n 40] [--only PATTERN]
+    python benchmarks/guidance_study.py search runs/demo [-n 24]
     python benchmarks/guidance_study.py photographs RUNS --judge FILE --second CLIP [-n 40]
 
 On the Shapes world the oracle says what is right; on CIFAR-10 a judge that was not optimised says
 which class it sees, and so does a second CLIP. Pictures are followed side by side, each for its
 own prompt: 60 steps, 8 views a step. Shapes begin with the best of a pool (rate 0.05) or with
 random codes (100 steps at 0.1), photographs with random codes (0.1). What is not in the package
-(regularisers, the contrastive score, AdamW) is written below, in as few lines as it would take.
+(regularisers, AdamW, a search's flips that the gradient proposes) is written below, in as few lines
+as it would take.
 """
 
 import argparse
@@ -23,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minimodal.blocks.cutouts import CAPTION_TRUE, PHOTOGRAPHS, Draws, Views, see
-from minimodal.blocks.drawers import Drawer, VQGANDrawer, make_drawer
+from minimodal.blocks.drawers import Drawer, VQGANDrawer, make_drawer, tables
 from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.blocks.quantizer import put_together
 from minimodal.cli.pool import pool_of, prior_of
 from minimodal.evaluation.guided import prompts_of
 from minimodal.evaluation.judge import load_judge
@@ -32,10 +35,12 @@ from minimodal.evaluation.scoreboard import exact
 from minimodal.runs import load
 from minimodal.shapes.language import BACKGROUND_WORDS, COLOR_WORDS, SHAPE_WORDS, SIZE_WORDS
 from minimodal.shapes.worlds import WORLDS
+from minimodal.vqgan_clip import search as moves
 from minimodal.vqgan_clip.guide import Guide, make_guide
 from minimodal.vqgan_clip.optimise import Optimisation, OptimiseConfig
 from minimodal.vqgan_clip.pool import find
 from minimodal.vqgan_clip.prompts import Prompt
+from minimodal.vqgan_clip.search import Dice, Parents, SearchConfig
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 Score = Callable[[Tensor], Tensor]  # of pictures (B, 3, H, W): (B,)
@@ -351,10 +356,63 @@ def photographs(folder: Path, judge_file: Path, second: Path, n: int, only: str)
               f"{steps:.0f} steps", flush=True)  # fmt: skip
 
 
+def flips(guide: Guide, vqgan: nn.Module, *, top: int = 64) -> Callable[[Parents, Dice], Tensor]:
+    """A move: one to four codes of those whose change the gradient likes best."""
+    books = tables(vqgan.quantizer)
+
+    def flip(p: Parents, dice: Dice) -> Tensor:
+        """returns: (h, w) int64"""
+        z = vqgan.quantizer.vectors(p.codes[None]).requires_grad_()
+        seen = guide.embed(vqgan.decode_unclamped(z).clamp(-1, 1))
+        grad = torch.autograd.grad((seen @ guide.wanted[0].embeddings.T).sum(), z)[0]
+        parts, gains = [x[0] for x in vqgan.quantizer.factors(p.codes[None])], []
+        for book, g, old in zip(books, grad[0].split([b.shape[1] for b in books]), parts,
+                                strict=True):  # fmt: skip
+            change = torch.einsum("dhw,kd->hwk", g, book)  # to first order
+            gains.append((change - change.gather(-1, old[..., None])).flatten())
+        best = torch.cat(gains).topk(top).indices
+        for _ in range(1 + dice.below(4)):
+            at, factor = int(dice.of(best)), 0
+            while at >= gains[factor].numel():
+                at, factor = at - gains[factor].numel(), factor + 1
+            place, code = divmod(at, len(books[factor]))
+            parts[factor].view(-1)[place] = code
+        return put_together(parts, p.sizes)
+
+    return flip
+
+
+def searched(folder: Path, n: int, only: str) -> None:
+    """The oracle's table of the search with flips that the gradient proposes."""
+    clip, prior = load(folder / "clip", kind="clip"), prior_of(folder, "cpu")
+    for model in (clip, prior.painter.vqgan):
+        model.requires_grad_(False)
+    pool = pool_of(folder, prior, [Guide(clip, ())]).part(torch.arange(2048))
+    plain = SearchConfig(evaluations=1024)
+    rows = {
+        "as it is": plain.moves, "with flips": (*plain.moves, "flip", "flip"),
+        "flips alone": ("flip",),
+    }  # fmt: skip
+    moves.MOVES = (*moves.MOVES, "flip")
+    texts = prompts_of("held_out_one_object", n, seed=1)
+    for name, chosen in rows.items():
+        if not re.search(only, name):
+            continue
+        began, found = time.process_time(), []
+        for i, text in enumerate(texts):
+            guide = make_guide(clip, [Prompt(text)])
+            moves.ALONE["flip"] = flips(guide, prior.painter.vqgan)
+            config = replace(plain, moves=chosen)
+            found.append(find(prior, [guide], pool, seed=1 + i, config=config).codes[:1])
+        right = exact(WORLDS["shapes"].score(texts, prior.painter.decode(torch.cat(found)).numpy()))
+        seconds = (time.process_time() - began) / n
+        print(f"search, {name}: right {right.mean():.1%}, {seconds:.1f} CPU s", flush=True)
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("world", choices=("shapes", "photographs"))
+    parser.add_argument("world", choices=("shapes", "search", "photographs"))
     parser.add_argument("folder", type=Path, help="with clip, vqgan, and for shapes dalle")
     parser.add_argument("--judge", type=Path, help="cifar10_resnet20.safetensors")
     parser.add_argument("--second", type=Path, help="a CLIP that is not followed")
@@ -363,6 +421,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.world == "shapes":
         shapes(given.folder, given.n, given.only)
+    elif given.world == "search":
+        searched(given.folder, given.n, given.only)
     else:
         photographs(given.folder, given.judge, given.second, given.n, given.only)
 
