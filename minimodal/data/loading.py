@@ -22,7 +22,7 @@ from minimodal.data.folder import open_folder
 from minimodal.data.images import ImageSource, join_sources
 from minimodal.data.tar import open_tar, shards_of
 from minimodal.errors import UserError
-from minimodal.shapes.base import ENDLESS, WorldSource
+from minimodal.shapes.source import ENDLESS, WorldSource
 from minimodal.shapes.worlds import WORLDS
 
 KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder", "tar")
