@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import systems
+from helpers import systems, toys
 from helpers.marks import at_once
 from helpers.pretend import MixedDevices, Pretend, Waiting, here, no_waiting
 from helpers.tiny import make_clip, make_vqgan, pictures
@@ -15,6 +15,7 @@ from helpers.tiny import make_clip, make_vqgan, pictures
 from minimodal.blocks import factor_head
 from minimodal.blocks.drawers import DRAWERS, make_drawer
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.errors import UserError
 from minimodal.evaluation.metrics import perplexity
 from minimodal.training import engine as loop
 from minimodal.training.checkpoint import newest_state
@@ -269,3 +270,22 @@ def test_a_run_there_saves_resumes_and_waits_between_steps_only_to_log(folder, k
         loop.run(again, longer, out, data_spec="shapes:400", resume=True)
     assert newest_state(out)["step"] == 6
     assert {t.device.type for t in newest_state(out)["model"].values()} == {"cpu"}
+
+
+def test_a_step_that_spoils_the_weights_unseen_is_found_when_it_is_taken_again(
+    tmp_path, monkeypatch
+):
+    """Looking at each step would wait at each; what is logged is looked at."""
+    plain = toys.Line.loss
+
+    def loss(self, batch, phase, step):
+        self.model[2].forward = lambda x: x * (np.nan if step == 4 else 1.0)
+        return plain(self, batch, phase, step)
+
+    monkeypatch.setattr(toys.Line, "loss", loss)
+    monkeypatch.setattr("minimodal.training.distributed.start", lambda device: here())
+    with Pretend():
+        with pytest.raises(UserError, match=r"step 6: .* where model\.0\.weight was spoilt before"):
+            toys.train("line", tmp_path / "run", log_every=100)
+        with pytest.raises(UserError, match=r"step 5: .* where model\.2 \(GELU\) is the first"):
+            toys.train("line", tmp_path / "run", log_every=1, resume=True)
