@@ -260,7 +260,9 @@ def choose_precision(training: Training, batch: dict[str, Tensor]) -> str:
     """What "auto" means on this device, in the same words for all ranks."""
     device = training.here.device
     if device.type == "cuda":
-        fast, why = torch.cuda.is_bf16_supported(), "what this device does best"
+        # Cards before Ampere only emulate bfloat16.
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = "what this device does best"
     # One answer for all: in the passes that would follow they wait for each other.
     elif not distributed.from_main(probe.multiplies_bfloat16(device)):
         fast, why = False, "this device has no fast bfloat16 instructions"

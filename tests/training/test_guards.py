@@ -10,7 +10,6 @@ import torch
 from helpers import systems, toys
 from helpers.processes import together
 from test_parallel import check_weights, give_what_it_needs, train
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minimodal.errors import UserError
@@ -466,45 +465,3 @@ def test_deterministic_refuses_what_would_not_repeat(tmp_path, monkeypatch, put_
     monkeypatch.setattr(toys.Line, "loss", loss)
     with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
         toys.train("line", tmp_path / "refused", deterministic=True)
-
-
-# What torch.use_deterministic_algorithms refuses on CUDA, by its documentation (PyTorch 2.13).
-REFUSED = {
-    "adaptive_avg_pool2d_backward", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward",
-    "avg_pool3d_backward", "fractional_max_pool2d_backward", "max_pool3d_with_indices_backward",
-    "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
-    "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward",
-    "_upsample_bicubic2d_aa_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
-    "replication_pad1d_backward", "replication_pad2d_backward", "nll_loss2d_forward",
-    "_ctc_loss_backward", "_embedding_bag_dense_backward", "put_", "histc", "kthvalue", "median",
-    "nanmedian", "grid_sampler_2d_backward", "cumsum", "bincount", "resize_", "_scatter_reduce_two",
-    "scatter_reduce", "max_unpool2d",
-}  # fmt: skip
-
-
-class Names(TorchDispatchMode):
-    """Notes the operators on floating-point numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in args):
-            self.seen.add(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("kind", systems.TINY)
-def test_no_step_of_a_system_uses_what_cuda_would_refuse(folder, kind):
-    config = replace(systems.ENGINE, optimizer="muon", accumulate=2, skip_spikes=2.0)
-    task = systems.TINY[kind](folder / kind, config)
-    training = build(task, config, here=CPU)
-    with Names() as names:
-        for step in (0, 3, 7):
-            training.step = step
-            batches = [task.batch(step, rows) for rows in micro_rows(config, CPU)]
-            found = engine.train_step(training, batches, lr=1e-3)
-    assert math.isfinite(float(found["loss"]))
-    assert any(name.endswith("_backward") for name in names.seen)
-    assert names.seen & REFUSED == set()

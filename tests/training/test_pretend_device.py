@@ -10,10 +10,11 @@ import torch
 from helpers import systems, toys
 from helpers.marks import at_once
 from helpers.pretend import MixedDevices, Pretend, Waiting, here, no_waiting
-from helpers.tiny import make_clip, make_vqgan, pictures
+from helpers.tiny import make_clip, make_vqgan, noise, pictures
 
 from minimodal.blocks import factor_head
 from minimodal.blocks.drawers import DRAWERS, make_drawer
+from minimodal.blocks.sampling import filter_logits
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import perplexity
@@ -96,8 +97,10 @@ def steps(training: Training, pretend: Pretend) -> list[dict]:
 
 @pytest.mark.parametrize("kind", FIRST_KINDS)
 def test_steps_wait_for_nothing_and_give_what_the_cpu_gives(folder, kind):
+    """Nor do they use what --deterministic refuses on CUDA."""
     with Pretend() as pretend:
         found = steps(begin(kind, folder, here()), pretend)
+    assert pretend.refused == set()
     on_cpu = begin(kind, folder, CPU)
     for metrics, number in zip(found, STEPS, strict=True):
         assert metrics == pytest.approx(numbers(step(on_cpu, number)), rel=2e-3, abs=2e-3)
@@ -122,7 +125,7 @@ def test_drawing_does_not_wait_in_its_loop_and_scores_are_those_of_the_cpu(
         training.best.to("cpu")
         helpers_to(training.task, CPU.device)
         cpu_scores, cpu_picture, _ = used(training, pretend)
-    assert waits < DRAWN / 4
+    assert waits < DRAWN / 4 and pretend.refused == set()
     assert scores == pytest.approx(cpu_scores, rel=1e-3, abs=1e-3)
     assert (picture - cpu_picture).abs().mean() < 2  # of 255
 
@@ -221,6 +224,23 @@ def test_an_item_in_the_drawing_loop_is_found(folder, monkeypatch):
         training = begin("dalle", folder, here())
         training.task.sample(training.best.eval(), 7)
         assert pretend.waits >= DRAWN
+
+
+def test_what_is_left_out_by_probability_is_the_same_each_time():
+    """Running sums there are of whole numbers."""
+    with Pretend() as pretend:
+        numbers = noise(9, 9).to("pretend")
+        filter_logits(numbers, top_p=0.5)
+        assert pretend.refused == set()
+        numbers.cumsum(0)
+        assert pretend.refused == {"cumsum"}
+
+
+def test_an_operator_that_cuda_refuses_is_found_in_a_backward_pass():
+    with Pretend() as pretend:
+        x = noise(1, 1, 4, 4).to("pretend").requires_grad_()
+        torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear").sum().backward()
+        assert pretend.refused == {"upsample_bilinear2d_backward"}
 
 
 def test_a_net_that_stayed_on_the_cpu_is_found(folder):
