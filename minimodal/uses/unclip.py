@@ -19,6 +19,7 @@ from minimodal.blocks.diffusion import NOISE, Path, Sampler, Start, invert, sler
 from minimodal.blocks.painter import Chunk, Painter, Request
 from minimodal.blocks.sampling import normal
 from minimodal.clip import CLIP
+from minimodal.data.images import resize_all
 from minimodal.errors import UserError
 from minimodal.unclip.decoder import Caption, Conditions, Decoder, read_captions, tell
 from minimodal.unclip.prior import DiffusionPrior
@@ -73,10 +74,11 @@ class UnCLIP:
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures as what the decoder draws.
 
-        pictures: (B, 3, S, S) uint8
+        pictures: (B, 3, S, S) uint8, made smaller where it draws smaller ones
         returns: (B, C, H, W)
         """
-        return self.decoder.encode(pictures.to(self.device), self.painter)
+        sized = resize_all(pictures.cpu().numpy(), self.decoder.config.image_size)
+        return self.decoder.encode(torch.from_numpy(sized).to(self.device), self.painter)
 
     def caption_of(self, prompts: Sequence[str]) -> tuple[Tensor, Caption]:
         """Prompts as tokens, (B, T), and as what CLIP's text encoder says of them."""

@@ -16,7 +16,7 @@ from helpers.tiny import (
 from minimodal.blocks.diffusion import Sampler
 from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_uint8
-from minimodal.data.images import ImageSource
+from minimodal.data.images import ImageSource, resize_all
 from minimodal.errors import UserError
 from minimodal.training.tasks.embeddings import embed_source
 from minimodal.uses import unclip as tools
@@ -48,6 +48,13 @@ def test_a_picture_has_the_embedding_here_that_the_decoder_was_trained_on_whatev
     model, images = UnCLIP(make_clip(image_size=16), make_decoder()), two()
     source = ImageSource(name="folder", pixels=images.numpy(), caption_lists=())
     assert torch.equal(embed_source(model.clip, source, n=2), model.embed(images))
+
+
+def test_a_decoder_smaller_than_clip_is_told_of_the_whole_picture_and_draws_it_small():
+    model, large = UnCLIP(make_clip(image_size=16), make_decoder()), two().repeat(1, 1, 2, 2)
+    small = torch.from_numpy(resize_all(large.numpy(), 8))
+    assert not torch.allclose(model.embed(large), model.embed(small))
+    assert torch.equal(model.latents(large), model.latents(small))
 
 
 def test_an_interpolation_begins_and_ends_in_the_two_pictures():

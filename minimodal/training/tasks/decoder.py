@@ -16,7 +16,7 @@ from torch import Tensor
 from minimodal.blocks.diffusion import Sampler, training_times
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float
-from minimodal.data.sources import batch_indices
+from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan
@@ -73,11 +73,16 @@ class DecoderTask(Task):
 
     name = "decoder"
 
-    def __init__(self, recipe: Recipe, embedded: Embedded, encoded: Encoded | None) -> None:
-        """encoded: the codes that are diffused instead of pixels, if any"""
+    def __init__(
+        self, recipe: Recipe, embedded: Embedded, pictures: tuple[DataSource, DataSource],
+        encoded: Encoded | None,
+    ) -> None:  # fmt: skip
+        """pictures: for training and unseen ones, of the size that is drawn
+        encoded: the codes that are diffused instead of pixels, if any
+        """
         model = seeded(lambda: Decoder(recipe.model), recipe.engine.seed)
         super().__init__(recipe, model)
-        self.train, self.val = embedded.train, embedded.val
+        self.train, self.val = pictures
         self.embedded, self.encoded = embedded, encoded
         model.space.learn(embedded.embeddings, recipe.model.scale)
         if recipe.model.captions:
@@ -178,7 +183,7 @@ class DecoderTask(Task):
         """16 unseen pictures, and below each what their embeddings and captions are decoded to."""
         device, numbers = model.no_embedding.device, np.arange(16) % len(self.val)
         pictures = torch.from_numpy(self.val.images(numbers))
-        z = embed_source(self.embedded.clip, self.val, n=min(16, len(self.val)))
+        z = embed_source(self.embedded.clip, self.embedded.val, n=min(16, len(self.val)))
         told = self.told([self.val.all_captions(i)[0] for i in numbers], z[numbers], model)
         generator = torch.Generator(device).manual_seed(self.seed)
         x = model.draw(told, self.training.sampling, generator=generator)
