@@ -33,6 +33,7 @@ from minimodal.blocks.diffusion import (
 )
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.blocks.precision import full_float32
 from minimodal.blocks.sampling import Generators, normal
 from minimodal.blocks.unet import UNet, time_features
 from minimodal.errors import UserError
@@ -237,7 +238,7 @@ class Decoder(nn.Module):
             return path.estimate(x_t, t, found, self.config.predicts).x
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            scale = how.scale(t)  # (B,)
+            scale = how.scale(t)
             for alone, asked in ((0, untold), (1, told)):
                 if bool((scale == alone).all()):  # one pass is enough
                     return estimate(x_t, t, asked)
@@ -286,4 +287,5 @@ class Decoder(nn.Module):
         """
         if self.latents is None:
             return to_uint8(x)
-        return painter.decode(painter.vqgan.quantizer(self.latents.undo(x)).indices)
+        with full_float32(x.device):
+            return painter.decode(painter.vqgan.quantizer(self.latents.undo(x)).indices)

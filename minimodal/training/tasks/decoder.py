@@ -46,6 +46,7 @@ class DecoderTraining:
     guidance: float = 1.0  # that generate.py samples with by default
     sampler: str = "2m"  # that generate.py samples by by default
     sampling_steps: int = 16  # that generate.py takes by default
+    guide_to: float = 0.0  # guidance holds from noise (time 1) down to this time
 
     def __post_init__(self) -> None:
         if self.pool < 1:
@@ -65,7 +66,9 @@ class DecoderTraining:
     @property
     def sampling(self) -> Sampler:
         """How generate.py samples by default."""
-        return Sampler(self.sampler, self.sampling_steps, guidance=self.guidance)
+        return Sampler(
+            self.sampler, self.sampling_steps, guidance=self.guidance, guide_to=self.guide_to
+        )
 
 
 class DecoderTask(Task):
@@ -199,7 +202,7 @@ class DecoderTask(Task):
     def config(self) -> dict[str, Any]:
         """The model's configuration, how it is sampled, and what else shaped the training."""
         how = self.training.sampling
-        sampling = {name: getattr(how, name) for name in ("name", "steps", "guidance")}
+        sampling = {name: getattr(how, name) for name in ("name", "steps", "guidance", "guide_to")}
         return {**super().config(), "sampling": sampling}
 
     def save_files(self, out: Path) -> None:
