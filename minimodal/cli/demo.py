@@ -52,7 +52,7 @@ from minimodal.evaluation.scoreboard import (
 )
 from minimodal.files import digest, make_folder, write_atomically
 from minimodal.runs import load
-from minimodal.shapes.oracle import score
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished, load_run_config, lock, read_metrics
 from minimodal.training.engine import run
@@ -308,7 +308,7 @@ def draw_samples(out: Path, seed: int, device: str, shown: Shown) -> None:
         captions + shown.captions,
         torch.cat([pictures, torch.from_numpy(shown.pictures)]),
     )
-    verdicts = score(captions, pictures.numpy())
+    verdicts = WORLDS["shapes"].score(captions, pictures.numpy())
     save_png(grid(pictures, captions, verdicts, notes=notes, columns=8), out / "samples.png")
 
 

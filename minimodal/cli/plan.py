@@ -20,7 +20,7 @@ import torch
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
 from minimodal.files import write_atomically
-from minimodal.shapes.oracle import score
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training import probe
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.distributed import Distributed
@@ -201,7 +201,7 @@ def other_costs(here: Distributed) -> Costs:
     probe.wait(here.device)
     draw = (time.perf_counter() - began) / len(captions)
     began = time.perf_counter()
-    score(captions, task.val.images(np.arange(len(captions))))
+    WORLDS["shapes"].score(captions, task.val.images(np.arange(len(captions))))
     read = (time.perf_counter() - began) / len(captions)
     return Costs(vqgan, speed, ready, encode, draw, read)
 

@@ -21,7 +21,7 @@ from minimodal.evaluation.scoreboard import captions_to_show, format_scoreboard
 from minimodal.evaluation.unclip import draw_with, unclip_scores
 from minimodal.files import digest, write_atomically
 from minimodal.runs import find, load
-from minimodal.shapes.oracle import score
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished
 from minimodal.training.engine import run
@@ -107,7 +107,7 @@ def draw_row(unclip: UnCLIP, how: Sampler, out: Path, seed: int) -> None:
     """unclip.png: two rows of seen captions, one of held-out ones, and the verdicts."""
     captions = captions_to_show(seed)
     pictures = draw_with(unclip, how)(captions, 1, seed)
-    verdicts = score(captions, pictures.numpy())
+    verdicts = WORLDS["shapes"].score(captions, pictures.numpy())
     save_png(grid(pictures, captions, verdicts, columns=8), out / "unclip.png")
 
 

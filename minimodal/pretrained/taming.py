@@ -168,9 +168,9 @@ def build_discriminator(state: Weights, *, source: str) -> PatchDiscriminator:
     # Layer 0, then a convolution and a norm at 2 and 3, 5 and 6, …, and a last convolution.
     depth = (len({name.split(".")[1] for name in state}) - 2) // 2
     found = tensors.linear("layers.0", "main.0")
-    for n in range(1, depth + 1):
-        found |= tensors.linear(f"layers.{3 * n - 1}", f"main.{3 * n - 1}", bias=False)
-        found |= tensors.batch_norm(f"layers.{3 * n}", f"main.{3 * n}")
+    for n in range(3, 3 * depth + 1, 3):
+        found |= tensors.linear(f"layers.{n - 1}", f"main.{n - 1}", bias=False)
+        found |= tensors.batch_norm(f"layers.{n}", f"main.{n}")
     found |= tensors.linear(f"layers.{3 * depth + 2}", f"main.{3 * depth + 2}")
     tensors.finish(ignore=NOT_WEIGHTS)
     return fill(
@@ -178,21 +178,6 @@ def build_discriminator(state: Weights, *, source: str) -> PatchDiscriminator:
         found,
         source=source,
     )
-
-
-def read_discriminator(state: Weights, *, source: str) -> PatchDiscriminator | None:
-    """The patch discriminator of a checkpoint, if it holds one that we can build.
-
-    The autoencoder works without it, so what does not fit is said and left out.
-    """
-    state = {name: tensor for name, tensor in state.items() if name.startswith("main.")}
-    if not state:
-        return None
-    try:
-        return build_discriminator(state, source=f"{source}: its discriminator")
-    except UserError as reason:
-        print(f"{reason}; it is left out", file=sys.stderr)
-        return None
 
 
 # --- from outside --------------------------------------------------------------------------------
@@ -225,7 +210,13 @@ def convert(state: Weights, config: Any, *, source: str) -> VQGAN:
     found |= read_quantizer(tensors, sizes)
     tensors.finish(ignore=NOT_WEIGHTS)
     vqgan = fill(lambda: VQGAN(sizes), found, source=source)
-    vqgan.discriminator = read_discriminator(judge, source=source)
+    vqgan.discriminator = None
+    if judge := {name: tensor for name, tensor in judge.items() if name.startswith("main.")}:
+        # The autoencoder works without it, so what does not fit is said and left out.
+        try:
+            vqgan.discriminator = build_discriminator(judge, source=f"{source}: its discriminator")
+        except UserError as reason:
+            print(f"{reason}; it is left out", file=sys.stderr)
     vqgan.run = {"kind": "vqgan", "data": None, "source": source}
     return vqgan
 
