@@ -32,6 +32,7 @@ from PIL import Image
 from minimodal import clip, dalle, vqgan, vqgan_prior
 from minimodal.blocks import (
     attention,
+    codebook,
     contrastive,
     contrastive_rows,
     conv,
@@ -40,6 +41,7 @@ from minimodal.blocks import (
     factor_head,
     factors,
     given,
+    nearest,
     packed,
     painter,
     perceptual,
@@ -54,13 +56,14 @@ from minimodal.blocks import (
     sparse,
     transformer,
     unet,
+    vqgan_checks,
 )
 from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.evaluation import distances, metrics
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import clip as clip_task
-from minimodal.training.tasks import common
+from minimodal.training.tasks import common, unseen
 from minimodal.unclip import decoder, embeddings, upsampler
 from minimodal.uses import embedding, reading, zero_shot
 from minimodal.uses import unclip as tools
@@ -86,6 +89,9 @@ MODULES = (
     pixel_attention,
     pixels,
     quantizer,
+    codebook,
+    nearest,
+    vqgan_checks,
     quantizer_variants,
     sampling,
     preprocessing,
@@ -211,7 +217,7 @@ CALLS = [
         {},
     ),
     (PATTERN.windows, dict(x=noise(2, 2, 9, 4)), {"h": 3, "S": 6}),
-    (conv.check_sides, dict(images=IMAGES, multiple=8), {}),
+    (vqgan_checks.check_sides, dict(images=IMAGES, multiple=8), {}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
     (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
     (
@@ -233,19 +239,18 @@ CALLS = [
     (conv.Downsample(8).forward, dict(x=MAP), {}),
     (conv.Upsample(8).forward, dict(x=MAP), {}),
     (metrics.usage, dict(indices=integers(7, 20), size=7), {}),
-    (quantizer.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
-    (quantizer.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
+    (nearest.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
+    (codebook.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
     (BOOK.start, dict(z=Z, generator=generator()), {}),
     (BOOK.update, dict(z=Z, generator=generator()), {}),
-    (quantizer.put_together, dict(parts=[integers(7, 9), integers(5, 9)], sizes=(7, 5)), {}),
-    (quantizer.take_apart, dict(indices=integers(35, 2, 3, 5), sizes=(7, 5)), {}),
     (QUANTIZER.forward, dict(z=LATENTS), {}),
     (QUANTIZER.pairs, dict(z=LATENTS), {}),
+    (QUANTIZER.combined, dict(parts=[integers(7, 9), integers(5, 9)]), {}),
     (QUANTIZER.factors, dict(indices=integers(35, 2, 3, 5)), {}),
     (QUANTIZER.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
     (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
     (QUANTIZER.update, dict(z=LATENTS, generator=generator()), {}),
-    (quantizer.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
+    (codebook.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
     (metrics.perplexity, dict(counts=torch.ones(7)), {}),
     *(
         call
@@ -357,6 +362,7 @@ CALLS = [
     (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.decode, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
+    (PAIR.paint, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
     (PAIR.decode_unclamped, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
     (PAIR.decode_indices, dict(indices=integers(35, 2, 4, 6)), {"H": 16, "W": 24}),
     (JOINT.forward, dict(images=IMAGES), {"h": 8, "w": 12}),
@@ -364,7 +370,7 @@ CALLS = [
     (discriminator.PatchDiscriminator(channels=4).forward, dict(images=IMAGES), {"h": 3, "w": 5}),
     (discriminator.hinge_loss, dict(real=VERDICT, fake=VERDICT), {}),
     (discriminator.generator_loss, dict(fake=VERDICT), {}),
-    (discriminator.pulls, losses(), {}),
+    (discriminator.pull, dict(loss=DECODED.sum(), decoded=DECODED, last_layer=W), {}),
     (discriminator.balance, dict(reconstruction=W, adversarial=2 * W), {}),
     (discriminator.weigh, losses(), {}),
     (discriminator.weigh, {**losses(), "weight": torch.ones(())}, {}),
@@ -425,8 +431,8 @@ CALLS = [
     (given.pixels_of, dict(cells=torch.ones(2, 3).bool(), side=6), {"H": 4, "W": 6}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
     (clip_task.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
-    (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
-    (common.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
+    (unseen.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
+    (unseen.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
     (metrics.psnr, dict(first=BYTES, second=BYTES), {}),
     (metrics.on_bytes_scale, dict(first=BYTES, second=BYTES), {}),
     (metrics.ssim, dict(first=SEVEN, second=SEVEN), {}),

@@ -18,7 +18,7 @@ from minimodal.data.sources import DataSource
 from minimodal.files import make_folder
 from minimodal.training.checkpoint import save_config, save_weights
 from minimodal.training.tasks.cached import cached, copy_files, first_pictures
-from minimodal.training.tasks.common import EVALUATION_PICTURES
+from minimodal.training.tasks.unseen import EVALUATION_PICTURES
 from minimodal.vqgan import VQGAN
 
 

@@ -20,7 +20,7 @@ from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan
-from minimodal.training.tasks.common import draws, seeded, tile
+from minimodal.training.tasks.common import draws, seeded
 from minimodal.training.tasks.embeddings import (
     Embedded,
     caption_embeddings,
@@ -28,6 +28,7 @@ from minimodal.training.tasks.embeddings import (
     embed_source,
     unseen_embeddings,
 )
+from minimodal.training.tasks.unseen import tile
 from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
 
 

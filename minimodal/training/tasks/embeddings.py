@@ -14,7 +14,8 @@ from torch import Tensor
 from minimodal.clip import CLIP
 from minimodal.data.sources import DataSource
 from minimodal.training.tasks.cached import cached, copy_files, first_pictures
-from minimodal.training.tasks.common import EVALUATION_PICTURES, draws
+from minimodal.training.tasks.common import draws
+from minimodal.training.tasks.unseen import EVALUATION_PICTURES
 from minimodal.uses.embedding import embed_captions, embed_pictures
 
 SUMMARIES = 2048  # captions whose embeddings' statistics are taken
