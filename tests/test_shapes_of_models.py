@@ -328,6 +328,11 @@ CALLS = [
     ),
     (embedding.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
+        embedding.embed_source,
+        dict(clip=CLIP, source=ShapesSource(0, image_size=8), n=3, flip=True),
+        {"N": 6, "E": 10},
+    ),
+    (
         metrics.zero_shot_accuracy,
         dict(similarities=noise(4, 3), labels=integers(3, 4)),
         {},

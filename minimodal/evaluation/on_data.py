@@ -26,12 +26,11 @@ from minimodal.evaluation.linear_probe import linear_probe
 from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
 from minimodal.evaluation.scoreboard import Draw, reconstruct, rounded
 from minimodal.files import asking, make_folder
-from minimodal.uses.embedding import embed_captions, embed_pictures
+from minimodal.uses.embedding import embed_captions, embed_pictures, embed_source
 from minimodal.uses.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
 
 CAPTIONS = 5  # of a picture, as in COCO's protocol
-PART = 256  # pictures in memory as floats
 
 
 class Evaluation(NamedTuple):
@@ -39,19 +38,6 @@ class Evaluation(NamedTuple):
 
     scores: dict[str, float]
     manifest: dict[str, Any]
-
-
-@torch.no_grad()
-def embed_source(clip: CLIP, source: DataSource) -> Tensor:
-    """Unit vectors of all pictures of a source.
-
-    returns: (N, E), on the CPU
-    """
-    found = []
-    for first in range(0, len(source), PART):
-        numbers = np.arange(first, min(first + PART, len(source)))
-        found.append(embed_pictures(clip, torch.from_numpy(source.images(numbers))).cpu())
-    return torch.cat(found)
 
 
 def preprocessing(clip: CLIP) -> dict[str, Any]:

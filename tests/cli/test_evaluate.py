@@ -19,6 +19,7 @@ from minimodal.data.loading import open_data
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import clip_on_data
 from minimodal.evaluation.scoreboard import reconstruct
+from minimodal.uses import embedding
 
 
 def cifar(root: Path) -> Path:
@@ -82,7 +83,7 @@ def test_recall_counts_up_to_five_captions_a_picture(monkeypatch):
         seen.extend(texts)
         return torch.eye(n)[[int(text.split()[0]) for text in texts]]
 
-    monkeypatch.setattr(on_data, "embed_pictures", pictures)
+    monkeypatch.setattr(embedding, "embed_pictures", pictures)
     monkeypatch.setattr(on_data, "embed_captions", captions)
     found = clip_on_data(make_clip(image_size=4), Blocks(n), Blocks(n))
     assert len(seen) == 5 * n
