@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 from minimodal.blocks.diffusion import Sampler
-from minimodal.cli.common import check_seed
+from minimodal.cli.common import add_merges_flag, check_seed
 from minimodal.cli.demo import score_stages
 from minimodal.cli.pool import pool_of, prior_of
 from minimodal.cli.unclip import load_unclip, prior_beside
-from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.cifar import class_captions

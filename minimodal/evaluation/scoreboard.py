@@ -83,10 +83,12 @@ class Reconstructed(NamedTuple):
     """What VQGAN makes of pictures.
 
     pictures: (N, 3, H, W) uint8 reconstructions
+    indices: (N, h, w) int64
     used: the share of codes in use, of the least used codebook
     """
 
     pictures: Tensor
+    indices: Tensor
     used: float
 
 
@@ -102,9 +104,9 @@ def reconstruct(vqgan: VQGAN, images: Tensor) -> Reconstructed:
         codes = vqgan.encode(to_float(part.to(device)))
         decoded.append(to_uint8(vqgan.decode(codes.z)).cpu())
         indices.append(codes.indices.cpu())
-    parts = vqgan.quantizer.factors(torch.cat(indices))
-    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
-    return Reconstructed(torch.cat(decoded), min(used))
+    codes = torch.cat(indices)
+    parts = zip(vqgan.quantizer.factors(codes), vqgan.config.codes, strict=True)
+    return Reconstructed(torch.cat(decoded), codes, min(usage(part, k).share for part, k in parts))
 
 
 def vqgan_scores(

@@ -53,7 +53,7 @@ def scores(monkeypatch):
 
     def measure(paint, networks: Networks, n: int = 8, **more) -> dict[str, float]:
         monkeypatch.setattr(
-            on_data, "reconstruct", lambda _, images: Reconstructed(paint(images), 0.5)
+            on_data, "reconstruct", lambda _, images: Reconstructed(paint(images), None, 0.5)
         )
         monkeypatch.setattr(on_data, "embed_pictures", lambda net, x: net.features(x))
         return vqgan_on_data(None, source(n, **more), networks).scores

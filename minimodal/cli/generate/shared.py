@@ -21,13 +21,11 @@ from tqdm import tqdm
 
 from minimodal.blocks.painter import Request
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.cli.common import Parser, check_seed
-from minimodal.cli.which_clip import add_merges_flag
+from minimodal.cli.common import Parser, add_merges_flag, check_name, check_seed
 from minimodal.clip import CLIP
 from minimodal.drawing import grid, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
-from minimodal.files import folders
 from minimodal.runs import load
 from minimodal.shapes.worlds import WORLDS, AnyVerdict
 
@@ -47,7 +45,6 @@ def read_seeds(text: str) -> list[int]:
 
 
 def add_common_flags(parser: Parser) -> None:
-    """The flags of every method."""
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="captions; classes or nothing for vqgan-prior")
     add("--run", type=Path, default=Path("runs/demo"), metavar="RUN",
@@ -108,7 +105,6 @@ def add_complete_flags(parser: Parser) -> None:
 
 
 def check_complete(arguments: argparse.Namespace) -> None:
-    """Refuse a rectangle without its picture."""
     if arguments.redraw and not arguments.complete:
         raise UserError("--redraw needs the picture: --complete IMG")
 
@@ -119,7 +115,6 @@ def each(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Say what is wrong with the common flags before anything is loaded."""
     if arguments.n < 1:
         raise UserError(f"-n {arguments.n}: expected 1 or more pictures a prompt")
     prompts = max(len(arguments.prompts), 1)
@@ -131,8 +126,9 @@ def check(arguments: argparse.Namespace) -> None:
             "fewer"
         )
     check_seed(arguments.seed)
-    if arguments.out.suffix.lower() != ".png":
-        raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
+    check_name(arguments.out)
+    if gif := getattr(arguments, "gif", None):
+        check_name(gif, "--gif", ".gif")
     for prompt in arguments.prompts:
         if not prompt.strip():
             raise UserError("a prompt is empty; say what to draw, such as 'a red circle'")
@@ -256,18 +252,6 @@ def in_rows(
     notes = [f"CLIP {score:.4f}" for score in scores or []]
     columns = min(n, 8) if len(prompts) > 1 else 4
     return grid(pictures, shown, verdicts, notes=notes, columns=columns, each=n)
-
-
-@contextmanager
-def places(arguments: argparse.Namespace) -> Iterator[None]:
-    """Make the folders for what is written; those that stay empty go again."""
-    gif = getattr(arguments, "gif", None)
-    files = {"--out": arguments.out} | ({"--gif": gif} if gif else {})
-    with folders(arguments.out.with_suffix(""), *(file.parent for file in files.values())):
-        for flag, file in files.items():
-            if file.is_dir():
-                raise UserError(f"{flag} {file} is a folder; give the name of a picture in it")
-        yield
 
 
 def asked(arguments: argparse.Namespace) -> dict[str, str]:
