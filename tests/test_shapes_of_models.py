@@ -57,7 +57,7 @@ from minimodal.blocks import (
 )
 from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
-from minimodal.evaluation import distances, metrics
+from minimodal.evaluation import metrics
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import clip as clip_task
 from minimodal.training.tasks import common
@@ -96,7 +96,6 @@ MODULES = (
     dalle,
     common,
     metrics,
-    distances,
     diffusion,
     unet,
     embeddings,
@@ -430,14 +429,12 @@ CALLS = [
     (metrics.psnr, dict(first=BYTES, second=BYTES), {}),
     (metrics.on_bytes_scale, dict(first=BYTES, second=BYTES), {}),
     (metrics.ssim, dict(first=SEVEN, second=SEVEN), {}),
-    (distances.moments, dict(features=SET), {}),
-    (distances.root, dict(matrix=torch.eye(4)), {}),
     (
-        distances.frechet_gaussians,
+        metrics.frechet_gaussians,
         dict(mean1=SET[0], cov1=torch.eye(4), mean2=SET[1], cov2=torch.eye(4)),
         {},
     ),
-    (distances.frechet_distance, dict(first=SET, second=OTHER), {}),
+    (metrics.frechet_distance, dict(first=SET, second=OTHER), {}),
     (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),

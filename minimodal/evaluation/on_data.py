@@ -20,10 +20,15 @@ from minimodal.clip import CLIP
 from minimodal.data.sources import DataSource
 from minimodal.drawing import to_picture
 from minimodal.errors import UserError
-from minimodal.evaluation.distances import frechet_distance
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
-from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
+from minimodal.evaluation.metrics import (
+    frechet_distance,
+    psnr,
+    recall_at_k,
+    ssim,
+    zero_shot_accuracy,
+)
 from minimodal.evaluation.scoreboard import Draw, reconstruct, rounded
 from minimodal.files import asking, make_folder
 from minimodal.uses.embedding import embed_captions, embed_pictures, embed_source
