@@ -50,7 +50,7 @@ from minimodal.evaluation.scoreboard import (
     format_scoreboard,
     vqgan_scores,
 )
-from minimodal.files import digest, make_folder, write_atomically
+from minimodal.files import digest, make_folder, write_json
 from minimodal.runs import load
 from minimodal.shapes.oracle import score
 from minimodal.training import distributed
@@ -200,7 +200,7 @@ def plan_of(arguments: argparse.Namespace, beside: Beside | None, began: float) 
         )  # fmt: skip
         plan = distributed.from_main(plan)
         if here.main:
-            plan.save(out)
+            write_json(out / "plan.json", asdict(plan))
     if here.main:
         print(plan.text(), file=sys.stderr)
     return plan
@@ -382,8 +382,7 @@ def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: 
     board |= {"machine": machine(), "seed": plan.seed}
     taken = {name: last_of_finished(out / name)["step"] for name in STAGES}
     board["plan"] = asdict(plan) | {"taken": taken, "weights": digests(out)}
-    text = json.dumps(board, indent=2) + "\n"
-    write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
+    write_json(out / "scoreboard.json", board)
     for folder in (out, *(out / name for name in STAGES)):
         write_report(folder)
     show(board, out)

@@ -10,7 +10,7 @@ when another program takes a part of the CPU. A demo that was stopped goes on wi
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,6 @@ import torch
 
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
-from minimodal.files import write_atomically
 from minimodal.shapes.oracle import score
 from minimodal.training import probe
 from minimodal.training.contract import Recipe, Task
@@ -90,11 +89,6 @@ class Plan:
     def training_seconds(self) -> float | None:
         """From the demo's beginning to the end of its last stage; None: however long."""
         return 60 * self.minutes * (1 - SPARE) - self.scores if self.minutes else None
-
-    def save(self, out: Path) -> None:
-        """Write OUT/plan.json."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomically(out / "plan.json", lambda path: path.write_text(text))
 
 
 def read_plan(out: Path, *, minutes: float | None, seed: int) -> Plan | None:

@@ -181,15 +181,14 @@ def vqgan_on_data(
 
 
 def class_scores(
-    draw: Draw, names: Sequence[str], captions: Sequence[str], judge: Judge, *, n: int, seed: int
+    draw: Draw, names: Sequence[str], captions: Sequence[str], judge: Judge, *, each: int, seed: int
 ) -> dict[str, float]:
     """How often a judge sees the class that was asked for, in all and for each class.
 
     captions: one per class
-    n: pictures in all
+    each: pictures of each
     """
-    each = max(1, n // len(names))
-    seen = judge.classify(draw(captions, each, seed)).view(len(names), each)  # (K, n / K)
+    seen = judge.classify(draw(captions, each, seed)).view(len(names), each)  # (K, N)
     right = (seen == torch.arange(len(names))[:, None]).float()
     scores = {"judge_agrees": right.mean()}
     scores |= {f"judge_agrees_{name}": row.mean() for name, row in zip(names, right, strict=True)}

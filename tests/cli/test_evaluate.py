@@ -157,9 +157,12 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
         (("{demo}/dalle", "--data", "folder:{demo}"), "oracle"),
         (("{demo}", "--data", "folder:{demo}"), "several runs"),
         (("{demo}/clip", "--data", "folder:{demo}/nowhere"), "no such folder"),
-        (("{demo}/vqgan", "--templates", "t.txt"), "are for a clip"),
+        (
+            ("{demo}/vqgan", "--templates", "t.txt"),
+            "is for a clip; {demo}/vqgan is a vqgan",
+        ),
         (("{demo}/dalle", "-n", "0"), "-n 0: expected 1 or more"),
-        (("{demo}/dalle", "--pictures", "p"), "--pictures are of a vqgan"),
+        (("{demo}/dalle", "--pictures", "p"), "--pictures is for a vqgan"),
         (("{demo}", "--pictures", "p"), "give one of them with --pictures"),
         (("{demo}/vqgan", "--pictures", "p"), "--pictures is for other data"),
         (("{demo}/clip", "--dta", "shapes"), "--data"),
@@ -173,7 +176,7 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
 def test_bad_input_is_one_line_and_status_2(run, demo, words, says):
     status, out, error = run(*(word.format(demo=demo) for word in words))
     assert status == 2 and not out
-    assert says in error and error.count("\n") == 1
+    assert says.format(demo=demo) in error and error.count("\n") == 1
 
 
 def test_pictures_and_reconstructions_go_into_two_folders(run, tmp_path):

@@ -139,7 +139,7 @@ class Numbers(Painter):
 
 def test_the_judge_counts_the_classes_that_were_asked_for():
     captions = ["number 0", "number 1", "number 2"]
-    scores = class_scores(Numbers(), ["zero", "one", "two"], captions, Sighted(), seed=0, n=12)
+    scores = class_scores(Numbers(), ["zero", "one", "two"], captions, Sighted(), seed=0, each=4)
     assert scores["judge_agrees"] == pytest.approx(10 / 12, abs=1e-3)
     assert (scores["judge_agrees_zero"], scores["judge_agrees_one"]) == (1.0, 0.5)
 
