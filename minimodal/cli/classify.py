@@ -7,21 +7,10 @@ import argparse
 import json
 from pathlib import Path
 
-from minimodal.cli.common import (
-    add_clip_flags,
-    check_choice,
-    load_clip,
-    read_each,
-    read_labels,
-)
+from minimodal.cli.common import add_clip_flags, check_choice, load_clip, read_each, read_labels
 from minimodal.data.images import opened
 from minimodal.errors import UserError
-from minimodal.uses.zero_shot import (
-    ZeroShotClassifier,
-    check_labels,
-    check_templates,
-    read_lines,
-)
+from minimodal.uses.zero_shot import ZeroShotClassifier, check_labels, check_templates, read_lines
 
 ABOUT = "which of some labels goes with a picture"
 

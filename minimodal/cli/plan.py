@@ -7,7 +7,6 @@ when another program takes a part of the CPU. A demo that was stopped goes on wi
 `training/recipes.py` before, `cli/demo.py` after.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch
 
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
+from minimodal.files import read_json
 from minimodal.shapes.oracle import score
 from minimodal.training import probe
 from minimodal.training.contract import Recipe, Task
@@ -97,8 +97,8 @@ def read_plan(out: Path, *, minutes: float | None, seed: int) -> Plan | None:
     if not path.exists():
         return None
     try:
-        plan = Plan(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        plan = Plan(**read_json(path))
+    except (ValueError, TypeError):
         raise UserError(
             f"{path} is damaged: expected what the demo wrote; start it in another --out"
         ) from None
@@ -201,12 +201,6 @@ def other_costs(here: Distributed) -> Costs:
 
 
 # --- deciding ----------------------------------------------------------------------------------
-
-
-def machine_text(speed: Speed, here: Distributed, threads: int) -> str:
-    """What the device is, in a few words."""
-    where = "a core" if here.device.type == "cpu" else f"on {here.device}"
-    return f"{speed.precision}, {speed.peak / threads / 1e9:.0f} GFLOP/s {where}"
 
 
 def make_plan(

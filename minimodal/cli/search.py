@@ -64,7 +64,6 @@ def weights_of(arguments: argparse.Namespace) -> list[float]:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Say what is wrong with the flags before anything is loaded."""
     if not arguments.prompts and not arguments.image:
         raise UserError("nothing to look for: give a prompt such as 'a red circle', or --image PIC")
     for prompt in arguments.prompts:

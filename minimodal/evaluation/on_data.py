@@ -45,13 +45,6 @@ class Evaluation(NamedTuple):
     manifest: dict[str, Any]
 
 
-def preprocessing(clip: CLIP) -> dict[str, Any]:
-    """How the pictures of a data set reach the model."""
-    size = clip.config.image_size
-    steps = f"largest centred square, bicubic to {size} x {size}, RGB"
-    return {"picture": steps, "mean": clip.reading.mean, "std": clip.reading.std}
-
-
 def clip_on_classes(
     clip: CLIP, train: DataSource, val: DataSource, *, templates: list[str] | None
 ) -> Evaluation:
@@ -59,23 +52,17 @@ def clip_on_classes(
     classifier = ZeroShotClassifier(clip, list(val.class_names), templates)
     image, labels = embed_source(clip, val), torch.from_numpy(val.labels)
     similarity = image @ classifier.weights.cpu().T  # (N, K)
-    probe = linear_probe(
-        embed_source(clip, train),
-        torch.from_numpy(train.labels),
-        image,
-        labels,
-        classes=len(val.class_names),
+    known, classes = torch.from_numpy(train.labels), len(val.class_names)
+    accuracy, penalty = linear_probe(
+        embed_source(clip, train), known, image, labels, classes=classes
     )
-    scores = {
-        "zero_shot": zero_shot_accuracy(similarity, labels),
-        "chance": 1 / len(val.class_names),
-        "linear_probe": probe.accuracy,
-    }
+    zero_shot = zero_shot_accuracy(similarity, labels)
+    scores = {"zero_shot": zero_shot, "chance": 1 / classes, "linear_probe": accuracy}
     manifest = {
         "templates": classifier.templates,
         "labels": classifier.labels,
         "linear_probe": {"features": "unit image embeddings", "train": train.fingerprint(),
-                         "train_pictures": len(train), "penalty": probe.penalty},
+                         "train_pictures": len(train), "penalty": penalty},
     }  # fmt: skip
     return Evaluation(scores, manifest)
 
@@ -105,7 +92,10 @@ def clip_on_data(
         found = clip_on_captions(clip, val)
     else:
         raise UserError(f"{val.name}: pictures without captions or classes say nothing of a CLIP")
-    more = {"preprocessing": preprocessing(clip), "captions_longer_than_the_model": "cut"}
+    size = clip.config.image_size
+    steps = f"largest centred square, bicubic to {size} x {size}, RGB"
+    reading = {"picture": steps, "mean": clip.reading.mean, "std": clip.reading.std}
+    more = {"preprocessing": reading, "captions_longer_than_the_model": "cut"}
     return Evaluation(found.scores, found.manifest | more)
 
 

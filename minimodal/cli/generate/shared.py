@@ -265,7 +265,6 @@ def asked(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def show(arguments: argparse.Namespace, drawn: Drawn) -> None:
-    """Write the grid and the single pictures, and say so in words or as JSON."""
     prompts, n, (pictures, verdicts, scores, seeds) = arguments.prompts or [""], arguments.n, drawn
     told_in_file = asked(arguments)
     shown = in_rows(pictures, prompts, n, verdicts=verdicts, scores=scores)
