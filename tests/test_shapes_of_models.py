@@ -392,6 +392,7 @@ CALLS = [
     (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
     (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
+    (reading.log_p, dict(logits=noise(2, 4, 6), tokens=integers(6, 2, 4)), {}),
     (reading.log_likelihood, dict(dalle=ONE, text=TEXT, codes=CODES), {}),
     (reading.caption_scores, dict(dalle=PAINTER, codes=CODES, captions=WORDS), {"L": 4}),
     (reading.write_captions, dict(dalle=ONE, n=3, generator=generator(), begin=BEGIN), {"T": 5}),

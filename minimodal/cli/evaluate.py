@@ -23,10 +23,9 @@ from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.errors import UserError
 from minimodal.evaluation.edits import edit_scores, edit_with
 from minimodal.evaluation.guided import guided_scores, searching
-from minimodal.evaluation.judge import load_judge
+from minimodal.evaluation.judge import Judge, load_judge
 from minimodal.evaluation.on_data import (
     Evaluation,
-    Networks,
     class_scores,
     clip_on_data,
     distance_of_drawn,
@@ -61,6 +60,7 @@ from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.search import SearchConfig
 
 ABOUT = "scores of a run or an original CLIP, with a manifest of how they were measured"
+Model = VQGAN | CLIP | DALLE | Decoder
 # Flags that are of some systems only.
 DRAWING = ("vqgan", "dalle", "decoder")
 KINDS = {"templates": ("clip",), "clip": DRAWING, "judge": DRAWING, "pictures": ("vqgan",)}
@@ -101,9 +101,7 @@ def unclip_of(model: Decoder, arguments: argparse.Namespace) -> tuple[UnCLIP, Sa
     return load_unclip(arguments.target, str(model.no_embedding.device), prior=prior)
 
 
-def on_shapes(
-    model: VQGAN | CLIP | DALLE | Decoder, world: World, arguments: argparse.Namespace
-) -> Evaluation:
+def on_shapes(model: Model, world: World, arguments: argparse.Namespace) -> Evaluation:
     for name in ("clip", "judge", "pictures", "limit"):
         if getattr(arguments, name):
             raise UserError(f"--{name} is for other data; the Shapes world has an oracle")
@@ -137,8 +135,9 @@ def on_shapes(
 
 
 def drawn_on_data(
-    model: DALLE | Decoder, spec: str, arguments: argparse.Namespace, found: Networks
-) -> Evaluation:
+    model: DALLE | Decoder, spec: str, arguments: argparse.Namespace,
+    clip: CLIP | None, judge: Judge | None,
+) -> Evaluation:  # fmt: skip
     """Pictures drawn from text before a judge (classes) or a CLIP (captions)."""
     seed, n = arguments.seed, arguments.n
     if isinstance(model, DALLE):
@@ -151,31 +150,29 @@ def drawn_on_data(
     val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
     pictures: dict[str, int] = {}
-    if found.judge is not None:
+    if judge is not None:
         if val.class_names is None:
             raise UserError(f"--judge knows the classes of CIFAR-10, and {spec} has none")
         captions = [f"a photo of {class_captions(name)[0]}" for name in val.class_names]
         each = max(1, n // len(captions))
         pictures["judge"] = each * len(captions)
-        scores |= class_scores(draw, val.class_names, captions, found.judge, each=each, seed=seed)
+        scores |= class_scores(draw, val.class_names, captions, judge, each=each, seed=seed)
     else:
         captions = [val.all_captions(i)[0] for i in range(min(n, len(val)))]
     room = reader.config.text_length
     long = sum(len(reader.tokenizer.encode(reader.words.readable(c))) > room for c in captions)
     if long:
         print(f"{long} of {len(captions)} captions are cut to {room} tokens", file=sys.stderr)
-    if found.clip is not None:
+    if clip is not None:
         distinct = list(dict.fromkeys(captions))
         pictures |= {"clip": len(distinct), "clip_frechet": min(n, len(val))}
-        scores |= recall_of_captions(draw, found.clip, distinct, seed=seed)
-        scores |= distance_of_drawn(draw, found.clip, val, n=n, seed=seed)
+        scores |= recall_of_captions(draw, clip, distinct, seed=seed)
+        scores |= distance_of_drawn(draw, clip, val, n=n, seed=seed)
     manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
     return Evaluation(scores, manifest | {"captions_cut": long})
 
 
-def measure(
-    model: VQGAN | CLIP | DALLE | Decoder, spec: str, arguments: argparse.Namespace
-) -> Evaluation:
+def measure(model: Model, spec: str, arguments: argparse.Namespace) -> Evaluation:
     parts = [parse_spec(part) for part in split_spec(spec)]
     edits = parts[0].part == "edits"
     if edits != (isinstance(model, DALLE) and model.config.pictures > 1):
@@ -195,11 +192,11 @@ def measure(
                 f"--data {spec}: only the Shapes world has an oracle; say who looks at the "
                 "pictures with --clip, or --judge for CIFAR-10"
             )
-        return drawn_on_data(model, spec, arguments, Networks(clip, judge))
+        return drawn_on_data(model, spec, arguments, clip, judge)
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
     if isinstance(model, VQGAN):
-        found = vqgan_on_data(model, val, Networks(clip, judge), folder=arguments.pictures)
+        found = vqgan_on_data(model, val, clip=clip, judge=judge, folder=arguments.pictures)
         if arguments.pictures is not None:
             print(f"{arguments.pictures}: {len(val)} originals and their reconstructions",
                   file=sys.stderr)  # fmt: skip

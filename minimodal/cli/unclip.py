@@ -45,11 +45,7 @@ def prior_beside(folder: Path, given: Path | None = None) -> Path:
 
 
 def load_unclip(
-    folder: Path,
-    device: str,
-    *,
-    prior: Path | None = None,
-    upsampler: Path | None = None,
+    folder: Path, device: str, *, prior: Path | None = None, upsampler: Path | None = None
 ) -> tuple[UnCLIP, Sampler]:
     """An unCLIP of a decoder's run, and how it draws by default; its CLIP, and the VQGAN of code
     vectors, lie within the run.

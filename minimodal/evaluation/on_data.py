@@ -99,16 +99,6 @@ def clip_on_data(
     return Evaluation(found.scores, found.manifest | more)
 
 
-class Networks(NamedTuple):
-    """Networks that judge reconstructions; each may be missing."""
-
-    clip: CLIP | None = None
-    judge: Judge | None = None
-
-
-NO_NETWORKS = Networks()
-
-
 def save_both(images: Tensor, decoded: Tensor, folder: Path) -> None:
     """Write true and decoded pictures into two folders, for packages that compare such.
 
@@ -135,12 +125,13 @@ def frechet_features(clip: CLIP, pictures: Tensor) -> Tensor:
 
 
 def vqgan_on_data(
-    vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS, *, folder: Path | None = None
-) -> Evaluation:
+    vqgan: VQGAN, val: DataSource, *, clip: CLIP | None = None, judge: Judge | None = None,
+    folder: Path | None = None,
+) -> Evaluation:  # fmt: skip
     """PSNR and SSIM of reconstructions, how much of the codebook they use, and what networks
     say of them: the distance between true and decoded pictures, whether the judge sees the class.
     With a folder both are kept there."""
-    if len(val) < 2 and networks.clip is not None:
+    if len(val) < 2 and clip is not None:
         raise UserError(
             f"{val.name}: a single picture: the distance (--clip) needs 2 or more, and means "
             "little below hundreds"
@@ -153,12 +144,12 @@ def vqgan_on_data(
     scores = {"psnr": psnr(decoded, images), "ssim": ssim(decoded, images)}
     scores["codes_used"] = again.used
     manifest: dict[str, Any] = {}
-    if networks.clip is not None:
-        sets = (frechet_features(networks.clip, part) for part in (images, decoded))
+    if clip is not None:
+        sets = (frechet_features(clip, part) for part in (images, decoded))
         scores["clip_frechet"] = frechet_distance(*sets)
         manifest["clip_features"] = "unit image embeddings times the root of their length"
-    if networks.judge is not None:
-        seen, again_seen = (networks.judge.classify(part) for part in (images, decoded))
+    if judge is not None:
+        seen, again_seen = (judge.classify(part) for part in (images, decoded))
         scores["judge_class_kept"] = float((seen == again_seen).float().mean())
         if val.labels is not None:
             labels = torch.from_numpy(val.labels)

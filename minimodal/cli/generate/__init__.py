@@ -16,12 +16,7 @@ from minimodal.files import folders
 from minimodal.training.distributed import pick_device
 
 ABOUT = "draw pictures for prompts"
-METHODS = {
-    "dalle": dalle,
-    "vqgan-prior": vqgan_prior,
-    "vqgan-clip": vqgan_clip,
-    "unclip": unclip,
-}
+METHODS = {"dalle": dalle, "vqgan-prior": vqgan_prior, "vqgan-clip": vqgan_clip, "unclip": unclip}
 
 
 def make_parser(method: str, prog: str = "generate.py") -> Parser:

@@ -222,21 +222,16 @@ def judged(
     kind, world, *_ = f"{data}::".split(":")
     if kind != "shapes" or pictures.shape[-1] != pictures.shape[-2]:
         return None
-    shown = [prompt for prompt in prompts for _ in range(len(pictures) // len(prompts))]
-    readable, wanted, oracle = [], [], WORLDS.get(world, WORLDS["shapes"])
-    given = () if first is None else (first.numpy(),)
-    for i, prompt in enumerate(shown):
+    n, verdicts, wanted = len(pictures) // len(prompts), [], {}
+    oracle, given = WORLDS.get(world, WORLDS["shapes"]), () if first is None else (first.numpy(),)
+    for prompt in dict.fromkeys(prompts):
         try:
-            wanted.append(oracle.parse(prompt, *given))
-            readable.append(i)
+            wanted[prompt] = oracle.parse(prompt, *given)
         except UserError as error:
-            if prompt not in shown[:i]:
-                print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
-    verdicts: Verdicts = [None] * len(shown)
-    if readable:
-        found = oracle.score(wanted, pictures[readable].numpy())
-        for i, verdict in zip(readable, found, strict=True):
-            verdicts[i] = verdict
+            print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
+    for prompt, drawn in zip(prompts, pictures.split(n), strict=True):
+        known = prompt in wanted
+        verdicts += oracle.score([wanted[prompt]] * n, drawn.numpy()) if known else [None] * n
     return verdicts
 
 
