@@ -26,11 +26,10 @@ from minimodal.blocks.drawers import check_drawer, make_drawer
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.cli.common import Parser
+from minimodal.cli.common import Parser, add_merges_flag
 from minimodal.cli.generate.shared import Drawn, in_rows, judged
 from minimodal.cli.generate.vqgan_prior import read_size
 from minimodal.cli.pool import pool_of, prior_of, told
-from minimodal.cli.which_clip import add_merges_flag
 from minimodal.data.images import open_rgb
 from minimodal.drawing import save_gif, save_png, to_picture
 from minimodal.errors import UserError
@@ -141,8 +140,6 @@ def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
         raise UserError(f"--zoom {arguments.zoom:g}: expected a factor from 0.1 to 10")
     if (arguments.zoom or arguments.shift) and not (arguments.gif or arguments.every):
         raise UserError("--zoom and --shift move the picture between frames: give --gif or --every")
-    if arguments.gif and arguments.gif.suffix.lower() != ".gif":
-        raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
     return stories
 
 
