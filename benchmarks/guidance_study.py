@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from minimodal.blocks.cutouts import CAPTION_TRUE, PHOTOGRAPHS, Draws, Views, see
 from minimodal.blocks.drawers import Drawer, VQGANDrawer, make_drawer, tables
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.quantizer import put_together
 from minimodal.cli.pool import pool_of, prior_of
 from minimodal.evaluation.guided import prompts_of
 from minimodal.evaluation.judge import load_judge
@@ -377,7 +376,10 @@ def flips(guide: Guide, vqgan: nn.Module, *, top: int = 64) -> Callable[[Parents
                 at, factor = at - gains[factor].numel(), factor + 1
             place, code = divmod(at, len(books[factor]))
             parts[factor].view(-1)[place] = code
-        return put_together(parts, p.sizes)
+        joint = torch.zeros_like(p.codes)
+        for size, part in zip(p.sizes, parts, strict=True):
+            joint = joint * size + part
+        return joint
 
     return flip
 
@@ -403,7 +405,8 @@ def searched(folder: Path, n: int, only: str) -> None:
             guide = make_guide(clip, [Prompt(text)])
             moves.ALONE["flip"] = flips(guide, prior.painter.vqgan)
             config = replace(plain, moves=chosen)
-            found.append(find(prior, [guide], pool, seed=1 + i, config=config).codes[:1])
+            how = {"config": config, "enough": math.inf}  # all tries, in each row
+            found.append(find(prior, [guide], pool, seed=1 + i, **how).codes[:1])
         right = exact(WORLDS["shapes"].score(texts, prior.painter.decode(torch.cat(found)).numpy()))
         seconds = (time.process_time() - began) / n
         print(f"search, {name}: right {right.mean():.1%}, {seconds:.1f} CPU s", flush=True)
