@@ -225,8 +225,8 @@ def vqgan_case(c: VQGANConfig, judge: PatchDiscriminator) -> Case:
         decoded, codes, _ = model(images, quantize=False)
         judge.requires_grad_(False)
         l1 = F.l1_loss(decoded, images)
-        game = weigh(l1, generator_loss(judge(decoded)), decoded, model.last_layer)
-        (l1 + codes.loss + game.weight * game.term).backward()
+        term, weight = weigh(l1, generator_loss(judge(decoded)), decoded, model.last_layer)
+        (l1 + codes.loss + weight * term).backward()
         judge.requires_grad_(True)
         hinge_loss(*judge(torch.cat([images, decoded.detach()])).chunk(2)).backward()
 

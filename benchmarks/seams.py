@@ -30,7 +30,6 @@ def load_discriminator(run: Path) -> PatchDiscriminator:
     judge = PatchDiscriminator(
         channels=training["discriminator_channels"],
         depth=training["discriminator_depth"],
-        refine=training["discriminator_refine"],
     )
     judge.load_state_dict(newest_state(run)["extra"]["discriminator"])
     return judge.eval()

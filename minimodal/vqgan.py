@@ -19,23 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.conv import (
-    Downsample,
-    ResidualBlock,
-    Upsample,
-    check_sides,
-    make_norm,
-    patches,
-)  # fmt: skip
+from minimodal.blocks.conv import Downsample, ResidualBlock, Upsample, make_norm, patches
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.factors import AppearanceEncoder, self_similarity, window_side
 from minimodal.blocks.pixel_attention import PixelAttention
 from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes
-from minimodal.blocks.quantizer_variants import check_quantizer, make_quantizer
+from minimodal.blocks.quantizer_variants import make_quantizer
 from minimodal.blocks.tiles import in_tiles
-from minimodal.blocks.vqgan_checks import check_factors, check_kernels
-from minimodal.errors import UserError
+from minimodal.blocks.vqgan_checks import check_config, check_sides
 
 
 @dataclass(frozen=True)
@@ -69,21 +61,7 @@ class VQGANConfig:
     latent_width: int = 0  # its z_channels: more 1x1 convolutions around the codebook; 0: none
 
     def __post_init__(self) -> None:
-        sizes = (self.image_size, self.patch, self.channels, self.depth, self.code_width)
-        if min(*sizes, *self.multipliers, *self.codes) < 1 or not (self.multipliers and self.codes):
-            raise UserError("a VQGAN's sizes, multipliers and codes are numbers of 1 or more")
-        for name in ("decoder_depth", "latent_width"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
-        if self.image_size % self.factor:
-            raise UserError(f"image size {self.image_size} is not a multiple of {self.factor}")
-        if missing := [size for size in self.attention if size not in self.resolutions]:
-            raise UserError(f"attention at {missing[0]}: expected one of {self.resolutions}")
-        plain = len(self.multipliers) == 1 and not self.attention
-        check_kernels(self.encoder_kernel, self.decoder_kernel, plain=plain)
-        check_quantizer(self.quantizer, self.codes, beta=self.beta, decay=self.codebook_decay)
-        if self.two_factors:
-            check_factors(levels=len(self.multipliers), latent_width=self.latent_width)
+        check_config(self)
 
     @property
     def factor(self) -> int:
@@ -245,7 +223,6 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
         returns: (B, C, h, w)
         """
-        check_sides(images, multiple=self.config.factor)
         z = self.encoder(images)  # (B, C', h, w)
         if self.appearance is not None:
             z = torch.cat([z, self.appearance(images)], dim=1)  # (B, C, h, w)
@@ -258,22 +235,25 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1]
         returns: Codes with indices (B, h, w)
         """
+        check_sides(images, multiple=self.config.factor)
         with full_float32(images.device):
             return self.quantizer(self.latents(images))
 
-    def decode_unclamped(self, z: Tensor) -> Tensor:
+    def paint(self, z: Tensor) -> Tensor:
         """Code vectors to pictures, not clamped: what training compares with the true ones.
 
         z: (B, C, h, w)
         returns: (B, 3, H, W)
         """
+        return self.decoder(self.from_codes(z))
 
-        def at_once(z: Tensor) -> Tensor:
-            return self.decoder(self.from_codes(z))
+    def decode_unclamped(self, z: Tensor) -> Tensor:
+        """The same, of any size: in tiles where it is larger than a tile.
 
-        if max(z.shape[-2:]) <= self.config.tile:  # all that a training sees
-            return at_once(z)
-        return in_tiles(at_once, z, tile=self.config.tile, factor=self.config.factor)
+        z: (B, C, h, w)
+        returns: (B, 3, H, W)
+        """
+        return in_tiles(self.paint, z, tile=self.config.tile, factor=self.config.factor)
 
     def decode(self, z: Tensor) -> Tensor:
         """Code vectors to pictures.
@@ -301,13 +281,14 @@ class VQGAN(nn.Module):
         noise: (B, K, h, w) of the Gumbel distribution, for the training of quantizer "gumbel"
         """
         latents = self.latents(images)  # (B, C, h, w)
-        if quantize:
-            relaxed = {} if noise is None else {"noise": noise, "temperature": temperature}
-            codes = self.quantizer(latents, **relaxed)
+        if noise is not None:
+            codes = self.quantizer(latents, noise=noise, temperature=temperature)
+        elif quantize:
+            codes = self.quantizer(latents)
         else:
             none = torch.zeros_like(latents[:, 0], dtype=torch.int64)  # (B, h, w)
             codes = Codes(latents, none, latents.new_zeros(()))
-        return Reconstruction(self.decode_unclamped(codes.z), codes, latents)
+        return Reconstruction(self.paint(codes.z), codes, latents)
 
     @property
     def last_layer(self) -> Tensor:

@@ -32,6 +32,7 @@ from PIL import Image
 from minimodal import clip, dalle, vqgan, vqgan_prior
 from minimodal.blocks import (
     attention,
+    codebook,
     contrastive,
     contrastive_rows,
     conv,
@@ -40,6 +41,7 @@ from minimodal.blocks import (
     factor_head,
     factors,
     given,
+    nearest,
     packed,
     painter,
     perceptual,
@@ -54,13 +56,14 @@ from minimodal.blocks import (
     sparse,
     transformer,
     unet,
+    vqgan_checks,
 )
 from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
-from minimodal.evaluation import distances, metrics
+from minimodal.evaluation import metrics
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import clip as clip_task
-from minimodal.training.tasks import common
+from minimodal.training.tasks import common, unseen
 from minimodal.unclip import decoder, embeddings, upsampler
 from minimodal.uses import embedding, reading, zero_shot
 from minimodal.uses import unclip as tools
@@ -86,6 +89,9 @@ MODULES = (
     pixel_attention,
     pixels,
     quantizer,
+    codebook,
+    nearest,
+    vqgan_checks,
     quantizer_variants,
     sampling,
     preprocessing,
@@ -96,7 +102,6 @@ MODULES = (
     dalle,
     common,
     metrics,
-    distances,
     diffusion,
     unet,
     embeddings,
@@ -211,12 +216,17 @@ CALLS = [
         {},
     ),
     (PATTERN.windows, dict(x=noise(2, 2, 9, 4)), {"h": 3, "S": 6}),
-    (conv.check_sides, dict(images=IMAGES, multiple=8), {}),
+    (vqgan_checks.check_sides, dict(images=IMAGES, multiple=8), {}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
     (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
     (
         conv.ResidualBlock(8, 12).forward,
         dict(x=MAP, modulation=noise(2, 24)),
+        {"C'": 12},
+    ),
+    (
+        pixel_attention.at_positions,
+        dict(conv=torch.nn.Conv2d(8, 12, 1), x=noise(2, 5, 8)),
         {"C'": 12},
     ),
     (pixel_attention.PixelAttention(8).forward, dict(x=MAP), {}),
@@ -228,19 +238,18 @@ CALLS = [
     (conv.Downsample(8).forward, dict(x=MAP), {}),
     (conv.Upsample(8).forward, dict(x=MAP), {}),
     (metrics.usage, dict(indices=integers(7, 20), size=7), {}),
-    (quantizer.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
-    (quantizer.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
+    (nearest.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
+    (codebook.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
     (BOOK.start, dict(z=Z, generator=generator()), {}),
     (BOOK.update, dict(z=Z, generator=generator()), {}),
-    (quantizer.put_together, dict(parts=[integers(7, 9), integers(5, 9)], sizes=(7, 5)), {}),
-    (quantizer.take_apart, dict(indices=integers(35, 2, 3, 5), sizes=(7, 5)), {}),
     (QUANTIZER.forward, dict(z=LATENTS), {}),
     (QUANTIZER.pairs, dict(z=LATENTS), {}),
+    (QUANTIZER.combined, dict(parts=[integers(7, 9), integers(5, 9)]), {}),
     (QUANTIZER.factors, dict(indices=integers(35, 2, 3, 5)), {}),
     (QUANTIZER.vectors, dict(indices=integers(35, 2, 3, 5)), {"C": 8}),
     (QUANTIZER.start, dict(z=LATENTS, generator=generator()), {}),
     (QUANTIZER.update, dict(z=LATENTS, generator=generator()), {}),
-    (quantizer.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
+    (codebook.follow, dict(counts=torch.ones(7), indices=integers(7, 20), decay=0.9), {}),
     (metrics.perplexity, dict(counts=torch.ones(7)), {}),
     *(
         call
@@ -328,6 +337,11 @@ CALLS = [
     ),
     (embedding.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
+        embedding.embed_source,
+        dict(clip=CLIP, source=ShapesSource(0, image_size=8), n=3, flip=True),
+        {"N": 6, "E": 10},
+    ),
+    (
         metrics.zero_shot_accuracy,
         dict(similarities=noise(4, 3), labels=integers(3, 4)),
         {},
@@ -352,6 +366,7 @@ CALLS = [
     (PAIR.latents, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.encode, dict(images=IMAGES), {"C": 12, "h": 4, "w": 6}),
     (PAIR.decode, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
+    (PAIR.paint, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
     (PAIR.decode_unclamped, dict(z=noise(2, 12, 4, 6)), {"H": 16, "W": 24}),
     (PAIR.decode_indices, dict(indices=integers(35, 2, 4, 6)), {"H": 16, "W": 24}),
     (JOINT.forward, dict(images=IMAGES), {"h": 8, "w": 12}),
@@ -359,7 +374,7 @@ CALLS = [
     (discriminator.PatchDiscriminator(channels=4).forward, dict(images=IMAGES), {"h": 3, "w": 5}),
     (discriminator.hinge_loss, dict(real=VERDICT, fake=VERDICT), {}),
     (discriminator.generator_loss, dict(fake=VERDICT), {}),
-    (discriminator.pulls, losses(), {}),
+    (discriminator.pull, dict(loss=DECODED.sum(), decoded=DECODED, last_layer=W), {}),
     (discriminator.balance, dict(reconstruction=W, adversarial=2 * W), {}),
     (discriminator.weigh, losses(), {}),
     (discriminator.weigh, {**losses(), "weight": torch.ones(())}, {}),
@@ -388,6 +403,7 @@ CALLS = [
     (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
     (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
+    (reading.log_p, dict(logits=noise(2, 4, 6), tokens=integers(6, 2, 4)), {}),
     (reading.log_likelihood, dict(dalle=ONE, text=TEXT, codes=CODES), {}),
     (reading.caption_scores, dict(dalle=PAINTER, codes=CODES, captions=WORDS), {"L": 4}),
     (reading.write_captions, dict(dalle=ONE, n=3, generator=generator(), begin=BEGIN), {"T": 5}),
@@ -420,19 +436,17 @@ CALLS = [
     (given.pixels_of, dict(cells=torch.ones(2, 3).bool(), side=6), {"H": 4, "W": 6}),
     (common.flip_some, dict(images=BYTES.numpy(), flips=torch.arange(6).numpy() > 2), {}),
     (clip_task.shift_all, dict(images=BYTES.numpy(), shifts=integers(3, 6, 2).numpy()), {}),
-    (common.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
-    (common.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
+    (unseen.all_pictures, dict(source=ShapesSource(), n=5), {"N": 5, "H": 32, "W": 32}),
+    (unseen.tile, dict(pictures=BYTES, columns=2), {"rows": 3}),
     (metrics.psnr, dict(first=BYTES, second=BYTES), {}),
     (metrics.on_bytes_scale, dict(first=BYTES, second=BYTES), {}),
     (metrics.ssim, dict(first=SEVEN, second=SEVEN), {}),
-    (distances.moments, dict(features=SET), {}),
-    (distances.root, dict(matrix=torch.eye(4)), {}),
     (
-        distances.frechet_gaussians,
+        metrics.frechet_gaussians,
         dict(mean1=SET[0], cov1=torch.eye(4), mean2=SET[1], cov2=torch.eye(4)),
         {},
     ),
-    (distances.frechet_distance, dict(first=SET, second=OTHER), {}),
+    (metrics.frechet_distance, dict(first=SET, second=OTHER), {}),
     (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),

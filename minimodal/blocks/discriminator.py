@@ -9,7 +9,6 @@ Pictures (B, 3, H, W) in [-1, 1] in, logits (B, 1, h, w) out, and the losses of 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,39 +81,19 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-class Pulls(NamedTuple):
-    """Where both losses pull.
+def pull(loss: Tensor, decoded: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a loss pulls: its gradient at the decoded pictures and, from there, at the last layer.
 
-    pictures: (B, 3, H, W) the adversarial loss's gradient at the decoded pictures
-    reconstruction: (…) the reconstruction loss's gradient at the last layer
-    adversarial: (…) the adversarial loss's gradient at the last layer
-    """
+    The chain rule is cut at the pictures, so that λ passes back through the discriminator once.
 
-    pictures: Tensor
-    reconstruction: Tensor
-    adversarial: Tensor
-
-
-def pulls(
-    reconstruction: Tensor, adversarial: Tensor, decoded: Tensor, last_layer: Tensor
-) -> Pulls:
-    """The gradients that λ compares.
-
-    The chain rule is cut at the decoded pictures, so that the discriminator is passed back through
-    once: both losses' gradients there are carried on to the last layer by themselves.
-
-    reconstruction: () loss
-    adversarial: () loss
-    decoded: (B, 3, H, W) what both losses look at
+    loss: () of the decoded pictures
+    decoded: (B, 3, H, W)
     last_layer: (…) weights that the decoded pictures depend on
+    returns: (B, 3, H, W) and (…)
     """
-    (rec,) = torch.autograd.grad(reconstruction, decoded, retain_graph=True)  # (B, 3, H, W)
-    (gan,) = torch.autograd.grad(adversarial, decoded)  # (B, 3, H, W)
-    at_last = [
-        torch.autograd.grad(decoded, last_layer, gradient, retain_graph=True)[0].float()
-        for gradient in (rec, gan)
-    ]
-    return Pulls(gan, *at_last)
+    (at_pictures,) = torch.autograd.grad(loss, decoded, retain_graph=True)  # (B, 3, H, W)
+    (at_last,) = torch.autograd.grad(decoded, last_layer, at_pictures, retain_graph=True)
+    return at_pictures, at_last.float()
 
 
 def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
@@ -131,22 +110,11 @@ def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
     return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(max=1e4).detach()
 
 
-class WeighedGame(NamedTuple):
-    """The generator's adversarial term and what λ says of it.
-
-    term: () its value; its gradient reaches the decoded pictures
-    weight: () λ
-    """
-
-    term: Tensor
-    weight: Tensor
-
-
 def weigh(
     reconstruction: Tensor, adversarial: Tensor, decoded: Tensor, last_layer: Tensor,
     *, average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     weight: Tensor | None = None,
-) -> WeighedGame:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The adversarial term of the generator's loss, and λ.
 
     reconstruction: () loss
@@ -155,15 +123,16 @@ def weigh(
     last_layer: (…) weights that the decoded pictures depend on
     average: mean of a gradient over the processes of a data-parallel run
     weight: () λ, where it is known already; None: that of these losses
+    returns: () the term, whose gradient reaches the decoded pictures, and () λ
     """
     if weight is None:
-        found = pulls(reconstruction, adversarial, decoded, last_layer)
-        gan, weight = found.pictures, balance(*(average(gradient) for gradient in found[1:]))
+        _, rec = pull(reconstruction, decoded, last_layer)
+        at_pictures, gan = pull(adversarial, decoded, last_layer)
+        weight = balance(average(rec), average(gan))
     else:
-        (gan,) = torch.autograd.grad(adversarial, decoded)  # (B, 3, H, W)
+        (at_pictures,) = torch.autograd.grad(adversarial, decoded)  # (B, 3, H, W)
     # Of the same value and gradient as the adversarial loss, without its way through D.
-    term = adversarial.detach() + ((decoded - decoded.detach()) * gan).sum()
-    return WeighedGame(term, weight)
+    return adversarial.detach() + ((decoded - decoded.detach()) * at_pictures).sum(), weight
 
 
 def adversarial_ramp(step: float, *, start: int, ramp: int) -> float:

@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.guidance import clamp_through
-from minimodal.blocks.quantizer import nearest
+from minimodal.blocks.nearest import nearest
 from minimodal.errors import UserError
 
 

@@ -15,15 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.quantizer import (
-    Codebook,
-    Codes,
-    Quantizer,
-    draw_far,
-    follow,
-    nearest,
-)
-from minimodal.errors import UserError
+from minimodal.blocks.codebook import Codebook, draw_far, follow
+from minimodal.blocks.nearest import nearest
+from minimodal.blocks.quantizer import Codes, Quantizer
 
 
 def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: float) -> Tensor:
@@ -188,26 +182,6 @@ class GumbelQuantizer(OneTable):
         returns: () how many codes are dead
         """
         return follow(self.counts, self.scores(z).argmax(dim=1).flatten(), decay=self.decay).sum()
-
-
-QUANTIZERS = ("ema", "gradient", "gumbel")
-GONE = ("sphere", "fsq")  # docs/results.md has what they reached
-
-
-def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: float) -> None:
-    """Refuse a kind of quantizer that there is not, or that cannot have such settings."""
-    if not 0 <= beta < math.inf:
-        raise UserError(f"beta {beta}: expected a number of 0 or more")
-    if not 0 <= decay < 1:
-        raise UserError(f"codebook_decay {decay}: expected from 0 to below 1")
-    if kind in GONE:
-        raise UserError(f"quantizer {kind} is gone: train again with {' or '.join(QUANTIZERS)}")
-    if kind not in QUANTIZERS:
-        raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
-    if kind != "ema" and len(sizes) != 1:
-        raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
-    if kind == "ema" and len(sizes) > 2:
-        raise UserError(f"codes {sizes}: expected one codebook or two")
 
 
 def make_quantizer(

@@ -34,7 +34,7 @@ def weights(side: int, margin: int) -> Tensor:
 
 
 def in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int, factor: int) -> Tensor:
-    """Decode a latent that is larger than a tile, in tiles.
+    """Decode a latent, in tiles where it is larger than one.
 
     Where gradients are wanted, all tiles but the last are computed again for theirs. The last comes
     first on the way back, so there is never more than one tile's graph.
@@ -45,6 +45,8 @@ def in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int, factor
     returns: (B, 3, H, W)
     """
     h, w = z.shape[-2:]
+    if max(h, w) <= tile:
+        return decode(z)
     total = z.new_zeros(len(z), 3, h * factor, w * factor)
     share = z.new_zeros(h * factor, w * factor)
     corners = [(y, x) for y in starts(h, tile) for x in starts(w, tile)]

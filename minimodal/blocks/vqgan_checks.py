@@ -1,30 +1,71 @@
-"""What the parts of a VQGAN refuse: kernels, two codebooks and discriminators that cannot be."""
+"""What VQGAN and its parts refuse: shapes that cannot be, and pictures that do not fit."""
+
+import math
+from typing import Any
+
+from torch import Tensor
 
 from minimodal.errors import UserError
 
+QUANTIZERS = ("ema", "gradient", "gumbel")
+GONE = ("sphere", "fsq")  # docs/results.md has what they reached
 DEEPEST = 10  # halvings of pictures of a thousand pixels
 
 
-def check_kernels(encoder: int, decoder: int, *, plain: bool) -> None:
-    """Refuse kernels of VQGAN's CNNs that do not keep what they promise.
-
-    plain: whether the encoder has one resolution and no attention
-    """
-    if {encoder, decoder} - {1, 3}:
+def check_config(c: Any) -> None:
+    """Refuse a VQGANConfig that no model can have."""
+    sizes = (c.image_size, c.patch, c.channels, c.depth, c.code_width)
+    if min(*sizes, *c.multipliers, *c.codes) < 1 or not (c.multipliers and c.codes):
+        raise UserError("a VQGAN's sizes, multipliers and codes are numbers of 1 or more")
+    for name in ("decoder_depth", "latent_width"):
+        if getattr(c, name) < 0:
+            raise UserError(f"{name} {getattr(c, name)}: expected 0 or more")
+    if c.image_size % c.factor:
+        raise UserError(f"image size {c.image_size} is not a multiple of {c.factor}")
+    if missing := [size for size in c.attention if size not in c.resolutions]:
+        raise UserError(f"attention at {missing[0]}: expected one of {c.resolutions}")
+    if {c.encoder_kernel, c.decoder_kernel} - {1, 3}:
         raise UserError("encoder_kernel and decoder_kernel: expected 1 or 3")
-    if encoder == 1 and not plain:
+    if c.encoder_kernel == 1 and (len(c.multipliers) > 1 or c.attention):
         raise UserError(
             "encoder_kernel 1 promises that a code sees its own patch only: it needs a single "
             "multiplier and no attention (shrink the picture by `patch` instead)"
         )
-
-
-def check_factors(*, levels: int, latent_width: int) -> None:
-    """Refuse what only a VQGAN with one encoder can have."""
-    if latent_width:
+    check_quantizer(c.quantizer, c.codes, beta=c.beta, decay=c.codebook_decay)
+    if c.two_factors and c.latent_width:
         raise UserError("two codebooks have an encoder each: latent_width is for one codebook")
-    if levels > 1:
+    if c.two_factors and len(c.multipliers) > 1:
         raise UserError("two codebooks are for one multiplier: shrink the picture by `patch`")
+
+
+def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: float) -> None:
+    """Refuse a kind of quantizer that there is not, or that cannot have such settings."""
+    if not 0 <= beta < math.inf:
+        raise UserError(f"beta {beta}: expected a number of 0 or more")
+    if not 0 <= decay < 1:
+        raise UserError(f"codebook_decay {decay}: expected from 0 to below 1")
+    if kind in GONE:
+        raise UserError(f"quantizer {kind} is gone: train again with {' or '.join(QUANTIZERS)}")
+    if kind not in QUANTIZERS:
+        raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
+    if kind != "ema" and len(sizes) != 1:
+        raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
+    if kind == "ema" and len(sizes) > 2:
+        raise UserError(f"codes {sizes}: expected one codebook or two")
+
+
+def check_sides(images: Tensor, *, multiple: int) -> None:
+    """Refuse pictures that are no whole number of codes high and wide.
+
+    images: (B, 3, H, W)
+    """
+    H, W = images.shape[-2:]
+    if H % multiple or W % multiple:
+        good = [max(1, round(side / multiple)) * multiple for side in (W, H)]
+        raise UserError(
+            f"pictures of {W} x {H} pixels: this VQGAN needs multiples of {multiple} a side, such "
+            f"as {good[0]} x {good[1]}"
+        )
 
 
 def check_size(*, channels: int, depth: int) -> None:

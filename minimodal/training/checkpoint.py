@@ -45,7 +45,7 @@ MAY_CHANGE = (
 # Settings that are gone, with what they were in runs that did without.
 GONE = {
     "game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False, "label_smoothing": 0.0,
-    "word_dropout": 0.0,
+    "word_dropout": 0.0, "discriminator_refine": False,
 }  # fmt: skip
 UNSAID = {**GONE, "skip_spikes": 0.0}  # what runs did that do not say so
 

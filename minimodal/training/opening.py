@@ -7,6 +7,8 @@ pictures are compared by. Read `data/loading.py` and `tasks/codes.py` before.
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, tower_maps, vgg16
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.data.preprocessing import normalize
@@ -17,10 +19,11 @@ from minimodal.pretrained.files import read_tensors
 from minimodal.runs import is_original, load
 from minimodal.training import distributed
 from minimodal.training.contract import Recipe
-from minimodal.training.tasks.cached import place_of
+from minimodal.training.tasks.cached import cached, place_of
 from minimodal.training.tasks.codes import Encoded, cached_codes
-from minimodal.training.tasks.embeddings import Embedded, cached_embeddings
+from minimodal.training.tasks.embeddings import Embedded
 from minimodal.training.tasks.vqgan import VQGANTraining
+from minimodal.uses.embedding import embed_source
 
 
 def open_both(
@@ -70,14 +73,9 @@ def encode_data(
     return Encoded(train, val, vqgan, vqgan_run, weights, codes, pictures)
 
 
-def embed_data(
-    recipe: Recipe, spec: str, clip_run: Path, device: str, *, image_size: int = 0
-) -> Embedded:
-    """Open a SPEC, and turn its pictures into a CLIP's embeddings, once: as many as the recipe's
-    training has in its `pool`, with their mirror images if it says `flip`.
-
-    image_size: of the pictures; 0: as CLIP reads them
-    """
+def embed_data(recipe: Recipe, spec: str, clip_run: Path, device: str) -> Embedded:
+    """Open a SPEC at the size of a CLIP, and turn its pictures into embeddings, once: as many as
+    the recipe's training has in its `pool`, with their mirror images if it says `flip`."""
     flip, limit = recipe.training.flip, recipe.engine.limit
     here = distributed.start(device)
     if is_original(clip_run):
@@ -86,17 +84,17 @@ def embed_data(
             "run of train.py, whose words they share"
         )
     clip = load(clip_run, kind="clip").to(here.device)
-    image_size = image_size or clip.config.image_size
-    train, val = open_both(spec, image_size, limit, captions=True)
+    size = clip.config.image_size
+    train, val = open_both(spec, size, limit, captions=True)
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")
-    kept = clip_run / "embeddings"
-    embeddings = cached_embeddings(
-        place_of(kept, weights, train.fingerprint(), pictures, flip, image_size),
-        clip,
-        train,
-        n=pictures,
-        flip=flip,
+    described = weights, train.fingerprint(), pictures, flip, size
+    embeddings = cached(
+        place_of(clip_run / "embeddings", *described),
+        lambda: embed_source(clip, train, pictures, flip=flip),
+        shape=(pictures * (2 if flip else 1), clip.config.embed_width),
+        dtype=np.float32,
+        what=f"{pictures} pictures into embeddings",
         write=here.main,  # several writers would take each other's files away
     )
     return Embedded(train, val, clip, clip_run, weights, embeddings, pictures)

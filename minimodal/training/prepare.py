@@ -191,6 +191,10 @@ def check_engines(task: Task, config: TrainConfig, here: Distributed) -> None:
             "fsdp: one process has nothing to share weights with; start several, as in "
             "torchrun --nproc_per_node=2 train.py …, or leave --fsdp off"
         )
+    if config.fsdp and here.device.type == "cpu" and torch.__version__ < "2.7":
+        raise UserError(
+            f"fsdp: on a CPU it needs torch 2.7, this is {torch.__version__}; leave --fsdp off"
+        )
     if config.fsdp and task.moves_weights:
         raise UserError(
             f"fsdp: {task.moves_weights}, which needs whole weights; leave --fsdp off, torchrun "

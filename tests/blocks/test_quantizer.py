@@ -7,14 +7,10 @@ from helpers.tiny import generator, integers, noise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimodal.blocks import quantizer
-from minimodal.blocks.quantizer import (
-    Codebook,
-    Quantizer,
-    draw_far,
-    nearest,
-    put_together,
-)
+from minimodal.blocks import nearest as searching
+from minimodal.blocks.codebook import Codebook, draw_far
+from minimodal.blocks.nearest import nearest
+from minimodal.blocks.quantizer import Quantizer
 
 
 def make(sizes: tuple[int, ...] = (7,), width: int = 4, **settings) -> Quantizer:
@@ -75,7 +71,7 @@ def test_nearest_is_computed_in_full_float32_whatever_the_caller_computes_in(mon
 def test_in_parts_that_fit_the_memory_the_nearest_are_the_same(monkeypatch, most):
     z, codes = noise(50, 4), noise(7, 4, seed=1)
     whole = nearest(z, codes)
-    monkeypatch.setattr(quantizer, "MOST_SCORES", most)
+    monkeypatch.setattr(searching, "MOST_SCORES", most)
     indices, distances = nearest(z, codes)
     assert torch.equal(indices, whole[0])
     torch.testing.assert_close(distances, whole[1], rtol=0, atol=1e-5)
@@ -257,12 +253,12 @@ def test_a_start_depends_on_its_generator_alone():
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), data=st.data())
-def test_combine_and_factors_are_inverse(sizes, data):
+def test_combined_and_factors_are_inverse(sizes, data):
     quantizer = Quantizer(tuple(sizes), 1)
     codes = data.draw(st.lists(st.integers(0, quantizer.size - 1), min_size=1, max_size=8))
     indices = torch.tensor(codes)
     parts = quantizer.factors(indices)
-    assert torch.equal(put_together(parts, sizes), indices)
+    assert torch.equal(quantizer.combined(parts), indices)
     assert all(
         0 <= part.min() and part.max() < size for part, size in zip(parts, sizes, strict=True)
     )
@@ -270,5 +266,5 @@ def test_combine_and_factors_are_inverse(sizes, data):
 
 def test_the_last_factor_changes_fastest():
     quantizer = Quantizer((3, 5), 1)
-    assert put_together([torch.tensor([2]), torch.tensor([4])], (3, 5)).item() == 14
+    assert quantizer.combined([torch.tensor([2]), torch.tensor([4])]).item() == 14
     assert quantizer.size == 15

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from helpers.tiny import generator, noise
 from torch import Tensor
 
-from minimodal.blocks.quantizer import follow, nearest
+from minimodal.blocks.codebook import follow
+from minimodal.blocks.nearest import nearest
 from minimodal.blocks.quantizer_variants import (
-    QUANTIZERS,
     GradientQuantizer,
     GumbelQuantizer,
     codebook_loss,
 )
+from minimodal.blocks.vqgan_checks import QUANTIZERS
 from minimodal.errors import UserError
 from minimodal.vqgan import VQGAN, VQGANConfig
 

@@ -13,8 +13,8 @@ from helpers.mutants import exposes
 from helpers.tiny import generator, noise
 from torch import Tensor
 
+from minimodal.blocks.codebook import Codebook
 from minimodal.blocks.discriminator import adversarial_ramp
-from minimodal.blocks.quantizer import Codebook
 from minimodal.blocks.quantizer_variants import GradientQuantizer, GumbelQuantizer
 
 Z = noise(2, 4, 3, 5)

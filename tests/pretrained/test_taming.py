@@ -126,20 +126,20 @@ def generator_step(original, vqgan, mode: str, *, step: int):
     vectors = vqgan.quantizer.vectors(original.io["out.indices_bhw"])
     decoded = vqgan.decode_unclamped(latents + (vectors - latents).detach())
     nll, adversarial = F.l1_loss(decoded, images), generator_loss(judge(decoded))
-    game = weigh(nll, adversarial, decoded, vqgan.last_layer)
+    term, weight = weigh(nll, adversarial, decoded, vqgan.last_layer)
     factor = adversarial_ramp(step, start=9, ramp=1)  # the original's disc_start is 10
     codebook = codebook_loss(latents, vectors, **BETAS["legacy"])
-    return nll + factor * 0.8 * game.weight * game.term + codebook, nll, game
+    return nll + factor * 0.8 * weight * term + codebook, nll, term, weight
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_lambda_and_the_generators_loss_and_gradients_are_the_originals(original, vqgan, mode):
-    loss, nll, game = generator_step(original, vqgan, mode, step=10)
+    loss, nll, term, weight = generator_step(original, vqgan, mode, step=10)
     loss.backward()
     prefix = f"out.loss.{mode}.generator"
     original.close(nll, f"{prefix}.nll_loss")
-    original.close(game.term, f"{prefix}.g_loss")
-    original.close(0.8 * game.weight, f"{prefix}.d_weight")
+    original.close(term, f"{prefix}.g_loss")
+    original.close(0.8 * weight, f"{prefix}.d_weight")
     original.close(loss, f"{prefix}.total_loss")
     original.close(vqgan.last_layer.grad, f"{prefix}.grad.decoder.conv_out.weight")
     original.close(vqgan.encoder.conv_in.weight.grad, f"{prefix}.grad.encoder.conv_in.weight")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.quantizer_variants import QUANTIZERS
+from minimodal.blocks.vqgan_checks import QUANTIZERS
 from minimodal.errors import UserError
 from minimodal.runs import load
 from minimodal.shapes.source import ShapesSource

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import systems, toys
+from helpers.marks import needs_cpu_shares
 from helpers.processes import together
 from test_parallel import check_weights, give_what_it_needs, train
 from torch.utils._pytree import tree_leaves
@@ -163,6 +164,7 @@ def half_of_them(out: str | Path, *, fsdp: bool = False) -> None:
         train("dalle", out, fsdp=fsdp, steps=8, optimizer="muon", skip_spikes=1.001)
 
 
+@needs_cpu_shares
 @pytest.mark.slow
 def test_processes_with_shares_of_the_weights_leave_out_the_same_steps(tmp_path):
     half_of_them(tmp_path / "one")
@@ -434,7 +436,7 @@ def spoilt(out: str | Path, *, fsdp: bool = False) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [False, True])
+@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=needs_cpu_shares)])
 def test_processes_find_it_together(tmp_path, fsdp):
     together(["-c", SPOILT.replace("True", str(fsdp)), str(tmp_path)], ranks=2)
     parts = [torch.load(p, weights_only=True) for p in sorted(tmp_path.rglob("not-finite-?.pt"))]

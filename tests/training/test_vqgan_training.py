@@ -78,10 +78,12 @@ def test_resumed_it_ends_with_the_very_same_weights(kind, tmp_path):
 
 
 def test_gumbels_temperature_falls_and_its_kl_term_grows():
-    task = make("gumbel", gumbel_steps=10, gumbel_temperature=0.25, gumbel_kl=0.1)
-    assert task.schedule(0) == (1.0, 0.0)
-    assert task.schedule(5) == pytest.approx((0.5, 0.05))
-    assert task.schedule(10) == task.schedule(99) == pytest.approx((0.25, 0.1))
+    schedule = make(
+        "gumbel", gumbel_steps=10, gumbel_temperature=0.25, gumbel_kl=0.1
+    ).gumbel.schedule
+    assert schedule(0) == (1.0, 0.0)
+    assert schedule(5) == pytest.approx((0.5, 0.05))
+    assert schedule(10) == schedule(99) == pytest.approx((0.25, 0.1))
 
 
 def test_a_process_gets_its_rows_of_gumbels_noise():
@@ -174,7 +176,7 @@ def test_gumbels_draws_are_painted_at_the_steps_temperature():
     batch = task.batch(5, ALL)
     task.loss(batch, "generator", 5)
     images, noise = to_float(batch["images"]), batch["noise"]
-    expected = task.model(images, noise=noise, temperature=task.schedule(5)[0]).pictures
+    expected = task.model(images, noise=noise, temperature=task.gumbel.schedule(5)[0]).pictures
     torch.testing.assert_close(batch["decoded"], expected.detach())
     assert not torch.allclose(task.model(images, noise=noise).pictures, expected)
     assert not torch.allclose(task.model(images).pictures, expected)

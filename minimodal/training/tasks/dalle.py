@@ -22,7 +22,8 @@ from minimodal.files import write_atomically
 from minimodal.training.captions import Words, torn
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan, unseen_codes
-from minimodal.training.tasks.common import draws, seeded, tile
+from minimodal.training.tasks.common import draws, seeded
+from minimodal.training.tasks.unseen import tile
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A model, in eval mode, and a data source in; numbers, or one uint8 picture (3, H
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float, to_uint8
@@ -12,10 +13,28 @@ from minimodal.clip import CLIP
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.data.sources import DataSource
 from minimodal.evaluation.metrics import psnr, recall_at_k, usage, zero_shot_accuracy
-from minimodal.training.tasks.common import EVALUATION_PICTURES, all_pictures, tile
 from minimodal.uses.embedding import embed_captions, embed_pictures
 from minimodal.uses.zero_shot import class_embeddings
 from minimodal.vqgan import VQGAN
+
+EVALUATION_PICTURES = 512  # unseen ones that the scores of a run are measured on
+
+
+def all_pictures(source: DataSource, n: int) -> np.ndarray:
+    """The first n pictures of a source, or all if it has fewer.
+
+    returns: (N, 3, H, W) uint8
+    """
+    return source.images(np.arange(min(n, len(source))))
+
+
+def tile(pictures: Tensor, columns: int) -> Tensor:
+    """Pictures side by side.
+
+    pictures: (N, 3, H, W) uint8, N a multiple of the columns
+    returns: (3, rows*H, columns*W) uint8
+    """
+    return rearrange(pictures, "(r c) C H W -> C (r H) (c W)", c=columns)
 
 
 @torch.no_grad()

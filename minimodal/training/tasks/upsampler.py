@@ -16,7 +16,8 @@ from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr
 from minimodal.training.contract import Recipe, Task
-from minimodal.training.tasks.common import all_pictures, draws, flip_some, seeded, tile
+from minimodal.training.tasks.common import draws, flip_some, seeded
+from minimodal.training.tasks.unseen import all_pictures, tile
 from minimodal.unclip.upsampler import Upsampler, shrink
 
 

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from minimodal.blocks.discriminator import (
     PatchDiscriminator,
-    Pulls,
     adversarial_ramp,
     generator_loss,
     hinge_loss,
-    pulls,
     weigh,
 )
 from minimodal.blocks.perceptual import PerceptualDistance
@@ -32,10 +30,9 @@ from minimodal.training.contract import Phase, Recipe, Task
 from minimodal.training.tasks.common import draws, flip_some, seeded
 from minimodal.training.tasks.unseen import reconstructions, vqgan_scores
 from minimodal.training.tasks.vqgan_options import (
+    Gumbel,
     check_pictures,
     check_training,
-    gumbel_noise,
-    gumbel_schedule,
     joint_weight,
     moved_distance,
 )
@@ -63,7 +60,6 @@ class VQGANTraining:
     gan_weight: float = 0.1  # 0: no discriminator
     discriminator_channels: int = 32  # of its first layer
     discriminator_depth: int = 2  # its layers that halve the picture
-    discriminator_refine: bool = False  # one more layer without halving, as the original has
     discriminator_lr: float = 0.5  # share of lr
     flip: bool = False  # mirror half of the pictures
 
@@ -86,27 +82,21 @@ class VQGANTask(Task):
         self.train, self.val, self.perceptual = train, val, perceptual
         self.discriminator = seeded(
             lambda: PatchDiscriminator(
-                channels=training.discriminator_channels,
-                depth=training.discriminator_depth,
-                refine=training.discriminator_refine,
+                channels=training.discriminator_channels, depth=training.discriminator_depth
             ),
             seed,
         )
+        lr, betas = training.discriminator_lr, (0.5, 0.9)
         self.phases = (
             Phase("generator", (self.model,)),
-            Phase(
-                "discriminator",
-                (self.discriminator,),
-                lr_scale=training.discriminator_lr,
-                betas=(0.5, 0.9),
-            ),
+            Phase("discriminator", (self.discriminator,), lr_scale=lr, betas=betas),
         )
         self.extra = {"discriminator": self.discriminator}
         self.warm_start = training.warm_start if self.model.quantizer.needs_start else 0
-        self.gumbel = config.quantizer == "gumbel"
+        self.placed = not self.model.quantizer.needs_start  # the codes, as far as has been looked
+        self.gumbel = Gumbel(recipe) if config.quantizer == "gumbel" else None
         if config.quantizer == "gradient":
             self.moves_weights = "dead codes of --quantizer gradient are moved by hand"
-        self.placed = False  # the codes, as far as has been looked
         self.events = {"its codes were in use": self.warm_start}
         if training.gan_weight > 0:
             self.events["its discriminator learned"] = training.discriminator_start
@@ -119,30 +109,16 @@ class VQGANTask(Task):
         if self.training.flip:
             images = flip_some(images, draws(self.seed, step).random(len(indices))[rows] < 0.5)
         batch = {"images": torch.from_numpy(np.ascontiguousarray(images))}
-        if self.gumbel:
-            numbers = range(len(indices))[rows]
-            batch["noise"] = gumbel_noise(self.model.config, numbers, seed=self.seed, step=step)
+        if self.gumbel is not None:
+            batch["noise"] = self.gumbel.noise(range(len(indices))[rows], step)
         return batch
 
     def before_step(self, step: int, batches: list[dict]) -> None:
-        """Without a warm start the codes are placed on what the untrained encoder says. And of
-        several micro-batches λ is taken once: their own would make another step of them."""
-        if not self.placed and self.when(step) >= self.warm_start:
-            self.placed = True
-            if not any(counts.any() for counts in self.model.quantizer.usage_counts):
-                self.place_codes(step)
+        """Place the codes where no warm start's end has; λ of several micro-batches is theirs."""
+        if self.when(step) >= self.warm_start:
+            self.place_codes(step)
         if len(batches) > 1 and self.game_weight(step) > 0:
-            weight = self.whole(
-                lambda: joint_weight(
-                    batches, lambda batch: self.pulls_of(batch, step), average=self.average
-                )
-            )
-            for batch in batches:
-                batch["lambda"] = weight
-
-    def schedule(self, step: int) -> tuple[float, float]:
-        """Gumbel's temperature and the weight of its KL term."""
-        return gumbel_schedule(self.training, self.when(step))
+            joint_weight(self, batches, step)
 
     def game_weight(self, step: int) -> float:
         """The weight of the generator's adversarial term at a step, beside λ."""
@@ -154,12 +130,11 @@ class VQGANTask(Task):
 
         images: (B, 3, H, W) in [-1, 1]
         """
-        found = self.model(
-            images,
-            quantize=self.when(step) >= self.warm_start,
-            noise=batch.get("noise"),
-            temperature=self.schedule(step)[0] if self.gumbel else 1.0,
-        )
+        if self.gumbel is None:
+            found = self.model(images, quantize=self.when(step) >= self.warm_start)
+        else:
+            temperature, _ = self.gumbel.schedule(self.when(step))
+            found = self.model(images, noise=batch["noise"], temperature=temperature)
         return found._replace(pictures=found.pictures.float())
 
     def reconstruction_loss(
@@ -171,31 +146,13 @@ class VQGANTask(Task):
         images: (B, 3, H, W) in [-1, 1]
         returns: (), and its terms
         """
-        l1 = F.l1_loss(decoded, images)
-        if self.perceptual is None:
-            return l1, {"l1": l1.detach()}
-        distance = moved_distance(
-            self.perceptual, decoded, images,
-            most=self.training.perceptual_shift, seed=self.seed, step=step,
-        )  # fmt: skip
-        terms = {"l1": l1.detach(), "perceptual": distance.detach()}
-        return l1 + self.training.perceptual_weight * distance, terms
-
-    def adversarial_loss(self, decoded: Tensor) -> Tensor:
-        """The generator's side of the game.
-
-        decoded: (B, 3, H, W)
-        returns: ()
-        """
-        return generator_loss(self.discriminator(decoded).float())
-
-    def pulls_of(self, batch: dict, step: int) -> Pulls:
-        """Where both losses of a micro-batch pull."""
-        images = to_float(batch["images"])
-        decoded = self.reconstruct(images, batch, step).pictures
-        reconstruction, _ = self.reconstruction_loss(decoded, images, step)
-        adversarial = self.adversarial_loss(decoded)
-        return pulls(reconstruction, adversarial, decoded, self.model.last_layer)
+        loss = F.l1_loss(decoded, images)
+        terms = {"l1": loss.detach()}
+        if self.perceptual is not None:
+            distance = moved_distance(self, decoded, images, step)
+            loss = loss + self.training.perceptual_weight * distance
+            terms["perceptual"] = distance.detach()
+        return loss, terms
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's loss, or the discriminator's on what the generator just decoded."""
@@ -205,20 +162,24 @@ class VQGANTask(Task):
         decoded, codes, latents = self.reconstruct(images, batch, step)
         batch["decoded"], batch["latents"] = decoded.detach(), latents.detach().float()
         reconstruction, metrics = self.reconstruction_loss(decoded, images, step)
-        metrics["kl" if self.gumbel else "commitment"] = codes.loss.detach()
-        loss = reconstruction + (self.schedule(step)[1] if self.gumbel else 1.0) * codes.loss
+        if self.gumbel is None:
+            metrics["commitment"] = codes.loss.detach()
+            loss = reconstruction + codes.loss
+        else:
+            metrics["kl"] = codes.loss.detach()
+            loss = reconstruction + self.gumbel.schedule(self.when(step))[1] * codes.loss
         if self.when(step) < self.warm_start:
             # L1 alone is content with the background for long: it pays nothing for a faint trace
             # of a small object, where the squared error does.
             loss = loss + self.training.warm_mse * F.mse_loss(decoded, images)
         if self.game_weight(step) > 0:
-            adversarial = self.adversarial_loss(decoded)
-            game = weigh(
+            adversarial = generator_loss(self.discriminator(decoded).float())
+            term, weight = weigh(
                 reconstruction, adversarial, decoded, self.model.last_layer,
                 average=self.average, weight=batch.get("lambda"),
             )  # fmt: skip
-            loss = loss + self.game_weight(step) * game.weight * game.term
-            metrics |= {"lambda": game.weight, "adversarial": adversarial.detach()}
+            loss = loss + self.game_weight(step) * weight * term
+            metrics |= {"lambda": weight, "adversarial": adversarial.detach()}
         return loss, metrics
 
     def discriminator_loss(
@@ -254,18 +215,16 @@ class VQGANTask(Task):
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
 
     def place_codes(self, step: int) -> None:
-        """Put the codes where the encoder's latents of real pictures are."""
+        """Put the codes where the encoder's latents of real pictures are, unless they are there."""
         quantizer = self.model.quantizer
-        if not quantizer.needs_start:
+        if self.placed or any(counts.any() for counts in quantizer.usage_counts):
+            self.placed = True
             return
         images = self.train.images(
             batch_indices(len(self.train), 1024, 0, seed=self.seed, group=self.train.group)
         )
-        device = self.model.last_layer.device
-        parts = torch.from_numpy(images).split(128)
-        latents = self.whole(
-            lambda: torch.cat([self.model.latents(to_float(p.to(device))) for p in parts])
-        )
+        parts = torch.from_numpy(images).to(self.model.last_layer.device).split(128)
+        latents = self.whole(lambda: torch.cat([self.model.latents(to_float(p)) for p in parts]))
         quantizer.start(latents.float(), self.draws(step))
 
     def evaluate(self, model: VQGAN) -> dict[str, float]:

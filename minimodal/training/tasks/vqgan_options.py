@@ -6,18 +6,18 @@ of the default training needs none of it. Read `tasks/vqgan.py` before.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.blocks.discriminator import Pulls, balance
+from minimodal.blocks.discriminator import balance, generator_loss, pull
 from minimodal.blocks.perceptual import PerceptualDistance
+from minimodal.blocks.pixels import to_float
 from minimodal.blocks.vqgan_checks import check_size
 from minimodal.errors import UserError
-from minimodal.vqgan import VQGANConfig
+from minimodal.training.contract import Recipe
 
 
 def check_training(training: Any) -> None:
@@ -50,57 +50,65 @@ def check_pictures(
             "pixels of the pictures that are compared"
         )
     halvings = training.discriminator_depth
-    if image_size // 2**halvings - 1 - training.discriminator_refine < 1:
+    if image_size // 2**halvings < 2:
         raise UserError(
             f"discriminator_depth {halvings}: pictures of {image_size} pixels are too "
             "small for so many halvings"
         )
 
 
-def gumbel_noise(config: VQGANConfig, rows: range, *, seed: int, step: int) -> Tensor:
-    """Noise of the Gumbel distribution for some rows of a step's batch.
+class Gumbel:
+    """What the training of relaxed codes adds: noise, and a schedule of temperature and KL term."""
 
-    rows: of the global batch; each has a generator, so that N processes draw what one does
-    returns: (b, K, h, w) float32
-    """
-    shape = (config.codes[0], config.grid, config.grid)
-    rngs = (np.random.default_rng((seed, step, row)) for row in rows)
-    noise = np.stack([rng.gumbel(size=shape).astype(np.float32) for rng in rngs])
-    return torch.from_numpy(noise)
+    def __init__(self, recipe: Recipe) -> None:
+        config, self.training, self.seed = recipe.model, recipe.training, recipe.engine.seed
+        self.shape = (config.codes[0], config.grid, config.grid)
+
+    def noise(self, rows: range, step: int) -> Tensor:
+        """Noise of the Gumbel distribution for some rows of a step's batch.
+
+        rows: of the global batch; each has a generator, so that N processes draw what one does
+        returns: (b, K, h, w) float32
+        """
+        rngs = (np.random.default_rng((self.seed, step, row)) for row in rows)
+        noise = np.stack([rng.gumbel(size=self.shape).astype(np.float32) for rng in rngs])
+        return torch.from_numpy(noise)
+
+    def schedule(self, step: float) -> tuple[float, float]:
+        """The temperature, falling from 1 by a constant factor a step, and the KL term's weight."""
+        done = min(1.0, step / max(1, self.training.gumbel_steps))
+        return self.training.gumbel_temperature**done, self.training.gumbel_kl * done
 
 
-def gumbel_schedule(training: Any, step: float) -> tuple[float, float]:
-    """Gumbel's temperature, falling from 1 by a constant factor a step, and its KL weight."""
-    done = min(1.0, step / max(1, training.gumbel_steps))
-    return training.gumbel_temperature**done, training.gumbel_kl * done
-
-
-def moved_distance(
-    perceptual: PerceptualDistance, decoded: Tensor, images: Tensor, *, most: int, seed: int,
-    step: int,
-) -> Tensor:  # fmt: skip
-    """What a network sees of the difference, both pictures moved by up to `most` pixels.
+def moved_distance(task: Any, decoded: Tensor, images: Tensor, step: int) -> Tensor:
+    """What a network sees of the difference, both pictures moved by a few pixels.
 
     decoded: (B, 3, H, W)
     images: (B, 3, H, W) in [-1, 1]
     returns: ()
     """
-    down, right = np.random.default_rng((seed, step, 1)).integers(-most, most + 1, 2)
-    return perceptual(decoded, images, shift=(int(down), int(right)))
+    most = task.training.perceptual_shift
+    down, right = np.random.default_rng((task.seed, step, 1)).integers(-most, most + 1, 2)
+    return task.perceptual(decoded, images, shift=(int(down), int(right)))
 
 
-def joint_weight(
-    batches: list[dict], pulls_of: Callable[[dict], Pulls], *, average: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """λ of all micro-batches of all processes, at the price of one more pass of each.
+def joint_weight(task: Any, batches: list[dict], step: int) -> None:
+    """Leave λ of all micro-batches of all processes in each, at the price of one more pass: their
+    own would make another step of them."""
 
-    pulls_of: where both losses of a micro-batch pull
-    average: mean of a gradient over the processes
-    returns: ()
-    """
+    def ends(batch: dict) -> tuple[Tensor, Tensor]:
+        images = to_float(batch["images"])
+        decoded = task.reconstruct(images, batch, step).pictures
+        reconstruction, _ = task.reconstruction_loss(decoded, images, step)
+        adversarial = generator_loss(task.discriminator(decoded).float())
+        losses = (reconstruction, adversarial)
+        return tuple(pull(loss, decoded, task.model.last_layer)[1] for loss in losses)
+
     # differs from the paper: λ is that of the global batch, whatever `--accumulate` and the number
     # of processes.
     with torch.enable_grad():
-        found = [pulls_of(batch)[1:] for batch in batches]
+        found = task.whole(lambda: [ends(batch) for batch in batches])
     means = (torch.stack(several).mean(dim=0) for several in zip(*found, strict=True))
-    return balance(*(average(gradient) for gradient in means))
+    weight = balance(*(task.average(gradient) for gradient in means))
+    for batch in batches:
+        batch["lambda"] = weight

@@ -18,7 +18,8 @@ from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Phase, Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan, unseen_codes
-from minimodal.training.tasks.common import draws, seeded, tile
+from minimodal.training.tasks.common import draws, seeded
+from minimodal.training.tasks.unseen import tile
 from minimodal.vqgan_prior import VQGANPrior
 
 
