@@ -1,7 +1,7 @@
 """unCLIP's runs: how generate.py loads them, and how `train.py demo --with unclip` makes them.
 
 The demo trains a prior and a decoder of code vectors on its own CLIP and VQGAN. Both have their
-recipes' own steps: half an hour of one core where bfloat16 is native, 46 minutes elsewhere.
+recipes' own steps: 27 minutes of one core where bfloat16 is native, 48 elsewhere.
 Read `cli/demo.py` and `evaluation/unclip.py` before.
 """
 
