@@ -7,6 +7,8 @@ pictures are compared by. Read `data/loading.py` and `tasks/codes.py` before.
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, tower_maps, vgg16
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.data.preprocessing import normalize
@@ -17,9 +19,9 @@ from minimodal.pretrained.files import read_tensors
 from minimodal.runs import is_original, load
 from minimodal.training import distributed
 from minimodal.training.contract import Recipe
-from minimodal.training.tasks.cached import place_of
+from minimodal.training.tasks.cached import cached, place_of
 from minimodal.training.tasks.codes import Encoded, cached_codes
-from minimodal.training.tasks.embeddings import Embedded, cached_embeddings
+from minimodal.training.tasks.embeddings import Embedded, embed_source
 from minimodal.training.tasks.vqgan import VQGANTraining
 
 
@@ -60,13 +62,9 @@ def encode_data(
     weights = digest(vqgan_run if original else vqgan_run / "model.safetensors")
     kept = vqgan_run.with_name(f"{vqgan_run.name}.codes") if original else vqgan_run / "codes"
     codes = cached_codes(
-        place_of(kept, weights, train.fingerprint(), pictures, flip),
-        vqgan,
-        train,
-        n=pictures,
-        flip=flip,
-        write=here.main,  # several writers would take each other's files away
-    )
+        place_of(kept, weights, train.fingerprint(), pictures, flip), vqgan, train,
+        n=pictures, flip=flip, write=here.main,
+    )  # fmt: skip
     return Encoded(train, val, vqgan, vqgan_run, weights, codes, pictures)
 
 
@@ -91,14 +89,13 @@ def embed_data(
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")
     kept = clip_run / "embeddings"
-    embeddings = cached_embeddings(
+    embeddings = cached(
         place_of(kept, weights, train.fingerprint(), pictures, flip, image_size),
-        clip,
-        train,
-        n=pictures,
-        flip=flip,
+        lambda: embed_source(clip, train, n=pictures, flip=flip),
+        shape=(pictures * (1 + flip), clip.config.embed_width), dtype=np.float32,
+        what=f"{pictures} pictures into embeddings",
         write=here.main,  # several writers would take each other's files away
-    )
+    )  # fmt: skip
     return Embedded(train, val, clip, clip_run, weights, embeddings, pictures)
 
 

@@ -20,31 +20,17 @@ def vqgan_shapes() -> Recipe:
     """
     return Recipe(
         VQGANConfig(
-            patch=4,
-            channels=96,
-            multipliers=(1,),
-            depth=1,
-            encoder_kernel=1,
-            decoder_kernel=1,
-            codes=(64, 40),
-            code_width=16,
-            codebook_decay=0.98,
+            patch=4, channels=96, multipliers=(1,), depth=1, encoder_kernel=1, decoder_kernel=1,
+            codes=(64, 40), code_width=16, codebook_decay=0.98,
         ),
         VQGANTraining(
-            warm_start=330,
-            discriminator_start=1670,
-            gan_start=1810,
-            gan_ramp=80,
+            warm_start=330, discriminator_start=1670, gan_start=1810, gan_ramp=80,
         ),
         TrainConfig(
-            steps=2000,
-            batch_size=8,
-            optimizer="muon",
-            lr=2e-3,
-            ema_decay=0.99,
+            steps=2000, batch_size=8, optimizer="muon", lr=2e-3, ema_decay=0.99,
             checkpoint_every=1000,
         ),
-    )
+    )  # fmt: skip
 
 
 def vqgan_hard() -> Recipe:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minimodal.clip import CLIP
 from minimodal.data.sources import DataSource
-from minimodal.training.tasks.cached import cached, copy_files, first_pictures
+from minimodal.training.tasks.cached import copy_files, first_pictures
 from minimodal.training.tasks.common import draws
 from minimodal.training.tasks.unseen import EVALUATION_PICTURES
 from minimodal.uses.embedding import embed_captions, embed_pictures
@@ -49,23 +49,6 @@ def embed_source(clip: CLIP, source: DataSource, *, n: int, flip: bool = False) 
     """
     chunks = first_pictures(source, n, some=256, flip=flip)
     return torch.cat([embed_pictures(clip, pictures).float().cpu() for pictures in chunks])
-
-
-def cached_embeddings(
-    path: Path, clip: CLIP, source: DataSource, *, n: int, flip: bool, write: bool
-) -> Tensor:
-    """`embed_source`, once: kept in a file whose name stands for the weights and the data.
-
-    returns: (N, E) float32
-    """
-    return cached(
-        path,
-        lambda: embed_source(clip, source, n=n, flip=flip),
-        shape=(n * (2 if flip else 1), clip.config.embed_width),
-        dtype=np.float32,
-        what=f"{n} pictures into embeddings",
-        write=write,
-    )
 
 
 def unseen_embeddings(embedded: Embedded) -> Tensor:
