@@ -4,11 +4,13 @@
         [--only "as the recipe" …] [--seed 0]
 
 Takes the CLIP, VQGAN and prior of a demo folder (`train.py demo --with unclip`). A table on stdout,
-and with --plot FILE bars (needs matplotlib). Variants that are trained already are only scored. All
-train in one --precision: `auto` measures, and beside other work may choose anew for each of them.
+and with --plot FILE bars (needs matplotlib). Variants that are trained already are only scored, one
+that was stopped goes on. All train in one --precision: `auto` measures, and beside other work may
+choose anew for each of them.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +44,11 @@ def trained(name: str, demo: Path, out: Path, engine: list[str]) -> Path:
     if not (run / "model.safetensors").exists():
         flags = VARIANTS[name] if name == "pixels" else ["--vqgan", str(demo / "vqgan"), *CODES]
         flags = ["--depth", "1"] if name == "pixels" else flags + VARIANTS[name]
-        train.main(
-            ["decoder", "--data", "shapes", "--clip", str(demo / "clip"), "--out", str(run),
-             *engine, *flags]
-        )  # fmt: skip
+        words = ["decoder", "--data", "shapes", "--clip", str(demo / "clip"), "--out", str(run),
+                 *engine, *flags]  # fmt: skip
+        sys.argv = ["train.py", *words]  # what a stopped training says how to go on with
+        if status := train.main([*words, "--resume"]):
+            sys.exit(status)
     return run
 
 

@@ -225,6 +225,11 @@ CALLS = [
         dict(x=MAP, modulation=noise(2, 24)),
         {"C'": 12},
     ),
+    (
+        pixel_attention.at_positions,
+        dict(conv=torch.nn.Conv2d(8, 12, 1), x=noise(2, 5, 8)),
+        {"C'": 12},
+    ),
     (pixel_attention.PixelAttention(8).forward, dict(x=MAP), {}),
     (
         pixel_attention.PixelAttention(8, heads=2, token_width=5).forward,

@@ -213,18 +213,25 @@ class Sampler(NamedTuple):
         if self.eta and self.name != "ddim":
             raise UserError(f"eta {self.eta} is DDIM's; {self.name} has none")
 
+    def scale(self, t: Tensor) -> Tensor:
+        """The guidance at times t: in an interval only (Kynkäänniemi et al. 2024), 1 outside of it.
+
+        t: (B,)
+        returns: (B,)
+        """
+        holds = (t <= self.guide_from) & (t >= self.guide_to)
+        return torch.where(holds, self.guidance, 1.0)
+
 
 def guided(with_it: Tensor, without: Tensor, t: Tensor, how: Sampler) -> Tensor:
-    """x = x_∅ + s (x_c - x_∅) (Ho & Salimans 2022), within the times that guidance holds.
+    """x = x_∅ + s (x_c - x_∅) (Ho & Salimans 2022).
 
     with_it: (B, …) the estimate with the condition
     without: (B, …) the one without
     t: (B,)
     returns: (B, …)
     """
-    holds = (t <= how.guide_from) & (t >= how.guide_to)
-    scale = torch.where(holds, how.guidance, 1.0)  # (B,)
-    return without + along(scale, with_it) * (with_it - without)
+    return without + along(how.scale(t), with_it) * (with_it - without)
 
 
 def threshold(x: Tensor, share: float) -> Tensor:

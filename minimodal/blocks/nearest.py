@@ -6,6 +6,8 @@ Vectors (N, D) and codes (K, D) in; numbers (N,) and squared distances (N,) out.
 import torch
 from torch import Tensor
 
+from minimodal.blocks.precision import full_float32
+
 MOST_SCORES = 2**27  # distances in memory at a time: half a gigabyte
 
 
@@ -22,7 +24,7 @@ def nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         indices, distances = (torch.cat(several) for several in parts)
         return indices, distances
     # |z - e|² = |z|² - 2 z·e + |e|²; |z|² is the same for every code and is added at the end.
-    with torch.autocast(z.device.type, enabled=False):  # bfloat16 would blur close codes
+    with full_float32(z.device):  # rounding would blur close codes
         scores = torch.addmm(codebook.square().sum(1), z, codebook.T, alpha=-2)  # (N, K)
     best, indices = scores.min(dim=1)
     return indices, (best + z.square().sum(1)).clamp(min=0)

@@ -4,11 +4,21 @@ Feature maps (B, C, H, W). Read `conv.py` and `attention.attend` before.
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.attention import attend
 from minimodal.blocks.conv import group_norm
+
+
+def at_positions(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of positions in a row.
+
+    x: (B, L, C)
+    returns: (B, L, C')
+    """
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class PixelAttention(nn.Module):
@@ -33,10 +43,12 @@ class PixelAttention(nn.Module):
         returns: (B, C, H, W)
         """
         B, C, H, W = x.shape
-        h, heads = self.norm(x), self.heads
-        # Contiguous: the fused kernel wants d side by side, and torch's way without it is slow.
+        heads = self.heads
+        # As 1x1 convolutions are linear maps of positions: so channels lie side by side for them
+        # and for the fused kernel. Copied there and back once: other layers want them apart.
+        h = rearrange(self.norm(x), "B C H W -> B (H W) C").contiguous()  # (B, H*W, C)
         q, k, v = (
-            rearrange(conv(h), "B (n d) H W -> B n (H W) d", n=heads).contiguous()
+            rearrange(at_positions(conv, h), "B L (n d) -> B n L d", n=heads)
             for conv in (self.q, self.k, self.v)
         )  # (B, n, H*W, d) each
         if tokens is not None:
@@ -44,5 +56,6 @@ class PixelAttention(nn.Module):
             told = rearrange(told, "B T (p n d) -> p B n T d", p=2, n=heads)  # (2, B, n, T, d)
             pairs = zip((k, v), told, strict=True)
             k, v = (torch.cat(pair, dim=2) for pair in pairs)  # (B, n, H*W+T, d) each
-        y = rearrange(attend(q, k, v), "B n (H W) d -> B (n d) H W", H=H)  # (B, C, H, W)
-        return x + self.proj(y)
+        y = rearrange(attend(q, k, v), "B n L d -> B L (n d)")  # (B, H*W, C)
+        y = at_positions(self.proj, y)  # (B, H*W, C)
+        return x + rearrange(y, "B (H W) C -> B C H W", H=H).contiguous()  # (B, C, H, W)

@@ -75,9 +75,10 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0) -> Tens
         logits = logits.masked_fill(logits < kth, float("-inf"))
     if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
-        p = ordered.softmax(dim=-1)
+        # Whole numbers: on CUDA only their running sums are the same each time.
+        p = (ordered.softmax(dim=-1) * 2.0**40).long()
         # A token stays while the likelier ones hold less than top_p: the first always stays.
-        drop = p.cumsum(dim=-1) - p >= top_p
+        drop = p.cumsum(dim=-1) - p >= math.ceil(top_p * 2**40)
         logits = logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
     return logits
 

@@ -25,6 +25,7 @@ from minimodal.shapes.oracle import score
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished
 from minimodal.training.engine import run
+from minimodal.training.probe import multiplies_bfloat16
 from minimodal.training.recipes import SYSTEMS, recipe_for
 from minimodal.training.recipes.decoder import on_codes
 from minimodal.training.report import write_report
@@ -52,7 +53,8 @@ def load_unclip(
     upsampler: Path | None = None,
 ) -> tuple[UnCLIP, Sampler]:
     """An unCLIP of a decoder's run, and how it draws by default; its CLIP, and the VQGAN of code
-    vectors, lie within the run.
+    vectors, lie within the run. It draws in bfloat16 where it was trained in it and the device has
+    instructions for it.
 
     prior: a run trained with the same CLIP, for prompts
     """
@@ -78,7 +80,12 @@ def load_unclip(
             )
     if upsampler is not None:
         last = load(upsampler, kind="upsampler").to(device)
-    model = UnCLIP(clip, decoder, prior=first, painter=painter, upsampler=last)
+    native = decoder.run["train"]["precision"] == "bfloat16" and multiplies_bfloat16(
+        torch.device(device)
+    )
+    model = UnCLIP(
+        clip, decoder, prior=first, painter=painter, upsampler=last, bfloat16=native
+    )  # fmt: skip
     return model, Sampler(**trained["sampling"])
 
 

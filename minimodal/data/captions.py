@@ -54,10 +54,9 @@ def clean_caption(text: object) -> str:
     caption = " ".join(text.split())
     if not caption:
         raise ValueError("an empty caption")
-    try:
-        caption.encode("utf-8")
-    except UnicodeEncodeError:  # JSON may hold half a surrogate pair, which no tokenizer can read
-        raise ValueError("a caption is not valid Unicode: save the file as UTF-8") from None
+    # JSON may hold half a surrogate pair, which no tokenizer can read.
+    if re.search(r"[\ud800-\udfff]", caption):
+        raise ValueError("a caption is not valid Unicode: save the file as UTF-8")
     if "\0" in caption:
         raise ValueError("a caption holds zero bytes: save the file as UTF-8")
     return caption
@@ -68,11 +67,6 @@ def as_text(content: bytes) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
     return content.decode("utf-8-sig", "surrogateescape")
-
-
-def read_text(path: Path) -> str:
-    """A file as text."""
-    return as_text(path.read_bytes())
 
 
 def split_named(text: object) -> str:
@@ -121,7 +115,7 @@ def _entry(number: int, record: object) -> Line:
 
 def read_jsonl(path: Path) -> Iterator[Line]:
     """The lines of a JSON Lines file; empty ones are passed over."""
-    for number, raw in enumerate(read_text(path).split("\n"), start=1):
+    for number, raw in enumerate(as_text(path.read_bytes()).split("\n"), start=1):
         try:
             if raw.strip():
                 yield _entry(number, json.loads(raw))
@@ -148,7 +142,7 @@ def _records(content: object) -> Iterable[object]:
 def read_json(path: Path) -> Iterator[Line]:
     """The entries of a JSON file, numbered from 1."""
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(as_text(path.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from None
     for number, record in enumerate(_records(content), start=1):
@@ -157,7 +151,7 @@ def read_json(path: Path) -> Iterator[Line]:
 
 def read_csv(path: Path) -> Iterator[Line]:
     """The rows of a table of text; empty ones are passed over."""
-    text = read_text(path)
+    text = as_text(path.read_bytes())
     # Excel's own first line, `sep=;`, is no row.
     excel = re.match(r'"?sep=([,;\t|])"?(?:\r\n|\r|\n)', text, re.IGNORECASE)
     text, above = (text[excel.end() :], 1) if excel else (text, 0)
@@ -195,9 +189,8 @@ def read_csv(path: Path) -> Iterator[Line]:
         if len(row) == len(header):
             yield _entry(rows.line_num + above, dict(zip(header, row, strict=True)))
         elif row:
-            yield Line(
-                rows.line_num + above, error=f"{len(row)} fields, the header has {len(header)}"
-            )
+            wrong = f"{len(row)} fields, the header has {len(header)}"
+            yield Line(rows.line_num + above, error=wrong)
 
 
 def read_table(path: Path) -> Iterator[Line]:

@@ -79,16 +79,6 @@ def _read_batch(path: Path, label_key: str, *, classes: int) -> tuple[np.ndarray
     return data.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 
 
-def _find_folder(path: Path, folder: str, *, meta: str) -> Path:
-    for candidate in (path / folder, path):
-        if (candidate / meta).is_file():
-            return candidate
-    raise UserError(
-        f"{path}: no {folder}/{meta} in it: expected the folder that the CIFAR archive"
-        " (Python version) unpacks to, or the folder around it"
-    )
-
-
 def class_captions(name: str) -> tuple[str, ...]:
     """The captions of a class: "aquarium_fish" gives "a photo of an aquarium fish", ..."""
     name = name.replace("_", " ")
@@ -109,23 +99,25 @@ def open_cifar(
     seed: int = 0,
 ) -> ImageSource:
     """CIFAR-10 (`classes` 10) or CIFAR-100 (100, fine labels) as a data source."""
-    if classes == 10:
-        folder = _find_folder(Path(path), "cifar-10-batches-py", meta="batches.meta")
-        meta, names_key, label_key = folder / "batches.meta", "label_names", "labels"
-        # As many as there are: parts of the data set are in use, too.
-        train = [folder / f"data_batch_{i}" for i in range(1, 6)]
-        train = [file for file in train if file.exists()] or train[:1]
-        files = train if split == "train" else [folder / "test_batch"]
-    else:
-        folder = _find_folder(Path(path), "cifar-100-python", meta="meta")
-        meta, names_key, label_key = folder / "meta", "fine_label_names", "fine_labels"
-        files = [folder / ("train" if split == "train" else "test")]
-    names = read_pickle(meta).get(names_key)
+    within, meta = "cifar-10-batches-py", "batches.meta"
+    names_key, label_key, train, test = "label_names", "labels", "data_batch_[1-5]", "test_batch"
+    if classes == 100:
+        within, meta = "cifar-100-python", "meta"
+        names_key, label_key, train, test = "fine_label_names", "fine_labels", "train", "test"
+    folders = [folder for folder in (Path(path, within), Path(path)) if (folder / meta).is_file()]
+    if not folders:
+        raise UserError(
+            f"{path}: no {within}/{meta} in it: expected the folder that the CIFAR archive"
+            " (Python version) unpacks to, or the folder around it"
+        )
+    names = read_pickle(folders[0] / meta).get(names_key)
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{meta}: has no {names_key}, the list of class names")
+        raise UserError(f"{folders[0] / meta}: has no {names_key}, the list of class names")
+    wanted = train if split == "train" else test
+    # As many as there are: parts of the data set are in use, too.
+    files = sorted(folders[0].glob(wanted)) or [folders[0] / wanted.replace("[1-5]", "1")]
     batches = [_read_batch(file, label_key, classes=len(names)) for file in files]
-    pixels = np.concatenate([images for images, _ in batches])
-    labels = np.concatenate([labels for _, labels in batches])
+    pixels, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     if len(pixels) == 0:
         raise UserError(f"{files[0]}: has no pictures; unpack the archive again")
     chosen = first_n(len(pixels), limit, seed=seed)

@@ -1,4 +1,4 @@
-"""A folder of your own pictures, at any depth, with captions in any of the common forms.
+"""A folder of your own pictures, at any depth, with captions in any common form; and COCO.
 
     cat.jpg + cat.txt     every line that is not empty is a caption; also cat.caption, cat.jpg.txt,
                           cat.json with a caption in it, and text/cat.txt for images/cat.jpg
@@ -183,18 +183,16 @@ def open_folder(
     names = [file for file, texts in captions.items() if texts] or list(captions)
     unused["pictures without a caption"] += len(captions) - len(names)
     splits, classes = read_layout(names, found.splits)
-    rule = ""
     where = ", ".join([*found.sources][:5]) + ", …" * (len(found.sources) > 5)
     if captions[names[0]]:
         classes = []
     elif classes:
         captions = {n: class_captions(label) for n, label in zip(names, classes, strict=True)}
         where = f"the names of {len(set(classes))} folders, as classes"
-    if split == "all":
-        chosen = np.arange(len(names))
-    elif not splits:
+    chosen, rule = np.arange(len(names)), ""
+    if split != "all" and not splits:
         chosen, rule = split_by_name(names, split, seed=seed), " (a tenth, by name, is val)"
-    else:
+    elif split != "all":
         held = "val" if "val" in splits else "test"
         chosen = np.flatnonzero(np.array(splits) == (held if split == "val" else split))
         rule = f" (the folders or captions say what is train and {held})"
@@ -210,7 +208,54 @@ def open_folder(
         name=name,
         pixels=loaded.images,
         caption_lists=lists,
-        labels=np.array([labels.index(classes[i]) for i in kept], np.int64) if labels else None,
+        labels=np.searchsorted(labels, [classes[i] for i in kept]) if labels else None,
         class_names=tuple(label.replace("_", " ") for label in labels) or None,
         add_captions=ADD_CAPTIONS,
+    )
+
+
+# --- COCO ----------------------------------------------------------------------------------------
+
+PARTS = ("train2017", "val2017", "train2014", "val2014")
+
+
+def open_coco(
+    path: str | os.PathLike,
+    part: str | None = None,
+    *,
+    image_size: int = 256,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+) -> ImageSource:
+    """COCO captions (Lin et al., 2014; Chen et al., 2015), as the official archives unpack:
+
+    PATH/annotations/captions_train2017.json    PATH/train2017/*.jpg    or all of them
+    PATH/annotations/captions_val2017.json      PATH/val2017/*.jpg      with 2014
+
+    The split "train" is train2017 and "val" is val2017 (2014 where there is no train2017). Where
+    that is not there, a tenth of the training pictures takes its place and is kept out of "train".
+    `part` ("train2017" or "val2017", …) overrides the split.
+    """
+    path = Path(path)
+    table = "annotations/captions_{}.json"
+    has = [p for p in PARTS if (path / table.format(p)).is_file() and (path / p).is_dir()]
+    year = "2014" if "train2014" in has and "train2017" not in has else "2017"
+    divide = part is None and f"val{year}" not in has
+    wanted = part or (f"train{year}" if divide else f"{split}{year}")
+    if wanted not in has:
+        hint = f"; coco:{path}:{has[0]} uses the part that is there" if has else ""
+        raise UserError(
+            f"{path}: expected {table.format(wanted)} and a folder {wanted} with the"
+            f" pictures: the COCO archives, unpacked in one place{hint}; folder:{path} reads"
+            " captions in other forms, such as Karpathy's"
+        )
+    return open_folder(
+        path / wanted,
+        image_size=image_size,
+        split=split if divide else "all",
+        limit=limit,
+        seed=seed,
+        table=path / table.format(wanted),
+        name="coco",
     )

@@ -17,9 +17,8 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -41,8 +40,12 @@ VALIDATION_SHARE = 0.1
 # --- one picture ---------------------------------------------------------------------------------
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode in RGB: what is transparent becomes white, 16 bits become 8."""
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB, turned as its EXIF says: what is transparent becomes white, 16
+    bits become 8."""
+    picture.load()  # here, where what is damaged is an error
+    with suppress(Exception):  # damaged EXIF beside sound pixels: keep them as they lie
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers: save it with 8 bits per channel")
     if picture.mode.startswith("I"):
@@ -54,16 +57,6 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
-
-
-def upright_rgb(picture: Image.Image) -> Image.Image:
-    """A picture in RGB, on white, and turned as its EXIF says."""
-    picture.load()  # here, where what is damaged is an error
-    try:
-        upright = ImageOps.exif_transpose(picture)
-    except Exception:  # damaged EXIF beside sound pixels: keep them as they lie
-        upright = picture
-    return to_rgb(upright)
 
 
 def _reason(error: Exception) -> str:
@@ -236,7 +229,6 @@ def load_images(
 
     `what` says in messages which data set this is. More broken files than 5 % of
     `total` are a `UserError`: how many the data set has, where the paths are a part of it only.
-    returns: images (M, 3, S, S) uint8, kept (M,) int64, broken [(path, reason)]
     """
     _check_memory(len(paths), size, what=what)
     Image.init()  # Pillow loads its plugins on first use, which is better done before the threads
@@ -326,6 +318,7 @@ class ImageSource:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     add_captions: str = ""  # for a source without captions: how the user can add them
+    hashed: str = ""  # the fingerprint, where it is known or was asked for
     group: int = field(default=1, init=False)
 
     @property
@@ -355,10 +348,8 @@ class ImageSource:
         indices: (B,) int64
         """
         draws = rng.random(len(indices))  # one number per picture, however many captions it has
-        lists = [self.all_captions(i) for i in indices]
-        return [
-            options[int(draw * len(options))] for options, draw in zip(lists, draws, strict=True)
-        ]
+        lists = map(self.all_captions, indices)
+        return [texts[int(draw * len(texts))] for texts, draw in zip(lists, draws, strict=True)]
 
     def all_captions(self, index: int) -> list[str]:
         """Every caption of one picture."""
@@ -368,17 +359,15 @@ class ImageSource:
 
     def fingerprint(self) -> str:
         """Sha256 (hex) of the pictures, captions and labels: two sources with it are the same."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
-        labels = None if self.labels is None else self.labels.tolist()
-        text = [self.name, self.pixels.shape, self.class_names, labels]
-        digest = hashlib.sha256(json.dumps(text).encode())
-        digest.update(np.ascontiguousarray(self.pixels).data)
-        for captions in self.caption_lists:
-            digest.update(json.dumps(list(captions)).encode() + b"\n")
-        return digest.hexdigest()
+        if not self.hashed:
+            labels = None if self.labels is None else self.labels.tolist()
+            text = [self.name, self.pixels.shape, self.class_names, labels]
+            digest = hashlib.sha256(json.dumps(text).encode())
+            digest.update(np.ascontiguousarray(self.pixels).data)
+            for captions in self.caption_lists:
+                digest.update(json.dumps(list(captions)).encode() + b"\n")
+            self.hashed = digest.hexdigest()
+        return self.hashed
 
 
 def join_sources(sources: Sequence[ImageSource]) -> ImageSource:

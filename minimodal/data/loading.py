@@ -6,9 +6,8 @@
 each with an optional `:N` behind it, for N pictures only; several with commas between are trained
 on together and scored on the first. `open_data` gives an object with
 `images(indices)` uint8 (B, 3, S, S), pairs of `shapes:edits` (B, 3, 2*S, S), and
-`captions(indices, rng)`; the worlds draw them when asked, ImageSource (images.py) has them in
-memory, TarSource (tar.py) in shards. Read sources.py, shapes/worlds.py, cifar.py, coco.py,
-folder.py and tar.py before.
+`captions(indices, rng)`: the worlds draw them when asked, ImageSource (images.py) has them in
+memory or in shards. Read sources.py, shapes/worlds.py, cifar.py, folder.py and tar.py before.
 """
 
 import difflib
@@ -17,12 +16,11 @@ import re
 from typing import NamedTuple
 
 from minimodal.data.cifar import open_cifar
-from minimodal.data.coco import PARTS, open_coco
-from minimodal.data.folder import open_folder
+from minimodal.data.folder import PARTS, open_coco, open_folder
 from minimodal.data.images import ImageSource, join_sources
 from minimodal.data.tar import open_tar, shards_of
 from minimodal.errors import UserError
-from minimodal.shapes.base import ENDLESS, WorldSource
+from minimodal.shapes.source import ENDLESS, WorldSource
 from minimodal.shapes.worlds import WORLDS
 
 KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder", "tar")
@@ -58,10 +56,8 @@ def parse_spec(spec: str) -> Spec:
     kind, colon, rest = spec.partition(":")
     if kind not in KINDS:
         close = difflib.get_close_matches(kind.lower(), KINDS, n=1, cutoff=0.5)
-        if not close and os.path.isdir(spec):
-            hint = f"for your own pictures write folder:{spec}; "
-        else:
-            hint = f"did you mean {close[0]}? " if close else ""
+        own = f"for your own pictures write folder:{spec}; " * os.path.isdir(spec)
+        hint = f"did you mean {close[0]}? " if close else own
         raise UserError(f"--data {spec}: unknown kind of data {kind!r}; {hint}known are {FORMS}")
     if kind == "shapes":
         world, more, number = rest.partition(":")
@@ -122,12 +118,11 @@ def open_data(
     kind, path, part, limit_in_spec = parse_spec(spec)
     limit = min((n for n in (limit, limit_in_spec) if n is not None), default=None)
     if kind == "shapes":
-        world = WORLDS[part or kind].source
-        length = ENDLESS if limit is None else limit
+        world, length = WORLDS[part or kind].source, limit or ENDLESS
         return world(seed, split=split, image_size=image_size, length=length)
     common = {"image_size": image_size, "split": split, "limit": limit, "seed": seed}
-    if kind in ("cifar10", "cifar100"):
-        return open_cifar(path, 100 if kind == "cifar100" else 10, **common)
+    if kind.startswith("cifar"):
+        return open_cifar(path, int(kind.removeprefix("cifar")), **common)
     if kind == "coco":
         return open_coco(path, part, **common)
     return open_tar(path, **common) if kind == "tar" else open_folder(path, **common)

@@ -12,6 +12,7 @@ import html
 import re
 import unicodedata
 import warnings
+from contextlib import suppress
 from html.entities import html5
 
 from minimodal.data.tokenizer import first_words
@@ -64,11 +65,6 @@ def resolve_entity(match: re.Match[str]) -> str:
     return entity
 
 
-def join_surrogates(text: str) -> str:
-    """Two halves of a UTF-16 pair become their character, a lone half becomes U+FFFD."""
-    return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le", errors="replace")
-
-
 def mend_line(line: str, *, entities: bool) -> str:
     """Apply the fixes in ftfy's order until nothing changes.
 
@@ -80,7 +76,9 @@ def mend_line(line: str, *, entities: bool) -> str:
         if entities:
             line = ENTITY.sub(resolve_entity, line)
         line = repair_mojibake(line).translate(STANDARD_FORMS)
-        line = TERMINAL_ESCAPE.sub("", join_surrogates(line)).translate(CONTROLS)
+        # Two halves of a UTF-16 pair become their character, a lone half becomes U+FFFD.
+        line = line.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        line = TERMINAL_ESCAPE.sub("", line).translate(CONTROLS)
         line = unicodedata.normalize("NFC", line)
     return line
 
@@ -120,31 +118,19 @@ REST = pair_of_sets(0x80, 0xBF)
 MOJIBAKE = re.compile(f"[Â-ß]{REST}|[à-ï]{REST}{{2}}|[ð-ô]{REST}{{3}}|(?:^|[a-z]\\s?)[ÂÃ] ")
 
 
-def looks_wrong(text: str) -> bool:
-    """Whether a text has what reads as UTF-8 and hardly as anything else."""
-    return not text.isascii() and bool(MOJIBAKE.search(PLAUSIBLE.sub("", text)))
-
-
-def read_again(text: str) -> str | None:
-    """A text as the UTF-8 that its Latin-1 or Windows-1252 bytes are, if they are."""
-    for table in ({}, BYTE_OF):
-        try:
-            return bytes(table.get(char, ord(char)) for char in text).decode("utf-8")
-        except ValueError:  # of bytes(): not in this character set; of decode(): no UTF-8
-            continue
-    return None
-
-
 def repair_mojibake(text: str) -> str:
-    """Undo wrong decoding where all of a text is explained by it; it may have happened twice."""
-    while looks_wrong(text):
-        repaired = read_again(text)
-        if repaired is None:
-            message = (
+    """Undo wrong decoding where all of a text is the UTF-8 that its Latin-1 or Windows-1252 bytes
+    are, and reads hardly as anything else; it may have happened twice."""
+    while not text.isascii() and MOJIBAKE.search(PLAUSIBLE.sub("", text)):
+        for table in ({}, BYTE_OF):
+            with suppress(ValueError):  # of bytes(): not of this set; of decode(): no UTF-8
+                text = bytes(table.get(char, ord(char)) for char in text).decode("utf-8")
+                break
+        else:
+            warnings.warn(
                 f"'{first_words(text)}' looks as if it was decoded with the wrong character set; "
-                f"the original tokenizer may mend it and give other ids"
+                "the original tokenizer may mend it and give other ids",
+                stacklevel=2,
             )
-            warnings.warn(message, stacklevel=2)
             break
-        text = repaired
     return text

@@ -176,19 +176,6 @@ class Pixels:
             )
 
 
-@dataclass(eq=False, kw_only=True)
-class TarSource(images.ImageSource):
-    """Pictures in shards, each with zero or more captions in memory."""
-
-    seen: str  # SHA-256 of names, sizes and beginnings of all files
-
-    def fingerprint(self) -> str:
-        """A hash of all that opening has seen, and of which pictures were chosen."""
-        hashed = hashlib.sha256(f"{self.seen} {self.image_size}".encode())
-        hashed.update(self.pixels.places.tobytes())
-        return hashed.hexdigest()
-
-
 def open_tar(
     path: str | os.PathLike,
     *,
@@ -196,13 +183,12 @@ def open_tar(
     split: str = "train",
     limit: int | None = None,
     seed: int = 0,
-) -> TarSource:
+) -> images.ImageSource:
     """Shards as a data source; a tenth, by name, is the split "val"."""
     shards, found = [Path(shard) for shard in shards_of(os.fspath(path))], Found()
     if missing := [shard for shard in shards if not shard.is_file()]:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(shards)} files are not there: {missing[0]}"
-        )
+        some = f"{len(missing)} of {len(shards)} files are not there"
+        raise UserError(f"{path}: {some}: {missing[0]}")
     for number, shard in enumerate(tqdm(shards, f"opening {path}", disable=None, leave=False)):
         read_shard(shard, number, found)
     names, captions, unused = found.names, found.captions, found.unused
@@ -223,18 +209,19 @@ def open_tar(
     among = np.flatnonzero(used)
     chosen = images.split_by_name([names[i] for i in among], split, seed=seed)
     chosen = among[chosen[images.first_n(len(chosen), limit, seed=seed)]]
-    numbers = {label: number for number, label in enumerate(classes)}
-    labels = np.array([numbers[found.labels[i]] for i in chosen], np.int64) if classes else None
+    labels = np.searchsorted(classes, [found.labels[i] for i in chosen]) if classes else None
     lists = [class_captions(found.labels[i]) if classes else captions[i] for i in chosen]
     rule = " (a tenth, by name, is val)"
     say_used(f"{path}, {split}", lists, len(among), rule=rule, where=where, unused=unused)
-    return TarSource(
+    places = np.concatenate(found.places)[chosen]
+    # Of all that opening has seen, and of which pictures were chosen.
+    hashed = hashlib.sha256(f"{found.seen.hexdigest()} {image_size}".encode() + places.tobytes())
+    return images.ImageSource(
         name="tar",
-        pixels=Pixels(shards, [names[i] for i in chosen], np.concatenate(found.places)[chosen],
-                      image_size),
+        pixels=Pixels(shards, [names[i] for i in chosen], places, image_size),
         caption_lists=lists,
         labels=labels,
         class_names=tuple(label.replace("_", " ") for label in classes) or None,
         add_captions="Give each picture's sample a .txt of the same name",
-        seen=found.seen.hexdigest(),
-    )  # fmt: skip
+        hashed=hashed.hexdigest(),
+    )

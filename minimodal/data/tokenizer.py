@@ -14,7 +14,7 @@ import heapq
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -183,29 +183,28 @@ def spell(ids: Iterable[int], table: Sequence[bytes]) -> str:
     return b"".join(table[id_] for id_ in ids).decode("utf-8", errors="replace")
 
 
-def fit(
-    ids: list[int], text: str, length: int, *, end: Sequence[int] = (), truncate: bool
-) -> list[int]:
-    """A text's ids, at most `length`: of too many, where that is allowed, the first and the end."""
-    if len(ids) <= length:
-        return ids
-    if not truncate:
-        raise UserError(
-            f"'{first_words(text)}' is too long: {len(ids)} tokens, where {length} fit; shorten it "
-            "or truncate"
-        )
-    return [*ids[: length - len(end)], *end]
-
-
-def stack(rows: Sequence[Sequence[int]], length: int, *, pad: int) -> Tensor:
-    """Rows of ids below one another, padded.
+def to_rows(
+    texts: str | list[str], encode: Callable[[str], list[int]], length: int,
+    *, start: Sequence[int], end: Sequence[int], pad: int, truncate: bool,
+) -> Tensor:  # fmt: skip
+    """Texts as rows of ids: start, text, end, padding; of too many the first and the end, or none.
 
     returns: (B, T) int64, T = length
     """
-    found = np.full((len(rows), length), pad, dtype=np.int64)  # 15 times as fast as a tensor
-    for place, row in zip(found, rows, strict=True):
-        place[: len(row)] = row
-    return torch.from_numpy(found)
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if length < max(1, len(start) + len(end)):
+        raise UserError(f"a context of {length} tokens has no room for a text")
+    rows = np.full((len(texts), length), pad, dtype=np.int64)  # 15 times as fast as a tensor
+    for row, text in zip(rows, texts, strict=True):
+        ids = [*start, *encode(text), *end]
+        if len(ids) > length and not truncate:
+            raise UserError(
+                f"'{first_words(text)}' is too long: {len(ids)} tokens, where {length} fit; "
+                "shorten it or truncate"
+            )
+        ids = ids if len(ids) <= length else [*ids[: length - len(end)], *end]
+        row[: len(ids)] = ids
+    return torch.from_numpy(rows)
 
 
 class Tokenizer:
@@ -271,11 +270,6 @@ class Tokenizer:
             ids += known
         return ids
 
-    def pieces(self, text: str) -> list[tuple[str, list[int]]]:
-        """The words and signs of a text, each with its ids."""
-        found = split(text.lower() if self.lower else text)
-        return [(piece, apply_merges(to_ids(piece), self._rank)) for piece in found]
-
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: specials are left out, bytes that are no UTF-8 become U+FFFD."""
         return spell(ids, self._bytes)
@@ -297,30 +291,26 @@ class Tokenizer:
 
         returns: (B, T) int64, T = context_length
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if context_length < (2 if start_and_end else 1):
-            raise UserError(f"a context of {context_length} tokens has no room for a text")
         start, end = ([self.start_id], [self.end_id]) if start_and_end else ([], [])
-        rows = []
-        for text in texts:
+
+        def encode(text: str) -> list[int]:
             ids = self.encode(text, dropout=dropout, rng=rng)
-            if dropout > 0 and len(ids) > context_length - len(start + end):
-                ids = self.encode(text)
-            ids = [*start, *ids, *end]
-            rows.append(fit(ids, text, context_length, end=end, truncate=truncate))
-        return stack(rows, context_length, pad=self.pad_id)
+            fits = dropout == 0 or len(ids) + len(start + end) <= context_length
+            return ids if fits else self.encode(text)
+
+        return to_rows(
+            texts, encode, context_length, start=start, end=end, pad=self.pad_id, truncate=truncate
+        )
 
     # --- files -----------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as JSON, a merge a line: the two ids, and what they spell."""
-        texts = (readable(token) for token in self._bytes[FIRST_MERGE:])
-        lines = [
-            json.dumps([*pair, text], ensure_ascii=False)
-            for pair, text in zip(self.merges, texts, strict=True)
-        ]
         head = {"kind": KIND, "version": 1, "lower": self.lower, "specials": list(SPECIALS)}
-        body = ",\n".join(lines)
+        body = ",\n".join(
+            json.dumps([*pair, readable(token)], ensure_ascii=False)
+            for pair, token in zip(self.merges, self._bytes[FIRST_MERGE:], strict=True)
+        )
         content = json.dumps(head)[:-1] + ', "merges": [\n' + body + "\n]}\n"
         write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
 

@@ -19,6 +19,7 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from minimodal.data.mending import clean
-from minimodal.data.tokenizer import CACHE_WORDS, Pair, apply_merges, fit, spell, stack
+from minimodal.data.tokenizer import CACHE_WORDS, Pair, apply_merges, spell, to_rows
 from minimodal.errors import UserError
 from minimodal.files import asking
 from minimodal.pretrained.files import check_file, read_json
@@ -104,17 +105,13 @@ class CLIPTokenizer:
         """V: bytes twice, merges, start and end."""
         return len(self._bytes)
 
-    def _encode_piece(self, piece: str) -> list[int]:
-        ids = [self._id_of_byte[byte] for byte in piece.encode("utf-8")]
-        ids[-1] += 256  # the end of a word
-        return apply_merges(ids, self._rank)
-
     def _encode_word(self, word: str) -> list[int]:
         known = self._cache.get(word)
         if known is None:
-            pieces = split(word)
-            if pieces == [word]:
-                known = self._encode_piece(word)
+            if (pieces := split(word)) == [word]:
+                ids = [self._id_of_byte[byte] for byte in word.encode("utf-8")]
+                ids[-1] += 256  # the end of a word
+                known = apply_merges(ids, self._rank)
             else:
                 known = [id_ for piece in pieces for id_ in self._encode_word(piece)]
             if len(self._cache) >= CACHE_WORDS:
@@ -124,11 +121,8 @@ class CLIPTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end. "<|endoftext|>" in a text is the end token."""
-        ids: list[int] = []
         # No piece has a blank in it, so a caption's words can be looked up whole.
-        for word in clean(text).split():
-            ids += self._encode_word(word)
-        return ids
+        return [id_ for word in clean(text).split() for id_ in self._encode_word(word)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, a blank after each piece; bytes that are no UTF-8 become U+FFFD."""
@@ -144,14 +138,10 @@ class CLIPTokenizer:
 
         returns: (B, T) int64, T = context_length
         """
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if context_length < 2:
-            raise UserError(f"a context of {context_length} tokens has no room for a text")
-        rows = []
-        for text in texts:
-            ids = [self.start_id, *self.encode(text), self.end_id]
-            rows.append(fit(ids, text, context_length, end=[self.end_id], truncate=truncate))
-        return stack(rows, context_length, pad=self.pad_id)
+        return to_rows(
+            texts, self.encode, context_length, start=[self.start_id], end=[self.end_id],
+            pad=self.pad_id, truncate=truncate,
+        )  # fmt: skip
 
 
 # --- the merges file -----------------------------------------------------------------------------
@@ -160,10 +150,9 @@ class CLIPTokenizer:
 def find_merges() -> Path:
     """The merges file inside an installed package, which is not imported for it."""
     for package in PACKAGES:
-        try:
+        spec = None
+        with suppress(ValueError):  # a module of that name that someone made by hand
             spec = importlib.util.find_spec(package)
-        except ValueError:  # a module of that name that someone made by hand
-            continue
         for folder in (spec and spec.submodule_search_locations) or ():
             if (path := Path(folder) / MERGES_FILE).is_file():
                 return path
@@ -183,9 +172,9 @@ def read_lines(path: Path) -> list[str]:
             raise model.wrong("merges", 'a list such as ["a b", "ab c</w>"]') from None
         return ["#version", *merges]
     check_file(path)
+    with asking("read", path):
+        content = path.read_bytes()
     try:
-        with asking("read", path):
-            content = path.read_bytes()
         if content[:2] == b"\x1f\x8b" or path.suffix == ".gz":
             content = gzip.decompress(content)
         return content.decode("utf-8").rstrip("\n").split("\n")

@@ -6,22 +6,24 @@
 
 That is the whole language, and no caption makes sense without its first picture (Ramesh et al.
 2021, section 3.3). `write` puts edits into words, `read_edit` reads a caption before a scene, and
-`apply` makes the second scene of the first. `EditsSource` has the interface of every source, but
-its pictures are two, one above the other: uint8 (B, 3, 2*S, S).
+`apply` makes the second scene of the first, with which `matches_edit` compares what the oracle
+reads in a second picture. `EditsSource` has the interface of every source, but its pictures are
+two, one above the other: uint8 (B, 3, 2*S, S).
 
 Neither picture of pairs "seen" has a HELD_OUT colour and shape; of pairs "held_out" the second
-has at least one. Read `world.py` before; `oracle_edits.py` judges second pictures.
+has at least one. Read `world.py` and `oracle.py` before.
 """
 
 import re
-from dataclasses import fields
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 
 from minimodal.errors import UserError
-from minimodal.shapes.base import WorldSource
 from minimodal.shapes.language import WITH_WORDS, article
+from minimodal.shapes.oracle import ObjectReading, Reading, named, read
+from minimodal.shapes.source import WorldSource
 from minimodal.shapes.world import (
     BACKGROUNDS,
     COLORS,
@@ -31,7 +33,6 @@ from minimodal.shapes.world import (
     SIZES,
     Draws,
     Scenes,
-    concatenate,
     draw_scenes,
     has_held_out,
     render,
@@ -60,7 +61,7 @@ class Edits(NamedTuple):
 
 def apply(scenes: Scenes, edits: Edits) -> Scenes:
     """The scenes after the edits."""
-    values = {f.name: getattr(scenes, f.name).copy() for f in fields(scenes)}
+    values = {name: column.copy() for name, column in vars(scenes).items()}
     slots = np.arange(2)
     chosen = (edits.slot[:, None] == slots) | (edits.slot[:, None] < 0)  # (N, 2)
     chosen &= slots < scenes.count[:, None]
@@ -78,12 +79,6 @@ def apply(scenes: Scenes, edits: Edits) -> Scenes:
 
 
 # --- drawing edits ----------------------------------------------------------------------------
-
-
-def _same(one: Scenes, other: Scenes) -> np.ndarray:
-    """returns: (N,) bool, True where two scenes are equal."""
-    equal = [getattr(one, f.name) == getattr(other, f.name) for f in fields(Scenes)]
-    return np.all([e.all(axis=tuple(range(1, e.ndim))) for e in equal], axis=0)
 
 
 def _fits(scenes: Scenes) -> np.ndarray:
@@ -119,25 +114,27 @@ def draw_pairs(seed: int, indices: np.ndarray, *, stream: int = 0, pairs: str = 
 
     pairs: "seen" (no held-out pair in either), "held_out" (at least one in the second) or "all"
     """
-    indices = np.asarray(indices, dtype=np.int64)
     world = "seen" if pairs == "seen" else "all"
-    rows, scenes, edits, left = [], [], [], np.arange(len(indices))
-    while not rows or len(left):  # each round draws anew what did not work out in the last
-        numbers = indices[left] + len(rows) * 2**40
+
+    def attempt(numbers: np.ndarray) -> tuple[Scenes, Edits, np.ndarray]:
         before = draw_scenes(seed, numbers, stream=stream + 8, pairs=world)
-        edit, good = _draw_edits(Draws(seed, numbers, stream=stream + 12), before)
-        after = apply(before, edit)
-        good &= _fits(after) & ~_same(before, after)
+        edits, good = _draw_edits(Draws(seed, numbers, stream=stream + 12), before)
+        after = apply(before, edits)
+        one, other = (np.column_stack([*vars(scenes).values()]) for scenes in (before, after))
+        good &= _fits(after) & (one != other).any(axis=1)
         if pairs != "all":
             good &= has_held_out(after) == (pairs == "held_out")
-        rows.append(left[good])
-        scenes.append(before[good])
-        edits.append([part[good] for part in edit])
-        left = left[~good]
-    order = np.argsort(np.concatenate(rows))
-    before = concatenate(scenes)[order]
-    edit = Edits(*(np.concatenate(parts)[order] for parts in zip(*edits, strict=True)))
-    return Pairs(before, edit, apply(before, edit))
+        return before, edits, good
+
+    before, edits, good = attempt(indices)
+    tries = 0
+    while not good.all():  # each round draws anew what did not work out in the last
+        left, tries = np.flatnonzero(~good), tries + 1
+        again, edit, good[left] = attempt(indices[left] + tries * 2**40)
+        for column, new in zip([*vars(before).values(), *edits], [*vars(again).values(), *edit],
+                               strict=True):  # fmt: skip
+            column[left] = new
+    return Pairs(before, edits, apply(before, edits))
 
 
 # --- words ------------------------------------------------------------------------------------
@@ -195,33 +192,87 @@ def read_edit(caption: str, scene: Scenes) -> Edits:
     return Edits(*(np.array([number]) for number in (kind, slot, value)))
 
 
+# --- the oracle: is a second picture what its caption makes of the first? ----------------------
+
+MOST_OFF = 2  # 32nds that an object's centre may be off, across and down
+_NOTHING = ObjectReading(None, None, None, -99, -99)
+
+
+class EditVerdict(NamedTuple):
+    """Whether a second picture is right; `place`: every object is where it should be."""
+
+    count: bool
+    shape: bool
+    color: bool
+    size: bool
+    background: bool
+    place: bool
+
+    @property
+    def exact(self) -> bool:
+        """All is right."""
+        return all(self)
+
+
+def scene_of(reading: Reading) -> Scenes:
+    """The one scene of a reading, or a UserError where something in it is unclear."""
+    objects = reading.objects
+    unclear = reading.background is None or reading.count not in (1, 2)
+    if unclear or any(o.shape is None for o in objects):
+        raise UserError("the first picture is no clear scene of the Shapes world")
+    rows = [(SHAPES.index(o.shape), [*COLORS].index(o.color), SIZES.index(o.size), o.x, o.y)
+            for o in objects] + [(-1,) * 5]  # fmt: skip
+    relation = RELATIONS.index(reading.relation) if reading.relation else -1
+    ground = [*BACKGROUNDS].index(reading.background)
+    columns = (np.array([pair]) for pair in zip(*rows[:2], strict=True))
+    return Scenes(np.array([len(objects)]), *columns, np.array([ground]), np.array([relation]))
+
+
+def expected(caption: str, first: np.ndarray) -> Scenes:
+    """The one scene that a caption makes of a first picture.
+
+    first: (3, S, S) uint8
+    """
+    before = scene_of(read(first[None])[0])
+    return apply(before, read_edit(caption, before))
+
+
+def _agreement(wanted: list[ObjectReading], seen: tuple[ObjectReading, ...]) -> list[bool]:
+    """Whether all shapes, colours, sizes and places agree, object by object."""
+    pairs = list(zip(wanted, seen, strict=True))
+    names = [all(w[k] == s[k] for w, s in pairs) for k in range(3)]
+    return [*names, all(max(abs(w.x - s.x), abs(w.y - s.y)) <= MOST_OFF for w, s in pairs)]
+
+
+def matches_edit(scene: Scenes, reading: Reading) -> EditVerdict:
+    """Whether a second picture is the one scene that was to be: all objects, the background, and
+    that what was not to move has stayed where it was."""
+    columns = np.stack([scene.shape, scene.color, scene.size, scene.x, scene.y], axis=2)
+    wanted = [named(*indices) for indices in columns[0, : scene.count[0]].tolist()]
+    found = [*reading.objects, *[_NOTHING] * len(wanted)]
+    orders = permutations(found, len(wanted))
+    shape, color, size, place = max((_agreement(wanted, o) for o in orders), key=sum)
+    background = reading.background == tuple(BACKGROUNDS)[scene.background[0]]
+    count = reading.count == len(wanted)
+    return EditVerdict(count, shape, color, size, background, place)
+
+
 # --- the source -------------------------------------------------------------------------------
 
 
+def render_pairs(pairs: Pairs, size: int) -> np.ndarray:
+    """returns: (N, 3, 2*S, S) uint8, the second picture below the first"""
+    return np.concatenate([render(scenes, size) for scenes in (pairs.before, pairs.after)], axis=2)
+
+
 class EditsSource(WorldSource):
-    """Pairs of pictures with a caption of the change; `length` of them, made when asked for."""
+    """Pairs of pictures with a caption of the change."""
 
     world = "shapes:edits"
     version = 1
     items = "pairs"
-
-    def scenes(self, indices: np.ndarray) -> Pairs:
-        """The scenes before and after, and the edits.
-
-        indices: (B,) int64
-        """
-        numbers = self.numbers(indices)
-        return draw_pairs(self.seed, numbers, stream=self.stream, pairs=self.pairs)
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """The pairs, the second picture below the first.
-
-        indices: (B,) int64
-        returns: (B, 3, 2*S, S) uint8
-        """
-        found = self.scenes(indices)
-        both = [render(scenes, self.image_size) for scenes in (found.before, found.after)]
-        return np.concatenate(both, axis=2)
+    draw = staticmethod(draw_pairs)
+    paint = staticmethod(render_pairs)
 
     def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
         """The caption of each pair, which has but one."""

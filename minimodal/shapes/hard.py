@@ -11,12 +11,12 @@ HELD_OUT pairs are those of `world.py`, captions are read by the same parser:
 (indices, rng) -> B strings. `oracle_hard.py` reads the pictures back.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
-from minimodal.shapes.base import WorldSource
 from minimodal.shapes.language import OMIT_BACKGROUND, OMIT_COLOR, OMIT_SIZE, article
+from minimodal.shapes.source import WorldSource
 from minimodal.shapes.world import (
     ALL_PAIRS,
     BACKGROUNDS,
@@ -28,6 +28,7 @@ from minimodal.shapes.world import (
     SHAPES,
     SIZES,
     Draws,
+    Rows,
     coverage,
 )
 
@@ -41,7 +42,7 @@ CLEAR = (8, 4)  # a relation is said where centres are so far apart along it, an
 
 
 @dataclass(frozen=True)
-class HardScenes:
+class HardScenes(Rows):
     """N scenes; absent objects hold -1. Later slots lie upon earlier ones.
 
     count: (N,) 1 to 3
@@ -61,23 +62,16 @@ class HardScenes:
     period: np.ndarray
     phase: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.count)
-
-    def __getitem__(self, rows: np.ndarray) -> "HardScenes":
-        return HardScenes(*(getattr(self, f.name)[rows] for f in fields(self)))
-
 
 def _pairs(draws: Draws, count: np.ndarray, pairs: str) -> np.ndarray:
     """Colour and shape of each object, colours all different. returns: (N, 3, 2)"""
     N = len(count)
     table = SEEN_PAIRS if pairs == "seen" else ALL_PAIRS
     chosen = np.stack([table[draws.below(len(table))] for _ in range(MOST)], axis=1)
+    fixed = np.zeros((N, MOST), bool)
     if pairs == "held_out":
         special, slot = HELD_PAIRS[draws.below(len(HELD_PAIRS))], draws.below(count)
         chosen[np.arange(N), slot] = special
-    fixed = np.zeros((N, MOST), bool)
-    if pairs == "held_out":
         fixed[np.arange(N), slot] = True  # such a pair stays as it is; the others give way
     for _ in range(len(COLORS)):
         for k in range(MOST):
@@ -111,7 +105,7 @@ def draw_hard(
 
     pairs: "seen" (no held-out pair), "held_out" (at least one) or "all"
     """
-    draws = Draws(seed, np.asarray(indices), stream=32 + stream)
+    draws = Draws(seed, indices, stream=32 + stream)
     N = len(indices)
     count = np.array([1, 2, 2, 3, 3])[draws.below(5)]
     chosen = _pairs(draws, count, pairs)
@@ -119,9 +113,9 @@ def draw_hard(
     radius = np.array(RADIUS)[size]
     x, y, best = np.zeros((N, MOST), int), np.zeros((N, MOST), int), np.full(N, -1.0)
     for _ in range(TRIES):
-        free = 32 - 2 * radius + 1
-        new_x = np.stack([radius[:, k] + draws.below(free[:, k]) for k in range(MOST)], axis=1)
-        new_y = np.stack([radius[:, k] + draws.below(free[:, k]) for k in range(MOST)], axis=1)
+        new_x, new_y = (
+            np.stack([r + draws.below(32 - 2 * r + 1) for r in radius.T], axis=1) for _ in "xy"
+        )
         share = np.minimum(_visible(new_x, new_y, radius, count), VISIBLE)
         better = (share > best)[:, None]
         x, y, best = np.where(better, new_x, x), np.where(better, new_y, y), np.maximum(best, share)
@@ -143,18 +137,14 @@ def ground(scenes: HardScenes, row: int, side: int) -> np.ndarray:
         *[(np.arange(side) + 0.5) * 32 / side + scenes.phase[row]] * 2, indexing="ij"
     )
     half = scenes.period[row] / 2
-    kind = TEXTURES[scenes.texture[row]]
     across, down = u // half % 2, v // half % 2
-    if kind == "plain":
-        share = np.zeros_like(u)
-    elif kind == "stripes":
-        share = across if scenes.phase[row] % 2 else down
-    elif kind == "checks":
-        share = (across + down) % 2
-    elif kind == "dots":
-        share = across * down
-    else:
-        share = (v - scenes.phase[row]) / 32
+    share = {
+        "plain": np.zeros_like(u),
+        "stripes": across if scenes.phase[row] % 2 else down,
+        "checks": (across + down) % 2,
+        "dots": across * down,
+        "shade": (v - scenes.phase[row]) / 32,
+    }[TEXTURES[scenes.texture[row]]]
     return base + (other - base) * share
 
 
@@ -208,26 +198,12 @@ def hard_caption(scenes: HardScenes, row: int, draws: np.ndarray, *, full: bool)
 
 
 class HardSource(WorldSource):
-    """Captioned pictures of the hard world; `length` of them, made when asked for."""
+    """Captioned pictures of the hard world."""
 
     world = "shapes:hard"
     version = 1
-
-    def scenes(self, indices: np.ndarray) -> HardScenes:
-        """The scenes themselves.
-
-        indices: (B,) int64
-        """
-        numbers = self.numbers(indices)
-        return draw_hard(self.seed, numbers, stream=self.stream, pairs=self.pairs)
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """The pictures, made now.
-
-        indices: (B,) int64
-        returns: (B, 3, S, S) uint8
-        """
-        return render_hard(self.scenes(indices), self.image_size)
+    draw = staticmethod(draw_hard)
+    paint = staticmethod(render_hard)
 
     def _captions(self, indices: np.ndarray, rng: np.random.Generator, full: bool) -> list[str]:
         scenes = self.scenes(indices)

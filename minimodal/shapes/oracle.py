@@ -73,20 +73,12 @@ class Reading(NamedTuple):
 # --- templates --------------------------------------------------------------------------------
 
 
-class _Templates(NamedTuple):
-    """masks: (kinds, 72, 72) each kind's coverage centred at 36, in a wide margin of zeros
-    coarse: (1024, T) whole pictures, every kind at every second place; places: (T, 3) kind, y, x
-    local: (400, L) 20 x 20 windows, every kind up to 2 pixels off; offsets: (L, 3) kind, dy, dx
-    coarse_energy: (T,), local_energy: (L,) sums of squares
-    """
+class _Bank(NamedTuple):
+    """where: (T, 3) kind, y, x; pixels: (side^2, T) every kind centred there; energy: (T,) |m|^2"""
 
-    masks: np.ndarray
-    coarse: np.ndarray
-    places: np.ndarray
-    coarse_energy: np.ndarray
-    local: np.ndarray
-    offsets: np.ndarray
-    local_energy: np.ndarray
+    where: np.ndarray
+    pixels: np.ndarray
+    energy: np.ndarray
 
 
 def _shifted(masks: np.ndarray, where: np.ndarray, side: int) -> np.ndarray:
@@ -96,30 +88,27 @@ def _shifted(masks: np.ndarray, where: np.ndarray, side: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _templates() -> _Templates:
+def _masks() -> np.ndarray:
+    """returns: (kinds, 72, 72) each kind's coverage centred at 36, in a wide margin of zeros"""
     masks = np.zeros((len(_KINDS), 2 * _PAD, 2 * _PAD), dtype=np.float32)
+    inner = slice(_PAD - _S // 2, _PAD + _S // 2)
     for kind, (shape, size) in enumerate(_KINDS):
-        inner = slice(_PAD - _S // 2, _PAD + _S // 2)
         masks[kind, inner, inner] = coverage(_S, shape, size, _S // 2, _S // 2) / 64
-    places = []
+    return masks
+
+
+@lru_cache(maxsize=2)
+def _bank(side: int) -> _Bank:
+    """Whole pictures (side 32), every kind at every second place, or windows (side 20), every kind
+    up to 2 pixels off their middle."""
+    where = []
     for kind, radius in enumerate(_KIND_RADIUS):
         axis = range(radius + radius % 2, _S - radius + 1, 2)
-        places += [(kind, y, x) for y in axis for x in axis]
-    steps = range(-_REACH, _REACH + 1)
-    offsets = [(k, dy, dx) for k in range(len(_KINDS)) for dy in steps for dx in steps]
-    places, offsets = np.array(places), np.array(offsets)
-    coarse = _shifted(masks, places, _S).reshape(len(places), -1)
-    local = _shifted(masks, offsets + (0, _WINDOW // 2, _WINDOW // 2), _WINDOW)
-    local = local.reshape(len(offsets), -1)
-    return _Templates(
-        masks,
-        np.ascontiguousarray(coarse.T),
-        places,
-        (coarse**2).sum(axis=1),
-        np.ascontiguousarray(local.T),
-        offsets,
-        (local**2).sum(axis=1),
-    )
+        if side == _WINDOW:
+            axis = range(_WINDOW // 2 - _REACH, _WINDOW // 2 + _REACH + 1)
+        where += [(kind, y, x) for y in axis for x in axis]
+    pixels = _shifted(_masks(), np.array(where), side).reshape(len(where), -1)
+    return _Bank(np.array(where), np.ascontiguousarray(pixels.T), (pixels**2).sum(axis=1))
 
 
 # --- fitting ----------------------------------------------------------------------------------
@@ -154,26 +143,25 @@ def _best(
 
 def _detect(rest: np.ndarray, contrast: np.ndarray, other: _Fit | None = None) -> _Fit:
     """The best object anywhere, and if `other` is given not upon it. rest: (N, 3, 32, 32)"""
-    t = _templates()
-    product = (rest.reshape(-1, _S * _S) @ t.coarse).reshape(len(rest), 3, -1)
+    bank = _bank(_S)
+    product = (rest.reshape(-1, _S * _S) @ bank.pixels).reshape(len(rest), 3, -1)
     if other is not None:
-        apart = np.abs(t.places[None, :, 1:] - other.where[:, None, 1:]).max(axis=2)  # (N, T)
-        radius = _KIND_RADIUS[t.places[:, 0]] + _KIND_RADIUS[other.where[:, 0]][:, None]
+        apart = np.abs(bank.where[None, :, 1:] - other.where[:, None, 1:]).max(axis=2)  # (N, T)
+        radius = _KIND_RADIUS[bank.where[:, 0]] + _KIND_RADIUS[other.where[:, 0]][:, None]
         product = product * (apart >= radius)[:, None]  # where it is zero nothing can be gained
-    best, color, amplitude = _best(product, t.coarse_energy, contrast)
-    return _refine(rest, contrast, _Fit(t.places[best], color, amplitude))
+    best, color, amplitude = _best(product, bank.energy, contrast)
+    return _refine(rest, contrast, _Fit(bank.where[best], color, amplitude))
 
 
 def _refine(rest: np.ndarray, contrast: np.ndarray, fit: _Fit) -> _Fit:
     """The best object with its centre within 2 pixels of `fit`. rest: (N, 3, 32, 32)"""
-    t, N = _templates(), len(rest)
-    half = _WINDOW // 2
+    bank, N, half = _bank(_WINDOW), len(rest), _WINDOW // 2
     padded = np.pad(rest, ((0, 0), (0, 0), (half, half), (half, half)))
     windows = sliding_window_view(padded, (_WINDOW, _WINDOW), axis=(2, 3))
     windows = windows[np.arange(N), :, fit.where[:, 1], fit.where[:, 2]]  # (N, 3, 20, 20)
-    product = windows.reshape(N * 3, -1) @ t.local
-    best, color, amplitude = _best(product.reshape(N, 3, -1), t.local_energy, contrast)
-    where = t.offsets[best] + fit.where * (0, 1, 1)
+    product = windows.reshape(N * 3, -1) @ bank.pixels
+    best, color, amplitude = _best(product.reshape(N, 3, -1), bank.energy, contrast)
+    where = bank.where[best] + (fit.where - (0, half, half)) * (0, 1, 1)
     # At most one pixel over the picture's edge: what is cut off more shall not count as whole.
     inside = _KIND_RADIUS[where[:, 0]][:, None] - 1
     where[:, 1:] = where[:, 1:].clip(inside, _S - inside)
@@ -182,7 +170,7 @@ def _refine(rest: np.ndarray, contrast: np.ndarray, fit: _Fit) -> _Fit:
 
 def _layer(fit: _Fit, contrast: np.ndarray, present: np.ndarray) -> np.ndarray:
     """What the objects add to their pictures. returns: (N, 3, 32, 32)"""
-    mask = _shifted(_templates().masks, fit.where, _S) * present[:, None, None]
+    mask = _shifted(_masks(), fit.where, _S) * present[:, None, None]
     return contrast[np.arange(len(mask)), fit.color][:, :, None, None] * mask[:, None]
 
 
@@ -229,7 +217,7 @@ def _is_clear(
     contrast: (N, 8, 3); smooth: (N, 3, 32, 32); excess: (N, 32, 32) squared error above noise
     """
     rows = np.arange(len(excess))
-    mask = _shifted(_templates().masks, fit.where, _S)
+    mask = _shifted(_masks(), fit.where, _S)
     box = _box(fit, np.ones(len(rows), dtype=bool))
     full = np.linalg.norm(contrast[rows, fit.color], axis=1) + 1e-6  # (N,)
     line = contrast[rows, fit.color] / full[:, None]
@@ -248,7 +236,7 @@ def _has_leftover(excess: np.ndarray, covered: np.ndarray, contrast: np.ndarray)
     """
     sums = np.pad(excess * ~covered, ((0, 0), (1, 0), (1, 0))).cumsum(axis=1).cumsum(axis=2)
     windows = sums[:, 8:, 8:] - sums[:, 8:, :-8] - sums[:, :-8, 8:] + sums[:, :-8, :-8]
-    star = (_templates().masks[_KINDS.index((SHAPES.index("star"), 0))] ** 2).sum()
+    star = (_masks()[_KINDS.index((SHAPES.index("star"), 0))] ** 2).sum()
     faintest = star * (contrast**2).sum(axis=2).min(axis=1)
     return windows.max(axis=(1, 2)) > MAX_LEFTOVER * faintest
 
@@ -266,25 +254,22 @@ def to_32(pictures: np.ndarray) -> np.ndarray:
     return weight @ pictures @ weight.T
 
 
-def _name_objects(row: int, fits: list[_Fit], present: list, clear: list) -> list[ObjectReading]:
-    objects = []
-    for fit, there, fine in zip(fits, present, clear, strict=True):
-        if there[row]:
-            kind, y, x = fit.where[row].tolist()
-            shape, size = _KINDS[kind]
-            names = (SHAPES[shape], tuple(COLORS)[fit.color[row]], SIZES[size])
-            objects.append(ObjectReading(*(names if fine[row] else (None,) * 3), x, y))
-    return objects
+def named(
+    shape: int, color: int, size: int, x: int, y: int, *, clear: bool = True
+) -> ObjectReading:
+    """An object by its indices, or one without names where it is unclear."""
+    names = (SHAPES[shape], tuple(COLORS)[color], SIZES[size])
+    return ObjectReading(*(names if clear else (None,) * 3), x, y)
 
 
-def relation_between(objects: list[ObjectReading]) -> str | None:
-    """Where the first of two objects is, seen from the second; None where that is not clear."""
-    if len(objects) != 2:
-        return None
-    dx, dy = objects[0].x - objects[1].x, objects[0].y - objects[1].y
-    if abs(dx) == abs(dy):
-        return None
-    return RELATIONS[int(dx > 0)] if abs(dx) > abs(dy) else RELATIONS[2 + int(dy > 0)]
+def reading_of(objects: list[ObjectReading], *, ground: int | None, whole: bool) -> Reading:
+    """What is in a picture. ground: its index; whole: there is nothing but these objects"""
+    relation, background = None, None if ground is None else tuple(BACKGROUNDS)[ground]
+    if len(objects) == 2:
+        dx, dy = objects[0].x - objects[1].x, objects[0].y - objects[1].y
+        if abs(dx) != abs(dy):
+            relation = RELATIONS[int(dx > 0) if abs(dx) > abs(dy) else 2 + int(dy > 0)]
+    return Reading(tuple(objects), relation, background, len(objects) if whole else None)
 
 
 def _read_chunk(pictures: np.ndarray) -> list[Reading]:
@@ -306,24 +291,28 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
     leftover = _has_leftover(excess, covered, contrast)
     readings = []
     for row, nearest in enumerate(distance.argmin(axis=1).tolist()):
-        objects = _name_objects(row, fits, present, clear)
-        known = distance[row, nearest] <= MAX_BACKGROUND_ERROR
-        background = tuple(BACKGROUNDS)[nearest] if known else None
-        count = None if leftover[row] else len(objects)
-        readings.append(Reading(tuple(objects), relation_between(objects), background, count))
+        objects = []
+        for fit, there, fine in zip(fits, present, clear, strict=True):
+            if there[row]:
+                kind, y, x = fit.where[row].tolist()
+                shape, size = _KINDS[kind]
+                objects.append(named(shape, fit.color[row], size, x, y, clear=fine[row]))
+        ground = nearest if distance[row, nearest] <= MAX_BACKGROUND_ERROR else None
+        readings.append(reading_of(objects, ground=ground, whole=not leftover[row]))
     return readings
 
 
-def read(pictures: np.ndarray) -> list[Reading]:
+def read(pictures: np.ndarray, *, read_chunk: Callable = _read_chunk) -> list[Reading]:
     """Read pictures of any size.
 
     pictures: (N, 3, S, S) uint8
+    read_chunk: that of another world
     """
     if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != np.uint8:
         raise ValueError(f"expected uint8 (N, 3, S, S), got {pictures.dtype} {pictures.shape}")
     chunk = max(1, min(64, 64 * 128**2 // pictures.shape[-1] ** 2))
     parts = range(0, len(pictures), chunk)
-    return [one for start in parts for one in _read_chunk(pictures[start : start + chunk])]
+    return [one for start in parts for one in read_chunk(pictures[start : start + chunk])]
 
 
 # --- comparing with captions ------------------------------------------------------------------

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimodal.shapes.oracle import ObjectReading, Reading, relation_between, to_32
-from minimodal.shapes.world import BACKGROUNDS, COLORS, RADIUS, SHAPES, SIZES, coverage
+from minimodal.shapes.oracle import Reading, named, read, reading_of, to_32
+from minimodal.shapes.world import BACKGROUNDS, COLORS, RADIUS, SHAPES, coverage
 
 NEAR = 70.0  # distance from a palette colour within which a pixel is evidence for it
 COLORED = 60  # levels between a pixel's channels from which on it is no grey
@@ -137,15 +137,12 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
     for row in range(N):
         objects, whole = [], stray[row] <= MAX_STRAY
         for m in np.flatnonzero(rows == row):
-            shape, big, y, x = t.what[best[m]].tolist()
-            names = (SHAPES[shape], tuple(COLORS)[colors[m]], SIZES[big])
-            objects.append(ObjectReading(*(names if clear[m] else (None,) * 3), x, y))
+            shape, size, y, x = t.what[best[m]].tolist()
+            objects.append(named(shape, colors[m], size, x, y, clear=clear[m]))
             whole &= left[m] <= MAX_LEFT
-        ground = int(np.abs(_GROUNDS - level[row]).argmin())
-        known = abs(_GROUNDS[ground] - level[row]) <= MAX_GROUND_ERROR
-        background = tuple(BACKGROUNDS)[ground] if known else None
-        count = len(objects) if whole else None
-        readings.append(Reading(tuple(objects), relation_between(objects), background, count))
+        distance = np.abs(_GROUNDS - level[row])
+        ground = int(distance.argmin()) if distance.min() <= MAX_GROUND_ERROR else None
+        readings.append(reading_of(objects, ground=ground, whole=whole))
     return readings
 
 
@@ -154,7 +151,4 @@ def read_hard(pictures: np.ndarray) -> list[Reading]:
 
     pictures: (N, 3, S, S) uint8
     """
-    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != np.uint8:
-        raise ValueError(f"expected uint8 (N, 3, S, S), got {pictures.dtype} {pictures.shape}")
-    parts = range(0, len(pictures), 64)
-    return [one for start in parts for one in _read_chunk(pictures[start : start + 64])]
+    return read(pictures, read_chunk=_read_chunk)

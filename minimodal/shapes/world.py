@@ -13,8 +13,7 @@ that still draws them has understood that a caption is made of parts.
 Captions and their parser are in `language.py`, the data source is in `source.py`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -58,8 +57,20 @@ _ALONG = np.array([(8, 24), (8, 20), (12, 24)])
 _ACROSS = np.array([(a, b) for a in LATTICE for b in LATTICE if abs(a - b) <= 4])
 
 
+class Rows:
+    """N scenes as a struct of arrays, each with N rows."""
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> "Rows":
+        """The chosen scenes; an int gives one scene, still with its leading axis."""
+        rows = np.atleast_1d(np.arange(len(self))[index])
+        return type(self)(*(column[rows] for column in vars(self).values()))
+
+
 @dataclass(frozen=True)
-class Scenes:
+class Scenes(Rows):
     """N scenes. Slot 1 of a one-object scene and its relation hold -1.
 
     count: (N,) 1 or 2
@@ -76,20 +87,6 @@ class Scenes:
     y: np.ndarray
     background: np.ndarray
     relation: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.count)
-
-    def __getitem__(self, index: int | slice | np.ndarray) -> "Scenes":
-        """The chosen scenes; an int gives one scene, still with its leading axis."""
-        if isinstance(index, (int, np.integer)):
-            index = np.array([index])
-        return Scenes(*(getattr(self, f.name)[index] for f in fields(self)))
-
-
-def concatenate(parts: Sequence[Scenes]) -> Scenes:
-    """All scenes of `parts`, in order."""
-    return Scenes(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Scenes)))
 
 
 def has_held_out(scenes: Scenes) -> np.ndarray:
@@ -120,26 +117,20 @@ class Draws:
         """returns: (N,) int64, uniform in [0, n); n may differ from scene to scene."""
         self._field += 1
         bits = _mix(self._state + np.uint64(self._field * 0xD1342543DE82EF95 % 2**64))
-        return (((bits >> np.uint64(32)) * np.asarray(n, dtype=np.uint64)) >> np.uint64(32)).astype(
-            np.int64
-        )
-
-
-def _place_two(draws: Draws, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places for two objects. size: (N, 2); returns: x (N, 2), y (N, 2), relation (N,)."""
-    relation = draws.below(4)
-    along = _ALONG[draws.below(np.where(size.sum(axis=1) == 0, 3, 1))]
-    across = _ACROSS[draws.below(len(_ACROSS))]
-    along = np.where((relation % 2 == 0)[:, None], along, along[:, ::-1])
-    horizontal = (relation < 2)[:, None]
-    return np.where(horizontal, along, across), np.where(horizontal, across, along), relation
+        share = (bits >> np.uint64(32)) * np.asarray(n, dtype=np.uint64)
+        return (share >> np.uint64(32)).astype(np.int64)
 
 
 def _assemble(draws: Draws, count: np.ndarray, pair: np.ndarray) -> Scenes:
     """Draws all that is left. count: (N,); pair: (N, 2, 2) slot, then (colour, shape)."""
     size = np.stack([draws.below(2), draws.below(2)], axis=1)
     background = draws.below(len(BACKGROUNDS))
-    x, y, relation = _place_two(draws, size)
+    relation = draws.below(4)
+    along = _ALONG[draws.below(np.where(size.sum(axis=1) == 0, 3, 1))]  # (N, 2) of both objects
+    across = _ACROSS[draws.below(len(_ACROSS))]
+    along = np.where((relation % 2 == 0)[:, None], along, along[:, ::-1])
+    horizontal = (relation < 2)[:, None]
+    x, y = np.where(horizontal, along, across), np.where(horizontal, across, along)
     one = count == 1
     x[:, 0] = np.where(one, np.array(LATTICE)[draws.below(len(LATTICE))], x[:, 0])
     y[:, 0] = np.where(one, np.array(LATTICE)[draws.below(len(LATTICE))], y[:, 0])
@@ -179,7 +170,7 @@ def swap(scenes: Scenes, what: str) -> Scenes:
     """
     if np.any(scenes.count != 2):
         raise ValueError("only a scene of two objects has something to swap; pick count == 2 first")
-    values = {f.name: getattr(scenes, f.name) for f in fields(scenes)}
+    values = dict(vars(scenes))
     if what in ("color", "shape"):
         values[what] = values[what][:, ::-1].copy()
     elif what == "relation":
@@ -205,13 +196,9 @@ def _two_pairs(pairs: str, *, one_color: bool) -> np.ndarray:
     allowed = ~IS_HELD_OUT if pairs == "seen" else np.ones_like(IS_HELD_OUT)
     each = np.argwhere(allowed)  # (colour, shape)
     return np.array(
-        [
-            ((c, s), (d, t))
-            for c, s in each
-            for d, t in each
-            if s != t and (c == d) == one_color and allowed[c, t] and allowed[d, s]
-        ]
-    )
+        [((c, s), (d, t)) for c, s in each for d, t in each
+         if s != t and (c == d) == one_color and allowed[c, t] and allowed[d, s]]
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=2)
@@ -252,25 +239,20 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     kind = np.where(one_color, np.where(other == pair[:, 1, 1], 2, 2 + kind % 2), kind)
     base = _assemble(draws, np.full(len(indices), 2), pair)
     # Unrelated scenes come from a stream of their own.
-    plain = draw_scenes(seed, indices, stream=stream + 4, pairs=pairs)
-    values = {
-        f.name: np.where(
-            related.reshape(-1, *[1] * (getattr(base, f.name).ndim - 1)),
-            getattr(base, f.name),
-            getattr(plain, f.name),
-        )
-        for f in fields(base)
-    }
+    scenes = draw_scenes(seed, indices, stream=stream + 4, pairs=pairs)
+    values = vars(scenes)
+    for name, value in values.items():
+        value[related] = getattr(base, name)[related]
     late = member >= 2
     replaced = related & late & (kind == 3)
-    values["shape"][:, 0] = np.where(replaced, other, values["shape"][:, 0])
+    values["shape"][replaced, 0] = other[replaced]
     swaps = {"color": late & (kind == 0), "shape": late & (kind == 1), "axis": late & (kind == 2)}
     for what, wanted in (swaps | {"relation": member % 2 == 1}).items():
         rows = np.flatnonzero(related & wanted)
-        changed = swap(Scenes(**{name: value[rows] for name, value in values.items()}), what)
+        changed = swap(scenes[rows], what)
         for name, value in values.items():
             value[rows] = getattr(changed, name)
-    return Scenes(**values)
+    return scenes
 
 
 def statements(scenes: Scenes) -> np.ndarray:

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimodal.shapes.base import WorldSource
-from minimodal.shapes.edits import EditsSource
+from minimodal.shapes.edits import EditsSource, EditVerdict, expected, matches_edit
 from minimodal.shapes.hard import HardSource
 from minimodal.shapes.language import parse
 from minimodal.shapes.oracle import Reading, Verdict, matches, read, score
-from minimodal.shapes.oracle_edits import EditVerdict, expected, matches_edit
 from minimodal.shapes.oracle_hard import read_hard
-from minimodal.shapes.source import ShapesSource
+from minimodal.shapes.source import ShapesSource, WorldSource
 
 AnyVerdict = Verdict | EditVerdict
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minimodal.errors import UserError
 from minimodal.files import make_folder
-from minimodal.training import checkpoint, distributed, probe
+from minimodal.training import checkpoint, distributed, guards, probe
 from minimodal.training.prepare import Training
 from minimodal.training.progress import Progress
 
@@ -37,9 +37,11 @@ def struck(minutes: float, before: float, now: float) -> bool:
 
 
 def check_finite(
-    training: Training, metrics: dict[str, Tensor | float], *, writer: checkpoint.Writer
-) -> None:
-    """Stop a run that has diverged, before it overwrites a good state; name what is not finite."""
+    training: Training, metrics: dict[str, Tensor | float], batches: list[dict[str, Tensor]],
+    *, writer: checkpoint.Writer,
+) -> None:  # fmt: skip
+    """Stop a run that has diverged, before it overwrites a good state; name what is not finite,
+    and keep the step's batch."""
     bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
     totals = [name for name in bad if name.endswith(("loss", "grad_norm"))]
     if totals:
@@ -49,10 +51,16 @@ def check_finite(
         writer.wait()
         out = writer.out
         saved = any((out / "state").glob("step-*.pt"))
+        kept, path = checkpoint.copied(batches), out / f"not-finite-{training.here.rank}.pt"
+        checkpoint.write_atomically(path, lambda file: torch.save(kept, file))
+        # A loss of one process alone tells the others nothing, a gradient does.
+        together = training.here.world == 1 or any(name.endswith("norm") for name in totals)
         raise UserError(
             f"step {training.step}: {what}; train again with a lower --lr (now "
             f"{training.config.lr:g}) in another --out; {out} "
             + ("keeps its last saved state" if saved else "has no saved state yet")
+            + f"; the batch is in {path}"
+            + (f", where {guards.culprit(training, batches)}" if together else "")
         )
 
 

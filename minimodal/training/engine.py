@@ -52,10 +52,13 @@ from minimodal.training.progress import Interrupted, Progress, Signals
 from minimodal.training.sharding import whole
 
 
-def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[str, Tensor | float]:
+def train_step(
+    training: Training, batches: list[dict], *, lr: float, look: bool = False
+) -> dict[str, Tensor | float]:
     """One optimiser step of each phase over the micro-batches of this process; its metrics.
 
-    Loss and grad_norm of the second phase begin with its name. Nothing here waits for the device.
+    Loss and grad_norm of the second phase begin with its name. Nothing here waits for the device,
+    unless it is to look whether a gradient is finite, and else to end before the weights take it.
     """
     config, step, training.moved = training.config, training.step, False
     metrics: dict[str, Tensor | float] = {}
@@ -78,6 +81,8 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
         if loss.requires_grad:
             norm = clip_grad_norm_(trained.parameters, config.clip_norm or math.inf, foreach=True)
             norm = metrics[prefix + "grad_norm"] = whole(norm)
+            if look and not math.isfinite(norm):
+                return metrics
             if trained.spikes is not None:
                 found = trained.spikes.watch(trained.optimizer, norm, step)
                 metrics[prefix + "skipped_steps"] = found
@@ -97,11 +102,13 @@ def train_step(training: Training, batches: list[dict], *, lr: float) -> dict[st
     return metrics
 
 
-def fitting_step(training: Training, batches: list[dict], *, lr: float) -> dict:
+def fitting_step(training: Training, batches: list[dict], *, lr: float, look: bool) -> dict:
     """The same, of smaller micro-batches where the device has no memory for these."""
-    return guards.fit(
-        training, lambda: train_step(training, guards.cut(batches, training.parts), lr=lr)
-    )
+
+    def compute() -> dict:
+        return train_step(training, guards.cut(batches, training.parts), lr=lr, look=look)
+
+    return guards.fit(training, compute)
 
 
 def follow(training: Training) -> None:
@@ -127,21 +134,23 @@ def loop(
     done = pace.progress(training.step)
     while done < 1:
         lr = lr_at(training.step, done, config)
-        metrics = fitting_step(training, batches.next(here.device), lr=lr)
-        training.step += 1
-        step = training.step
+        step = training.step + 1
+        logging = step == 1 or due(config.log_every, step)
+        look = logging or here.device.type == "cpu"  # on CUDA looking waits for the device
+        taken = batches.next(here.device)
+        metrics = fitting_step(training, taken, lr=lr, look=look)
+        training.step = step
         before, now = training.seconds, time.perf_counter() - began
         stop, training.seconds = distributed.agree(signals.received, now)
         pace.revise(step, training.seconds)
         done = pace.progress(step)
         progress.step(step, done, samples=config.batch_size // here.world)
         ending = stop or done >= 1
-        logging = ending or step == 1 or due(config.log_every, step)
+        logging = logging or ending
         saving = ending or due(config.checkpoint_every, step)
         saving = saving or struck(config.checkpoint_minutes, before, training.seconds)
-        # On the CPU looking costs nothing; on CUDA it would wait for the device.
-        if logging or saving or here.device.type == "cpu":
-            check_finite(training, metrics, writer=writer)
+        if look or saving:
+            check_finite(training, metrics, taken, writer=writer)
         if logging:
             log(training, metrics, out=out, lr=lr, progress=progress)
         with progress.pause():

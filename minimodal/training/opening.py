@@ -68,14 +68,9 @@ def encode_data(
     return Encoded(train, val, vqgan, vqgan_run, weights, codes, pictures)
 
 
-def embed_data(
-    recipe: Recipe, spec: str, clip_run: Path, device: str, *, image_size: int = 0
-) -> Embedded:
-    """Open a SPEC, and turn its pictures into a CLIP's embeddings, once: as many as the recipe's
-    training has in its `pool`, with their mirror images if it says `flip`.
-
-    image_size: of the pictures; 0: as CLIP reads them
-    """
+def embed_data(recipe: Recipe, spec: str, clip_run: Path, device: str) -> Embedded:
+    """Open a SPEC at the size of a CLIP, and turn its pictures into embeddings, once: as many as
+    the recipe's training has in its `pool`, with their mirror images if it says `flip`."""
     flip, limit = recipe.training.flip, recipe.engine.limit
     here = distributed.start(device)
     if is_original(clip_run):
@@ -84,13 +79,13 @@ def embed_data(
             "run of train.py, whose words they share"
         )
     clip = load(clip_run, kind="clip").to(here.device)
-    image_size = image_size or clip.config.image_size
-    train, val = open_both(spec, image_size, limit, captions=True)
+    size = clip.config.image_size
+    train, val = open_both(spec, size, limit, captions=True)
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")
     kept = clip_run / "embeddings"
     embeddings = cached(
-        place_of(kept, weights, train.fingerprint(), pictures, flip, image_size),
+        place_of(kept, weights, train.fingerprint(), pictures, flip, size),
         lambda: embed_source(clip, train, n=pictures, flip=flip),
         shape=(pictures * (1 + flip), clip.config.embed_width), dtype=np.float32,
         what=f"{pictures} pictures into embeddings",

@@ -191,6 +191,10 @@ def check_engines(task: Task, config: TrainConfig, here: Distributed) -> None:
             "fsdp: one process has nothing to share weights with; start several, as in "
             "torchrun --nproc_per_node=2 train.py …, or leave --fsdp off"
         )
+    if config.fsdp and here.device.type == "cpu" and torch.__version__ < "2.7":
+        raise UserError(
+            f"fsdp: on a CPU it needs torch 2.7, this is {torch.__version__}; leave --fsdp off"
+        )
     if config.fsdp and task.moves_weights:
         raise UserError(
             f"fsdp: {task.moves_weights}, which needs whole weights; leave --fsdp off, torchrun "
@@ -257,7 +261,9 @@ def choose_precision(training: Training, batch: dict[str, Tensor]) -> str:
     """What "auto" means on this device, in the same words for all ranks."""
     device = training.here.device
     if device.type == "cuda":
-        fast, why = torch.cuda.is_bf16_supported(), "what this device does best"
+        # Cards before Ampere only emulate bfloat16.
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = "what this device does best"
     # One answer for all: in the passes that would follow they wait for each other.
     elif not distributed.from_main(probe.multiplies_bfloat16(device)):
         fast, why = False, "this device has no fast bfloat16 instructions"

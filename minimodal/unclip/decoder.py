@@ -33,6 +33,7 @@ from minimodal.blocks.diffusion import (
 )
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float, to_uint8
+from minimodal.blocks.precision import full_float32
 from minimodal.blocks.sampling import Generators, normal
 from minimodal.blocks.unet import UNet, time_features
 from minimodal.errors import UserError
@@ -227,19 +228,22 @@ class Decoder(nn.Module):
 
         told: Conditions, the embeddings unit vectors
         """
-        path, twice = Path(self.config.path), how.guidance not in (0, 1)
+        path = Path(self.config.path)
         told = told._replace(embedding=self.space.standardize(told.embedding))
-        nothing = torch.zeros_like(told.embedded)
-        untold = told._replace(embedded=nothing, captioned=nothing)
-        asked = told if how.guidance else untold
-        if twice:
-            asked = Conditions(*(torch.cat(two) for two in zip(told, untold, strict=True)))
+        untold = told.without()
+        both = Conditions(*(torch.cat(two) for two in zip(told, untold, strict=True)))
+
+        def estimate(x_t: Tensor, t: Tensor, asked: Conditions) -> Tensor:
+            found = self.forward(x_t, t, asked).float()
+            return path.estimate(x_t, t, found, self.config.predicts).x
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            x_2, t_2 = (torch.cat([x_t, x_t]), torch.cat([t, t])) if twice else (x_t, t)
-            found = self.forward(x_2, t_2, asked).float()
-            x = path.estimate(x_2, t_2, found, self.config.predicts).x
-            return guided(*x.chunk(2), t, how) if twice else x
+            scale = how.scale(t)
+            for alone, asked in ((0, untold), (1, told)):
+                if bool((scale == alone).all()):  # one pass is enough
+                    return estimate(x_t, t, asked)
+            x = estimate(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+            return guided(*x.chunk(2), t, how)
 
         return denoise
 
@@ -283,4 +287,5 @@ class Decoder(nn.Module):
         """
         if self.latents is None:
             return to_uint8(x)
-        return painter.decode(painter.vqgan.quantizer(self.latents.undo(x)).indices)
+        with full_float32(x.device):
+            return painter.decode(painter.vqgan.quantizer(self.latents.undo(x)).indices)

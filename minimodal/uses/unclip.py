@@ -19,6 +19,7 @@ from minimodal.blocks.diffusion import NOISE, Path, Sampler, Start, invert, sler
 from minimodal.blocks.painter import Chunk, Painter, Request
 from minimodal.blocks.sampling import normal
 from minimodal.clip import CLIP
+from minimodal.data.images import resize_all
 from minimodal.errors import UserError
 from minimodal.unclip.decoder import Caption, Conditions, Decoder, read_captions, tell
 from minimodal.unclip.prior import DiffusionPrior
@@ -37,11 +38,13 @@ class UnCLIP:
 
     def __init__(
         self, clip: CLIP, decoder: Decoder, *, prior: Prior | None = None,
-        painter: Painter | None = None, upsampler: Upsampler | None = None,
+        painter: Painter | None = None, upsampler: Upsampler | None = None, bfloat16: bool = False,
     ) -> None:  # fmt: skip
-        """painter: the VQGAN of a decoder that draws code vectors"""
+        """painter: the VQGAN of a decoder that draws code vectors
+        bfloat16: whether the decoder multiplies in it
+        """
         self.clip, self.decoder, self.prior = clip, decoder, prior
-        self.painter, self.upsampler = painter, upsampler
+        self.painter, self.upsampler, self.bfloat16 = painter, upsampler, bfloat16
         size, width = decoder.config.image_size, clip.config.embed_width
         for name, part in (("decoder", decoder), ("prior", prior)):
             if part is not None and part.config.embed_width != width:
@@ -73,10 +76,11 @@ class UnCLIP:
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures as what the decoder draws.
 
-        pictures: (B, 3, S, S) uint8
+        pictures: (B, 3, S, S) uint8, made smaller where it draws smaller ones
         returns: (B, C, H, W)
         """
-        return self.decoder.encode(pictures.to(self.device), self.painter)
+        sized = resize_all(pictures.cpu().numpy(), self.decoder.config.image_size)
+        return self.decoder.encode(torch.from_numpy(sized).to(self.device), self.painter)
 
     def caption_of(self, prompts: Sequence[str]) -> tuple[Tensor, Caption]:
         """Prompts as tokens, (B, T), and as what CLIP's text encoder says of them."""
@@ -147,9 +151,10 @@ class UnCLIP:
             if chunk.request.partial is not None:
                 chunk.request.partial(self.decoder.decode(x, self.painter), chunk.rows.start)
 
-        x = self.decoder.draw(
-            told, how, generator=chunk.generator, start=start, on_step=on_step
-        )  # (B, C, H, W)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            x = self.decoder.draw(
+                told, how, generator=chunk.generator, start=start, on_step=on_step
+            )  # (B, C, H, W)
         pictures = self.decoder.decode(x, self.painter)
         if self.upsampler is None:
             return pictures
@@ -166,6 +171,8 @@ class UnCLIP:
         returns: (N, 3, S, S) uint8
         """
         prior = self.need_prior()
+        if start.time < 1:
+            how = how._replace(guide_to=0.0)  # begun late, it would hold in a few steps or in none
         request.check(len(prompts))
         texts = [prompt for prompt in prompts for _ in range(request.n)]
         pictures, tokens = [], self.clip.tokenize(texts, truncate=True).to(self.device)

@@ -61,10 +61,14 @@ class Wanted(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A CLIP and what is asked of it."""
+    """A CLIP and what is asked of it.
+
+    bank: (M, E) unit vectors of other captions, for the contrastive score; None: distances
+    """
 
     clip: nn.Module
     wanted: tuple[Wanted, ...]
+    bank: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -86,11 +90,20 @@ class Guide(NamedTuple):
 
             Σ_p |w_p| stop( sign(w_p) θ²/2 ) / Σ_p |w_p|
 
+        With a bank b of other captions minus the contrastive score, over CLIP's scale s, stands for
+        θ²/2: it cannot fall by what makes every caption fit better.
+
+            ( logsumexp_m s x·b_m  -  s x·y_p ) / s
+
         views: (N, 3, S, S) in [-1, 1]
         returns: (N,)
         """
         x = self.embed(views)
         distance = great_circle(x, wanted.embeddings)  # (N, P)
+        if self.bank is not None:
+            s = self.clip.logit_scale.exp()
+            others = (s * x @ self.bank.T).logsumexp(dim=1, keepdim=True)  # (N, 1)
+            distance = (others - s * x @ wanted.embeddings.T) / s
         size = wanted.weights.abs()
         signed = stopped(distance * wanted.weights.sign(), wanted.stops)
         return (signed * size).sum(dim=1) / size.sum()
@@ -126,14 +139,20 @@ def region_of(prompt: Prompt, read: Callable[[str], Image.Image]) -> Region:
 
 @torch.no_grad()
 def make_guide(
-    clip: nn.Module, prompts: Sequence[Prompt], *, read: Callable[[str], Image.Image] = Image.open
+    clip: nn.Module, prompts: Sequence[Prompt], *,
+    read: Callable[[str], Image.Image] = Image.open, against: Sequence[str] = (),
 ) -> Guide:  # fmt: skip
     """Embed all prompts with one CLIP, those of one region together.
 
     read: from a path to a picture
+    against: captions of the bank, of which those that are prompts do not count
     """
     if not prompts:
         raise UserError("no prompt: expected at least one, such as 'a red circle'")
+    others = [Prompt(text) for text in against if text not in {p.content for p in prompts}]
+    if against and not others:
+        raise UserError(f"no caption to hold against '{prompts[0].content}' but itself")
+    bank = torch.stack([embed_prompt(clip, p, read) for p in others]) if others else None
     groups: dict[tuple, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault((prompt.box, prompt.mask), []).append(prompt)
@@ -144,4 +163,4 @@ def make_guide(
         if not numbers[:, 0].any():
             raise UserError(f"prompt '{group[0].content}': all weights are 0, which asks nothing")
         wanted.append(Wanted(region_of(group[0], read), embeddings, *numbers.unbind(1)))
-    return Guide(clip, tuple(wanted))
+    return Guide(clip, tuple(wanted), bank)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimodal.blocks.cutouts import CAPTION_TRUE, Draws, Views, draw_views, see
@@ -112,6 +113,26 @@ class Optimisation:
     def ask(self, guides: Sequence[Guide]) -> None:
         """Go on with other prompts, the next chapter of a story: old losses do not compare."""
         self.guides = list(guides)
+        self.best_loss.fill_(math.inf)
+
+    @torch.no_grad()
+    def move(self, zoom: float, shift: tuple[float, float]) -> None:
+        """Go on from the picture enlarged about its middle and moved, the next frame of a film:
+        the drawer takes it for a start, and old losses do not compare.
+
+        shift: pixels to the right and down
+        """
+        pictures = self.drawer.pictures()
+        x, y = (
+            -2 * by / side / zoom for by, side in zip(shift, self.best.shape[:1:-1], strict=True)
+        )
+        back = pictures.new_tensor(
+            [[1 / zoom, 0, x], [0, 1 / zoom, y]]
+        )  # from a pixel to its source
+        grid = F.affine_grid(back.expand(len(pictures), 2, 3), pictures.shape, align_corners=False)
+        how = {"padding_mode": "reflection", "align_corners": False}
+        self.drawer.start(F.grid_sample(pictures, grid, **how))
+        self.begin()
         self.best_loss.fill_(math.inf)
 
     def autocast(self) -> torch.autocast:

@@ -47,6 +47,26 @@ def test_nearest_is_the_argmin_of_the_distances():
     np.testing.assert_allclose(found.numpy(), distances.min(1), atol=1e-5)
 
 
+def test_nearest_is_computed_in_full_float32_whatever_the_caller_computes_in(monkeypatch):
+    plain, seen = torch.addmm, []
+
+    def addmm(*a, **k):
+        found = plain(*a, **k)
+        seen.append((torch.get_float32_matmul_precision(), found.dtype))
+        return found
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32, as in trainings on CUDA
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            nearest(noise(50, 4), noise(7, 4, seed=1))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [("highest", torch.float32)]
+
+
 @pytest.mark.parametrize("most", [1, 7, 40])
 def test_in_parts_that_fit_the_memory_the_nearest_are_the_same(monkeypatch, most):
     z, codes = noise(50, 4), noise(7, 4, seed=1)

@@ -104,6 +104,11 @@ def test_the_pictures_of_a_prompt_begin_a_new_row():
     assert (both[-len(second) :] == second).all()
 
 
+def test_prompts_of_one_picture_each_stand_side_by_side():
+    drawn = torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8)
+    assert in_rows(drawn, list("abcd"), 1).size == in_rows(drawn, ["a"], 4).size
+
+
 def test_rerank_below_n_still_shows_n(run):
     status, out, _ = run("a red circle", "-n", "3", "--rerank", "2", "--json")
     assert status == 0 and len(json.loads(out)["pictures"]) == 3

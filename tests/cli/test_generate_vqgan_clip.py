@@ -80,23 +80,25 @@ STEPS = (f"{RED} ^ 3: a small blue square:0.5", "--init", "noise", "--steps", "4
          "-n", "2", "--drawer", "stack")  # fmt: skip
 
 
-def test_stopped_and_resumed_is_as_if_never_stopped(guided, monkeypatch):
-    assert guided(*STEPS, "--out", "whole.png")[0] == 0
+@pytest.mark.parametrize("film", [(), ("--every", "2", "--zoom", "1.2", "--shift", "1,-0.5")])
+def test_stopped_and_resumed_is_as_if_never_stopped(guided, monkeypatch, film):
+    words = (*STEPS, *film)
+    assert guided(*words, "--out", "whole.png")[0] == 0
     step, done = Optimisation.step, []
 
     def interrupted(self):
         losses = step(self)
         done.append(self.number)
-        if len(done) == 12:
+        if len(done) == 13:  # between two frames of the second picture, after the move
             signal.raise_signal(signal.SIGINT)
         return losses
 
     monkeypatch.setattr(Optimisation, "step", interrupted)
-    status, _, err = guided(*STEPS, "--out", "parts.png")
+    status, _, err = guided(*words, "--out", "parts.png")
     assert status == 130 and "--resume goes on" in err and Path("parts.state.pt").exists()
-    other = refusal(guided(*STEPS, "--out", "parts.png", "--resume", "--seed", "3"))
+    other = refusal(guided(*words, "--out", "parts.png", "--resume", "--seed", "3"))
     assert "seed was 0 and is 3" in other
-    assert guided(*STEPS, "--out", "parts.png", "--resume")[0] == 0
+    assert guided(*words, "--out", "parts.png", "--resume")[0] == 0
     assert not Path("parts.state.pt").exists()
     for name in ("000-0.png", "000-1.png"):
         assert (pixels(f"whole/{name}") == pixels(f"parts/{name}")).all()
@@ -109,6 +111,37 @@ def test_steps_are_written_and_moved(guided):
     assert names == ["000-0-00002.png", "000-0-00004.png"]
     with Image.open("film.gif") as film:
         assert film.n_frames == 2
+
+
+def test_other_captions_change_what_is_followed(guided):
+    words = (RED, "--init", "noise", "--steps", "4", "--drawer", "stack", "-n", "1")
+    Path("others.txt").write_text(f"{RED}\na small blue square\n", encoding="utf-8")
+    assert guided(*words)[0] == guided(*words, "--against", "others.txt", "--out", "b.png")[0] == 0
+    assert (pixels("pictures/000-0.png") != pixels("b/000-0.png")).any()
+
+
+def test_zoom_and_shift_move_the_film_and_not_its_first_frame(guided):
+    words = (
+        RED,
+        "--init",
+        "start.png",
+        "--steps",
+        "4",
+        "--drawer",
+        "stack",
+        "-n",
+        "1",
+        "--every",
+        "2",
+    )
+    Image.new("RGB", (9, 7), (200, 0, 0)).save("start.png")
+    for name, moves in {"still": (), "film": ("--zoom", "1.5", "--shift", "-2,0")}.items():
+        assert guided(*words, *moves, "--out", f"{name}.png")[0] == 0
+    first, second = (
+        [pixels(f"{name}/steps/000-0-0000{step}.png") for name in ("still", "film")]
+        for step in (2, 4)
+    )
+    assert (first[0] == first[1]).all() and (second[0] != second[1]).any()
 
 
 def memory(err: str) -> int:
@@ -214,9 +247,18 @@ GRADIENT = ("--steps", "2", "--init", "noise")
         ([RED, *GRADIENT, "--search", "2"], "--search begins with the pool"),
         ([RED, *GRADIENT, "--resume"], "nothing was stopped"),
         ([RED, "--clip", "nowhere"], "--clip nowhere: no such file"),
+        ([RED, *GRADIENT, "--every", "1", "--zoom", "0"], "--zoom 0: expected a factor"),
+        ([RED, *GRADIENT, "--every", "1", "--shift", "1"], "'1': expected pixels X,Y"),
+        ([RED, *GRADIENT, "--shift", "1,nan", "--every", "1"], "expected pixels X,Y"),
+        ([RED, *GRADIENT, "--shift", "1,0"], "give --gif or --every"),
+        ([RED, "--zoom", "2"], "--zoom is for gradient steps"),
+        ([RED, *GRADIENT, "--against", "none.txt"], "none.txt"),
+        ([RED, *GRADIENT, "--against", "itself.txt"], "but itself"),
+        ([RED, "--against", "itself.txt"], "--against is for gradient steps"),
         ([RED, "--steps", "-1"], "--steps: expected 0 or more"),
     ],
 )
 def test_what_cannot_be_is_one_line(guided, words, said):
     Path("broken.png").write_bytes(b"\x89PNG no more")
+    Path("itself.txt").write_text(RED, encoding="utf-8")
     assert said in refusal(guided(*words))

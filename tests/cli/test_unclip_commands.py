@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from minimodal.blocks.diffusion import Sampler
 from minimodal.cli.generate import main
 from minimodal.cli.main import main as commands
-from minimodal.cli.unclip import add_unclip
+from minimodal.cli.unclip import add_unclip, load_unclip
 from minimodal.files import digest
 from minimodal.training.contract import TrainConfig
 from minimodal.training.engine import run as train
@@ -228,6 +228,19 @@ def test_the_runs_own_sampling_is_the_default_and_flags_win(draw, demo, tmp_path
     draw("a red circle", "--run", run, "--eta", "0.5")
     draw("a red circle", "--run", run, "--sampler", "2m", "--guidance", "0", "--steps", "3")
     assert seen == [Sampler("ddim", 2, 0.5, 1.5), Sampler("2m", 3, 0.0, 0.0)]
+
+
+@pytest.mark.parametrize("trained", ["bfloat16", "float32"])
+def test_a_decoder_draws_in_bfloat16_where_it_was_trained_in_it_and_the_device_has_it(
+    trained, demo, tmp_path, monkeypatch
+):
+    run = shutil.copytree(demo / "decoder", tmp_path / "decoder")
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["precision"] = trained
+    (run / "config.json").write_text(json.dumps(config))
+    for native in (True, False):
+        monkeypatch.setattr("minimodal.cli.unclip.multiplies_bfloat16", lambda device, n=native: n)
+        assert load_unclip(run, "cpu")[0].bfloat16 == (native and trained == "bfloat16")
 
 
 def test_a_decoder_of_code_vectors_draws_with_the_vqgan_in_its_run(draw, demo, tmp_path):

@@ -1,4 +1,4 @@
-"""minimodal/data/coco.py: the official layout, all captions, broken entries, a missing val2017."""
+"""minimodal/data/folder.py: COCO as it unpacks, all captions, broken entries, no val2017."""
 
 import json
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minimodal.data.coco import open_coco
-from minimodal.data.folder import read_folder
+from minimodal.data.folder import open_coco, read_folder
 from minimodal.errors import UserError
 
 

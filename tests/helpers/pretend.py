@@ -49,6 +49,19 @@ HIGHER = ("layer_norm", "group_norm", "softmax.int", "log_softmax.int", "exp", "
           "cumprod", "cosine_similarity", "sum", "sum.dim_IntList", "softplus", "norm.Scalar",
           "norm.ScalarOpt_dim", "pow.Tensor_Scalar")  # fmt: skip
 
+# What torch.use_deterministic_algorithms refuses on CUDA, by its documentation (PyTorch 2.13).
+REFUSED = {
+    "adaptive_avg_pool2d_backward", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward", "fractional_max_pool2d_backward", "max_pool3d_with_indices_backward",
+    "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+    "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward",
+    "_upsample_bicubic2d_aa_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
+    "replication_pad1d_backward", "replication_pad2d_backward", "nll_loss2d_forward",
+    "_ctc_loss_backward", "_embedding_bag_dense_backward", "put_", "histc", "kthvalue", "median",
+    "nanmedian", "grid_sampler_2d_backward", "cumsum", "bincount", "resize_", "_scatter_reduce_two",
+    "scatter_reduce", "max_unpool2d",
+}  # fmt: skip
+
 
 class MixedDevices(Exception):
     """CUDA would have refused these tensors."""
@@ -146,6 +159,7 @@ class Pretend(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.strict, self.waits = False, 0
+        self.refused: set[str] = set()  # what would have been, under --deterministic
 
     def __enter__(self) -> "Pretend":
         self.patch = pytest.MonkeyPatch()
@@ -216,6 +230,9 @@ class Pretend(TorchDispatchMode):
         if packet_writes(function):  # into its first argument, wherever the others are
             on = isinstance(args[0], PretendTensor)
         self.check(function, args, kwargs, on=on)
+        floats = any(isinstance(x, PretendTensor) and x.is_floating_point() for x in args)
+        if floats and (name := function.overloadpacket.__name__) in REFUSED:
+            self.refused.add(name)
         if some and function is aten._fused_sdp_choice.default:
             return 0  # the plain equation, which every device has
         inner = {**kwargs, "device": torch.device("cpu")} if device is not None else kwargs

@@ -12,11 +12,11 @@ from minimodal.shapes.edits import (
     EditsSource,
     apply,
     draw_pairs,
+    expected,
     read_edit,
     write,
 )
 from minimodal.shapes.oracle import read
-from minimodal.shapes.oracle_edits import expected
 from minimodal.shapes.world import COLORS, SHAPES, Scenes, has_held_out, render
 from minimodal.shapes.worlds import WORLDS
 

@@ -24,7 +24,6 @@ from minimodal.shapes.world import (
     SHAPES,
     SIZES,
     Scenes,
-    concatenate,
     draw_contrast,
     draw_scenes,
     has_held_out,
@@ -188,11 +187,6 @@ def test_absent_objects_hold_minus_one():
     for field in (one.shape, one.color, one.size, one.x, one.y):
         assert (field[:, 1] == -1).all() and (field[:, 0] >= 0).all()
     assert (one.relation == -1).all()
-
-
-def test_concatenating_the_parts_gives_the_whole():
-    scenes = draw_scenes(1, np.arange(30))
-    assert equal(concatenate([scenes[:10], scenes[np.arange(10, 30)]]), scenes)
 
 
 @pytest.mark.parametrize(

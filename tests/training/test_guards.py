@@ -1,24 +1,26 @@
 """Spikes that are left out, micro-batches that fit the memory, operators that repeat exactly."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import systems, toys
+from helpers.marks import needs_cpu_shares
 from helpers.processes import together
 from test_parallel import check_weights, give_what_it_needs, train
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minimodal.errors import UserError
-from minimodal.training import checkpoint, engine, optim
+from minimodal.training import checkpoint, engine, guards, optim
 from minimodal.training.contract import TrainConfig
 from minimodal.training.distributed import Distributed
 from minimodal.training.optim import Muon, Spikes
 from minimodal.training.prepare import Training, build, micro_rows
 from minimodal.training.report import write_report
+from minimodal.training.tasks.clip import CLIPTask
 
 CPU = Distributed(torch.device("cpu"))
 WINDOW = 5
@@ -162,6 +164,7 @@ def half_of_them(out: str | Path, *, fsdp: bool = False) -> None:
         train("dalle", out, fsdp=fsdp, steps=8, optimizer="muon", skip_spikes=1.001)
 
 
+@needs_cpu_shares
 @pytest.mark.slow
 def test_processes_with_shares_of_the_weights_leave_out_the_same_steps(tmp_path):
     half_of_them(tmp_path / "one")
@@ -219,7 +222,7 @@ def stepped(kind: str, folder: Path, *, full: bool, **fields) -> Training:
     for step in (0, 3, 7):  # of VQGAN: its warm start, its codes are placed, its game
         training.step = step
         batches = [task.batch(step, rows) for rows in micro_rows(config, CPU)]
-        engine.fitting_step(training, batches, lr=1e-3)
+        engine.fitting_step(training, batches, lr=1e-3, look=True)
     assert training.parts == (2 if full else 1)
     return training
 
@@ -294,6 +297,152 @@ def test_several_processes_are_told_to_choose_themselves():
         build(toys.Line(config), config, here=Distributed(torch.device("cpu"), 0, 2))
 
 
+# ---- numbers that are not finite
+
+
+class Fragile(torch.nn.GELU):
+    """Gives NaN while it is broken, or backward only."""
+
+    broken = ""
+
+    def forward(self, x):
+        gradient_only = (x.sum() * 0).abs().sqrt()
+        return super().forward(x) * {"": 1.0, "forward": math.nan, "backward": 1 + gradient_only}[
+            self.broken
+        ]  # fmt: skip
+
+
+def fragile(monkeypatch, *places: int, way: str = "forward") -> None:
+    """Let the toys' modules at these places break at step 4; the last net that is made has them."""
+    plain = toys.mlp
+
+    def mlp(sizes, seed):
+        net = plain(sizes, seed)
+        for place in places:
+            net[place] = Fragile()
+        return net
+
+    monkeypatch.setattr(toys, "mlp", mlp)
+    for kind in (toys.Line, toys.Gan):
+
+        def loss(self, batch, phase, step, plain=kind.loss):
+            Fragile.broken = way if step == 4 else ""
+            return plain(self, batch, phase, step)
+
+        monkeypatch.setattr(kind, "loss", loss)
+
+
+@pytest.mark.parametrize(
+    ("kind", "places", "way", "says"),
+    [
+        ("line", (2, 5), "forward", r"model\.2 \(Fragile\) is the first"),
+        ("line", (5,), "forward", r"model\.5 \(Fragile\) is the first"),
+        ("gan", (2,), "forward", r"model\.2 \(Fragile\) is the first"),
+        # The gradient passes from module 5 to the bias of the norm before it.
+        ("line", (2, 5), "backward", r"all is finite but gradients, that of model\.4\.bias first"),
+    ],
+)
+def test_what_is_the_first_not_to_be_finite_is_named(
+    tmp_path, monkeypatch, kind, places, way, says
+):
+    fragile(monkeypatch, *places, way=way)
+    with pytest.raises(UserError, match=rf"step 5: .* where {says}"):
+        toys.train(kind, tmp_path / "run", log_every=100, accumulate=2)
+
+
+def test_a_discriminator_that_is_not_finite_is_named(tmp_path, monkeypatch):
+    plain = toys.Gan.__init__
+
+    def init(self, *a, **k):
+        plain(self, *a, **k)
+        self.judge[2] = Fragile()
+
+    monkeypatch.setattr(toys.Gan, "__init__", init)
+    fragile(monkeypatch)
+    with pytest.raises(UserError, match=r"step 5: .* where judge\.2 \(Fragile\) is the first"):
+        toys.train("gan", tmp_path / "run", log_every=100)
+
+
+def test_a_loss_that_breaks_by_itself_is_told_from_a_module_that_does(tmp_path, monkeypatch):
+    plain = toys.Line.loss
+
+    def loss(self, batch, phase, step):
+        value, metrics = plain(self, batch, phase, step)
+        return value * (math.nan if step == 4 else 1.0), metrics
+
+    monkeypatch.setattr(toys.Line, "loss", loss)
+    with pytest.raises(UserError, match="where every module gives finite numbers, but the loss"):
+        toys.train("line", tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["line", "gan"])
+def test_the_batch_that_spoils_a_run_is_kept_as_it_was_loaded(tmp_path, monkeypatch, kind):
+    fragile(monkeypatch, 2)
+    with pytest.raises(UserError, match=r"the batch is in .*/run/not-finite-0\.pt, where"):
+        toys.train(kind, tmp_path / "run", accumulate=2)
+    kept = torch.load(tmp_path / "run" / "not-finite-0.pt", weights_only=True)
+    config = TrainConfig(batch_size=8, accumulate=2)
+    task = toys.TASKS[kind](config)
+    for batch, rows in zip(kept, micro_rows(config, CPU), strict=True):
+        for (name, tensor), wanted in zip(batch.items(), task.batch(4, rows).items(), strict=True):
+            assert name == wanted[0] and torch.equal(tensor, wanted[1])
+
+
+def test_weights_do_not_take_a_gradient_that_is_not_finite(monkeypatch):
+    fragile(monkeypatch, 2)
+    config = TrainConfig(batch_size=8, precision="float32")
+    training = build(toys.Gan(config), config, here=CPU)
+    training.step = 4
+    before = [p.detach().clone() for t in training.phases for p in t.parameters]
+    batches = [training.task.batch(4, rows) for rows in micro_rows(config, CPU)]
+    metrics = engine.train_step(training, batches, lr=1e-2, look=True)
+    assert math.isnan(metrics["grad_norm"]) and "weight" not in metrics
+    after = [p for t in training.phases for p in t.parameters]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("kind", systems.TINY)
+def test_of_a_healthy_step_no_module_is_named(folder, kind):
+    """No module of ours gives what is not finite by intention, such as scores of -inf."""
+    task = systems.TINY[kind](folder / kind, systems.ENGINE)
+    training = build(task, systems.ENGINE, here=CPU)
+    training.step = 8
+    batches = [task.batch(7, rows) for rows in micro_rows(systems.ENGINE, CPU)]
+    assert guards.culprit(training, batches) == "all is finite in what this process computes"
+
+
+SPOILT = """
+import sys
+import test_guards
+test_guards.spoilt(sys.argv[1], fsdp=True)
+"""
+
+
+def spoilt(out: str | Path, *, fsdp: bool = False) -> None:
+    """A CLIP whose image encoder breaks at step 2, on the first rank only where there are two."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain, rank = CLIPTask.loss, int(os.environ.get("RANK", "0"))
+
+        def loss(self, batch, phase, step):
+            if step == 2 and rank == 0:
+                norm = self.model.image_encoder.norm_in
+                norm.forward = lambda x: type(norm).forward(norm, x) * math.nan
+            return plain(self, batch, phase, step)
+
+        patch.setattr(CLIPTask, "loss", loss)
+        with pytest.raises(UserError, match=f"step 3: .*not-finite-{rank}.pt, where ") as caught:
+            train("clip", out, fsdp=fsdp, steps=8, optimizer="muon")
+    assert rank or "image_encoder.norm_in (LayerNorm) is the first" in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=needs_cpu_shares)])
+def test_processes_find_it_together(tmp_path, fsdp):
+    together(["-c", SPOILT.replace("True", str(fsdp)), str(tmp_path)], ranks=2)
+    parts = [torch.load(p, weights_only=True) for p in sorted(tmp_path.rglob("not-finite-?.pt"))]
+    assert len(parts) == 2 and not torch.equal(parts[0][0]["images"], parts[1][0]["images"])
+
+
 # ---- the same bits
 
 
@@ -318,45 +467,3 @@ def test_deterministic_refuses_what_would_not_repeat(tmp_path, monkeypatch, put_
     monkeypatch.setattr(toys.Line, "loss", loss)
     with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
         toys.train("line", tmp_path / "refused", deterministic=True)
-
-
-# What torch.use_deterministic_algorithms refuses on CUDA, by its documentation (PyTorch 2.13).
-REFUSED = {
-    "adaptive_avg_pool2d_backward", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward",
-    "avg_pool3d_backward", "fractional_max_pool2d_backward", "max_pool3d_with_indices_backward",
-    "upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
-    "upsample_trilinear3d_backward", "_upsample_bilinear2d_aa_backward",
-    "_upsample_bicubic2d_aa_backward", "reflection_pad1d_backward", "reflection_pad2d_backward",
-    "replication_pad1d_backward", "replication_pad2d_backward", "nll_loss2d_forward",
-    "_ctc_loss_backward", "_embedding_bag_dense_backward", "put_", "histc", "kthvalue", "median",
-    "nanmedian", "grid_sampler_2d_backward", "cumsum", "bincount", "resize_", "_scatter_reduce_two",
-    "scatter_reduce", "max_unpool2d",
-}  # fmt: skip
-
-
-class Names(TorchDispatchMode):
-    """Notes the operators on floating-point numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in args):
-            self.seen.add(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("kind", systems.TINY)
-def test_no_step_of_a_system_uses_what_cuda_would_refuse(folder, kind):
-    config = replace(systems.ENGINE, optimizer="muon", accumulate=2, skip_spikes=2.0)
-    task = systems.TINY[kind](folder / kind, config)
-    training = build(task, config, here=CPU)
-    with Names() as names:
-        for step in (0, 3, 7):
-            training.step = step
-            batches = [task.batch(step, rows) for rows in micro_rows(config, CPU)]
-            found = engine.train_step(training, batches, lr=1e-3)
-    assert math.isfinite(float(found["loss"]))
-    assert any(name.endswith("_backward") for name in names.seen)
-    assert names.seen & REFUSED == set()

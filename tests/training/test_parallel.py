@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import systems
-from helpers.marks import at_once
+from helpers.marks import at_once, needs_cpu_shares
 from helpers.processes import together
 from safetensors.torch import load_file
 
@@ -70,7 +70,7 @@ SCRIPT = """
 import sys, test_parallel
 for kind in sys.argv[2:]:
     test_parallel.train(kind, sys.argv[1])
-    if kind in test_parallel.SHARED:
+    if kind in test_parallel.SHARED and test_parallel.CPU_SHARES:
         test_parallel.train(kind, sys.argv[1] + "/shares", fsdp=True)
 """
 
@@ -99,6 +99,7 @@ def test_two_processes_end_with_the_weights_of_one(folders, kind):
     check_weights(*(folder / kind for folder in folders(kind)))
 
 
+@needs_cpu_shares
 @pytest.mark.parametrize("kind", at_once(SHARED, "clip", "dalle"))
 def test_two_processes_with_shares_of_the_weights_end_with_those_of_one(folders, kind):
     one, two = folders(kind)

@@ -5,6 +5,7 @@ CLIP of seven minutes take ninety.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from minimodal.training import distributed
 from minimodal.training.engine import train_step
-from minimodal.training.prepare import build, measure, micro_rows
+from minimodal.training.prepare import build, choose_precision, measure, micro_rows
 from minimodal.training.probe import autocast, matmul_peak, multiplies_bfloat16
 
 CPU = distributed.Distributed(torch.device("cpu"))
@@ -77,6 +78,17 @@ def test_float32_is_chosen_where_bfloat16_products_are_slow(monkeypatch):
     with HalfOperations() as mode:  # not even tried: passes would take minutes
         assert measure(training, slice(0, 8))[0] == "float32"
     assert mode.found == set()
+
+
+def test_a_card_that_only_emulates_bfloat16_trains_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: (
+        including_emulation))  # fmt: skip
+    card = SimpleNamespace(
+        here=distributed.Distributed(torch.device("cuda")), task=SimpleNamespace(name="clip")
+    )
+    assert choose_precision(card, {}) == "float32"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert choose_precision(card, {}) == "bfloat16"
 
 
 def test_a_peak_is_the_speed_of_a_product():

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import systems
+from helpers import systems, toys
 from helpers.marks import at_once
 from helpers.pretend import MixedDevices, Pretend, Waiting, here, no_waiting
-from helpers.tiny import make_clip, make_vqgan, pictures
+from helpers.tiny import make_clip, make_vqgan, noise, pictures
 
 from minimodal.blocks import factor_head
 from minimodal.blocks.drawers import DRAWERS, make_drawer
+from minimodal.blocks.sampling import filter_logits
 from minimodal.data.tokenizer import Tokenizer
+from minimodal.errors import UserError
 from minimodal.evaluation.metrics import perplexity
 from minimodal.training import engine as loop
 from minimodal.training.checkpoint import newest_state
@@ -97,8 +99,10 @@ def steps(training: Training, pretend: Pretend) -> list[dict]:
 
 @pytest.mark.parametrize("kind", FIRST_KINDS)
 def test_steps_wait_for_nothing_and_give_what_the_cpu_gives(folder, kind):
+    """Nor do they use what --deterministic refuses on CUDA."""
     with Pretend() as pretend:
         found = steps(begin(kind, folder, here()), pretend)
+    assert pretend.refused == set()
     on_cpu = begin(kind, folder, CPU)
     for metrics, number in zip(found, STEPS.get(kind, OTHERS), strict=True):
         assert metrics == pytest.approx(numbers(step(on_cpu, number)), rel=2e-3, abs=2e-3)
@@ -119,7 +123,7 @@ def test_drawing_does_not_wait_in_its_loop_and_scores_are_those_of_the_cpu(folde
         training.best.to("cpu")
         helpers_to(training.task, CPU.device)
         cpu_scores, cpu_picture, _ = used(training, pretend)
-    assert waits < DRAWN / 4
+    assert waits < DRAWN / 4 and pretend.refused == set()
     assert scores == pytest.approx(cpu_scores, rel=1e-3, abs=1e-3)
     assert (picture - cpu_picture).abs().mean() < 2  # of 255
 
@@ -220,6 +224,23 @@ def test_an_item_in_the_drawing_loop_is_found(folder, monkeypatch):
         assert pretend.waits >= DRAWN
 
 
+def test_what_is_left_out_by_probability_is_the_same_each_time():
+    """Running sums there are of whole numbers."""
+    with Pretend() as pretend:
+        numbers = noise(9, 9).to("pretend")
+        filter_logits(numbers, top_p=0.5)
+        assert pretend.refused == set()
+        numbers.cumsum(0)
+        assert pretend.refused == {"cumsum"}
+
+
+def test_an_operator_that_cuda_refuses_is_found_in_a_backward_pass():
+    with Pretend() as pretend:
+        x = noise(1, 1, 4, 4).to("pretend").requires_grad_()
+        torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear").sum().backward()
+        assert pretend.refused == {"upsample_bilinear2d_backward"}
+
+
 def test_a_net_that_stayed_on_the_cpu_is_found(folder):
     with Pretend():
         training = begin("vqgan", folder, here())
@@ -267,3 +288,22 @@ def test_a_run_there_saves_resumes_and_waits_between_steps_only_to_log(folder, k
         loop.run(again, longer, out, data_spec="shapes:400", resume=True)
     assert newest_state(out)["step"] == 6
     assert {t.device.type for t in newest_state(out)["model"].values()} == {"cpu"}
+
+
+def test_a_step_that_spoils_the_weights_unseen_is_found_when_it_is_taken_again(
+    tmp_path, monkeypatch
+):
+    """Looking at each step would wait at each; what is logged is looked at."""
+    plain = toys.Line.loss
+
+    def loss(self, batch, phase, step):
+        self.model[2].forward = lambda x: x * (np.nan if step == 4 else 1.0)
+        return plain(self, batch, phase, step)
+
+    monkeypatch.setattr(toys.Line, "loss", loss)
+    monkeypatch.setattr("minimodal.training.distributed.start", lambda device: here())
+    with Pretend():
+        with pytest.raises(UserError, match=r"step 6: .* where model\.0\.weight was spoilt before"):
+            toys.train("line", tmp_path / "run", log_every=100)
+        with pytest.raises(UserError, match=r"step 5: .* where model\.2 \(GELU\) is the first"):
+            toys.train("line", tmp_path / "run", log_every=1, resume=True)

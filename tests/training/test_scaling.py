@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import ROOT, script, systems
+from helpers.marks import needs_cpu_shares
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -212,6 +213,7 @@ def test_bytes_that_each_of_1024_processes_gives_to_collectives(kind, folder):
     assert training.counted.bytes == formula
 
 
+@needs_cpu_shares
 def test_sharded_weights_are_gathered_twice_and_their_gradients_scattered_once():
     """Among 8 processes, which divide all rows: each weight's are padded to a multiple."""
     net = Transformer(64, 3, 4, causal=True)

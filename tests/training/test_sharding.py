@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import systems, toys
+from torch.torch_version import TorchVersion
 
 from minimodal.errors import UserError
 from minimodal.training.contract import TrainConfig
@@ -18,6 +19,14 @@ TWO = Distributed(torch.device("cpu"), 0, 2, 0)
 def test_one_process_has_nothing_to_share_weights_with(tmp_path):
     with pytest.raises(UserError, match="torchrun --nproc_per_node=2"):
         toys.train("line", tmp_path, fsdp=True)
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.6.0+cu124"])
+def test_on_a_cpu_shares_need_a_newer_torch_than_the_oldest_allowed(monkeypatch, version):
+    config = TrainConfig(fsdp=True)
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    with pytest.raises(UserError, match="needs torch 2.7, this is 2.6.0"):
+        check_engines(toys.Line(config), config, TWO)
 
 
 def test_compiled_models_are_not_shared():

@@ -105,3 +105,11 @@ def test_a_dalle_with_bpe_dropout_has_room_for_captions_that_it_tears():
     lengths = np.array([len(torn.tokenizer.encode(c, dropout=0.1, rng=rng)) for c in captions])
     assert (lengths > torn.longest).mean() < 0.01  # these would be encoded whole
     assert (lengths > plain.longest).mean() > 0.1
+
+
+def test_a_decoder_of_smaller_pictures_is_told_clips_reading_of_the_whole_ones_as_a_prior(tmp_path):
+    small = systems.make_unclip("decoder", tmp_path / "a", image_size=16)
+    prior = systems.make_unclip("prior", tmp_path / "a")
+    assert torch.equal(small.embedded.embeddings, prior.embedded.embeddings)
+    assert small.batch(0, slice(0, 2))["images"].shape == (2, 3, 16, 16)
+    assert small.evaluate(small.model)["val_loss"] > 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import systems
+from helpers.marks import needs_cpu_shares
 from helpers.processes import together
 from test_parallel import NEEDS, check_losses, check_weights, give_what_it_needs, train
 
@@ -75,6 +76,7 @@ def runs(tmp_path_factory):
     return folders
 
 
+@needs_cpu_shares
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", [FOUR, SHARES, *ENDED])

@@ -7,7 +7,7 @@ from helpers.tiny import generator, make_caption, make_clip, make_decoder, noise
 from minimodal.blocks.diffusion import Held, Sampler, Start
 from minimodal.blocks.pixels import to_uint8
 from minimodal.errors import UserError
-from minimodal.unclip.decoder import read_captions, tell
+from minimodal.unclip.decoder import Decoder, read_captions, tell
 from minimodal.unclip.embeddings import EmbeddingSpace
 
 STEPS = Sampler("ddim", steps=3)
@@ -58,6 +58,19 @@ def test_guidance_1_asks_once_with_all_that_is_told_and_0_without():
     no = torch.zeros(2, dtype=torch.bool)
     untold = told()._replace(embedded=no, captioned=no)
     assert torch.allclose(none, model.denoiser(untold, Sampler(guidance=1.0))(x, t))
+
+
+def test_guidance_in_an_interval_costs_a_second_pass_only_there(monkeypatch):
+    model, rows, forward = make_decoder(), [], Decoder.forward
+
+    def counted(self, x_t, t, asked):
+        rows.append(len(x_t))
+        return forward(self, x_t, t, asked)
+
+    monkeypatch.setattr(Decoder, "forward", counted)
+    how = Sampler("ddim", steps=4, guidance=2.0, guide_from=0.9, guide_to=0.5)
+    model.draw(told(), how, generator=generator())
+    assert rows == [2, 4, 4, 2]  # at times 1, 0.75, 0.5 and 0.25
 
 
 def test_the_same_seed_draws_the_same_and_a_picture_its_own_beside_any_others():

@@ -13,10 +13,10 @@ from helpers.tiny import (
     pictures,
 )
 
-from minimodal.blocks.diffusion import Sampler
+from minimodal.blocks.diffusion import Sampler, Start
 from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_uint8
-from minimodal.data.images import ImageSource
+from minimodal.data.images import ImageSource, resize_all
 from minimodal.errors import UserError
 from minimodal.training.tasks.embeddings import embed_source
 from minimodal.uses import unclip as tools
@@ -48,6 +48,13 @@ def test_a_picture_has_the_embedding_here_that_the_decoder_was_trained_on_whatev
     model, images = UnCLIP(make_clip(image_size=16), make_decoder()), two()
     source = ImageSource(name="folder", pixels=images.numpy(), caption_lists=())
     assert torch.equal(embed_source(model.clip, source, n=2), model.embed(images))
+
+
+def test_a_decoder_smaller_than_clip_is_told_of_the_whole_picture_and_draws_it_small():
+    model, large = UnCLIP(make_clip(image_size=16), make_decoder()), two().repeat(1, 1, 2, 2)
+    small = torch.from_numpy(resize_all(large.numpy(), 8))
+    assert not torch.allclose(model.embed(large), model.embed(small))
+    assert torch.equal(model.latents(large), model.latents(small))
 
 
 def test_an_interpolation_begins_and_ends_in_the_two_pictures():
@@ -123,9 +130,10 @@ def test_variations_differ_from_each_other():
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
-@pytest.mark.parametrize("latent", [False, True])
-def test_prompts_are_drawn_the_same_for_the_same_seeds_in_any_batch(kind, latent):
+@pytest.mark.parametrize(("latent", "bfloat16"), [(False, False), (True, False), (True, True)])
+def test_prompts_are_drawn_the_same_for_the_same_seeds_in_any_batch(kind, latent, bfloat16):
     model = make_unclip(kind=kind, latent=latent)
+    model.bfloat16 = bfloat16
     prompts = ["a red circle", "a blue square"]
     together = model.draw(prompts, Request(1, seeds=[3, 4]), HOW)
     alone = model.draw(prompts[1:], Request(1, seeds=[4], batch_size=1), HOW)
@@ -143,6 +151,16 @@ def test_a_decoder_that_is_not_told_the_caption_does_not_heed_it():
     told = model.draw(prompts, Request(1, seeds=[3, 3]), HOW)
     assert (deaf[0].int() - deaf[1].int()).abs().max() <= 1
     assert (told[0].int() - told[1].int()).abs().max() > 5
+
+
+def test_a_walk_that_begins_in_a_picture_is_guided_to_its_end(monkeypatch):
+    model, seen = make_unclip(), []
+    monkeypatch.setattr(model, "paint", lambda told, chunk, how, start: seen.append(how) or two())
+    how = HOW._replace(guidance=2.0, guide_to=0.75)
+    x = model.latents(two()[:1])
+    for start in (Start(), model.noised(x, noise(*x.shape), time=0.6)):
+        model.draw(["a red circle"], asked(1), how, start=start)
+    assert [one.guide_to for one in seen] == [0.75, 0.0]
 
 
 def test_a_walk_from_a_picture_without_noise_ends_where_it_begins():

@@ -58,6 +58,23 @@ def test_below_its_stop_a_prompt_pulls_no_more_and_still_counts():
     assert torch.equal(pulled, distance("a") > middle)
 
 
+def test_against_other_captions_the_loss_is_minus_the_contrastive_score():
+    """By cross-entropy over the prompt and the bank: log p - log(1 - p), whatever all have more."""
+    texts, scale = ["a", "b", "c"], float(CLIP.logit_scale.detach().exp())
+    found = losses("a", against=texts)  # the prompt itself is none of the others
+    x = make_guide(CLIP, [Prompt("a")]).embed(VIEWS).detach()
+    cosines = x @ torch.stack([embed_prompt(CLIP, Prompt(t), Image.open) for t in texts]).T.detach()
+    right = (scale * cosines).log_softmax(dim=1)[:, 0]  # log p
+    torch.testing.assert_close(found, -(right - torch.log1p(-right.exp())) / scale)
+    alone = losses("a", against=["b"])
+    torch.testing.assert_close(alone, cosines[:, 1] - cosines[:, 0])
+
+
+def test_a_bank_of_the_prompt_alone_is_refused():
+    with pytest.raises(UserError, match="no caption to hold against 'a' but itself"):
+        make_guide(CLIP, [Prompt("a")], against=["a"])
+
+
 def test_image_prompts_are_their_picture_and_noise_prompts_their_seed():
     picture = Image.new("RGB", (8, 8), (200, 30, 30))
     as_view = torch.tensor([200, 30, 30]).view(1, 3, 1, 1).expand(1, 3, 8, 8) / 127.5 - 1

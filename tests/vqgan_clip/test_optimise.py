@@ -234,6 +234,31 @@ def test_a_new_chapter_forgets_old_losses():
     assert run.best_loss.isfinite().all()
 
 
+def test_a_move_enlarges_about_the_middle_and_shifts_to_the_right_and_down():
+    run = make("a", drawer="fourier")
+    run.move(1, (3, -2))
+    moved = run.drawer.pictures().detach()
+    torch.testing.assert_close(moved[..., :-2, 3:], START[..., 2:, :-3])
+    run = make("a", drawer="fourier")
+    run.move(2, (0, 0))
+    twice = torch.nn.functional.interpolate(START, scale_factor=2, mode="bilinear")
+    torch.testing.assert_close(run.drawer.pictures().detach(), twice[..., 8:24, 8:24])
+
+
+@pytest.mark.parametrize("drawer", DRAWERS)
+def test_after_a_move_the_steps_go_on_from_the_moved_picture(drawer):
+    run = make(drawer=drawer)
+    run.step()
+    run.move(1.1, (1, 0))
+    moved = run.drawer.pictures().detach()
+    before = [p.detach().clone() for p in run.drawer.parameters]
+    run.step()
+    assert all(not torch.equal(p, q) for p, q in zip(run.drawer.parameters, before, strict=True))
+    assert run.best_loss.isfinite().all()  # of the moved picture, no longer of the one before
+    if drawer != "codes":  # which draws by chance
+        torch.testing.assert_close(run.best, moved)
+
+
 RUN = make("a", clips=(CLIP,))
 DRAWS = draw_views(PHOTOGRAPHS, 2, generator())
 

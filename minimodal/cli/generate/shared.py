@@ -248,14 +248,15 @@ def in_rows(
     pictures: Tensor, prompts: list[str], n: int, *, verdicts: Verdicts | None = None,
     scores: list[float] | None = None,
 ) -> Image.Image:  # fmt: skip
-    """The grid of n pictures per prompt, each prompt's in rows of their own.
+    """The grid of n pictures per prompt, each prompt's in rows of their own unless it has but one.
 
     pictures: (N, 3, H, W) uint8, N = n times the prompts; of an unfinished drawing the first ones
     """
     shown = [prompt for prompt in prompts for _ in range(n)]
     notes = [f"CLIP {score:.4f}" for score in scores or []]
-    columns = min(n, 8) if len(prompts) > 1 else 4
-    return grid(pictures, shown, verdicts, notes=notes, columns=columns, each=n)
+    apart = n > 1 and len(prompts) > 1
+    how = {"columns": min(n, 8), "each": n} if apart else {"columns": 4}
+    return grid(pictures, shown, verdicts, notes=notes, **how)
 
 
 @contextmanager

@@ -202,7 +202,7 @@ def use_tool(
 
     returns: (n, 3, S, S) uint8
     """
-    size = model.decoder.config.image_size
+    size = max(part.config.image_size for part in (model.clip, model.decoder))
     if arguments.variations_of:
         return model.vary(sized(arguments.variations_of, size), request, how)
     if arguments.interpolate:

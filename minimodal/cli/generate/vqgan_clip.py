@@ -7,9 +7,11 @@ from there or from another `--init`. PROMPT has a grammar, see `vqgan_clip/promp
 
 import argparse
 import json
+import math
 import pickle
 import sys
 from dataclasses import replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +33,12 @@ from minimodal.cli.which_clip import add_merges_flag
 from minimodal.data.images import open_rgb
 from minimodal.drawing import save_gif, save_png, to_picture
 from minimodal.errors import UserError
-from minimodal.files import make_folder, write_atomically
+from minimodal.files import write_atomically
 from minimodal.runs import find
 from minimodal.runs import load as load_run
 from minimodal.training.probe import multiplies_bfloat16
 from minimodal.training.progress import Signals
+from minimodal.uses.zero_shot import read_lines
 from minimodal.vqgan_clip import pool as pools
 from minimodal.vqgan_clip.guide import Guide, make_guide
 from minimodal.vqgan_clip.optimise import Optimisation, OptimiseConfig
@@ -45,7 +48,18 @@ from minimodal.vqgan_clip.search import SearchConfig
 STARTS = ("pool", "codes", "noise", "gradient", "dalle")
 RATES = {"vqgan": 0.1, "codes": 0.3}  # of learning; 0.05 where pixels are moved
 DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError)  # torch.load's
-OF_STEPS = ("drawer", "gif", "every", "size", "cutouts", "chunk", "resume")
+OF_STEPS = "drawer gif every size cutouts chunk against resume zoom shift".split()
+
+
+def read_shift(text: str) -> tuple[float, float]:
+    """`2,-1` as pixels to the right and down."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = math.inf
+    if not (abs(x) < 1e4 and abs(y) < 1e4):
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': expected pixels X,Y such as 2,-1")
+    return x, y
 
 
 def add_flags(parser: Parser) -> None:
@@ -71,10 +85,17 @@ def add_flags(parser: Parser) -> None:
     add_merges_flag(parser)
     add("--allow-unseen", action="store_true",
         help="words, too, that no caption of the CLIP's training had")  # fmt: skip
+    add("--against", type=Path, metavar="FILE",
+        help="follow how much better the prompt fits than these captions, one a line "
+             "(default: how well)")  # fmt: skip
     add("--gif", type=Path, metavar="GIF", help="the steps as a moving picture (default: none)")
     add("--every", type=int, metavar="N",
         help="write a picture every N steps, and so many into --gif (default: for --gif a "
              "twentieth of the steps)")  # fmt: skip
+    add("--zoom", type=float, metavar="F",
+        help="enlarge the picture F times between frames (default: 1)")  # fmt: skip
+    add("--shift", type=read_shift, metavar="X,Y",
+        help="move it X pixels to the right and Y down between frames (default: 0,0)")  # fmt: skip
     add("--resume", action="store_true", help="go on where Ctrl-C has stopped the steps")
 
 
@@ -86,10 +107,12 @@ class Loaded(NamedTuple):
     painter: Painter
     prior: pools.Prior | None  # of the pool
     picture: Image.Image | None  # to begin with
+    against: list[str]
 
     def guides(self, chapter: Chapter) -> list[Guide]:
         """What each CLIP wants in a chapter."""
-        return [make_guide(clip, chapter.prompts, read=open_rgb) for clip in self.clips]
+        how = {"read": open_rgb, "against": self.against}
+        return [make_guide(clip, chapter.prompts, **how) for clip in self.clips]
 
 
 def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
@@ -116,6 +139,10 @@ def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
                 raise UserError(f"--{flag}: the pool is of the run's own; give another --init")
     elif arguments.search is not None:
         raise UserError("--search begins with the pool: leave out --init")
+    if arguments.zoom is not None and not 0.1 <= arguments.zoom <= 10:
+        raise UserError(f"--zoom {arguments.zoom:g}: expected a factor from 0.1 to 10")
+    if (arguments.zoom or arguments.shift) and not (arguments.gif or arguments.every):
+        raise UserError("--zoom and --shift move the picture between frames: give --gif or --every")
     if arguments.gif and arguments.gif.suffix.lower() != ".gif":
         raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
     return stories
@@ -143,7 +170,8 @@ def load(arguments: argparse.Namespace, device: str) -> Loaded:
     how = {"merges": arguments.merges, "activation": arguments.activation}
     places = [find(place, "clip", flag="--clip") for place in arguments.clip or [folder / "clip"]]
     clips = [load_run(place, kind="clip", **how).to(device) for place in places]
-    texts = [p.content for s in stories for c in s for p in c.prompts if p.kind == "text"]
+    against = read_lines(arguments.against) if arguments.against else []
+    texts = [p.content for c in chain(*stories) for p in c.prompts if p.kind == "text"] + against
     for clip in clips if not arguments.allow_unseen else []:
         clip.words.check(texts)
     prior = prior_of(folder, device) if arguments.init == "pool" else None
@@ -159,10 +187,9 @@ def load(arguments: argparse.Namespace, device: str) -> Loaded:
         if (side := clip.config.image_size) not in (width, height):
             print(f"pictures of {width} x {height} are resized to the {side} x {side} that this "
                   "CLIP reads", file=sys.stderr)  # fmt: skip
-    loaded = Loaded(stories, clips, painter, prior, picture)
-    for story in stories:  # pictures and regions of prompts are read before anything is drawn
-        for chapter in story:
-            loaded.guides(chapter)
+    loaded = Loaded(stories, clips, painter, prior, picture, against)
+    for chapter in chain(*stories):  # what prompts name is read before anything is drawn
+        loaded.guides(chapter)
     return loaded
 
 
@@ -234,11 +261,8 @@ class Work:
             raise UserError(
                 f"--resume: {other} was {old.get(other)} and is {new[other]}; give the same command"
             )
-        self.pictures, self.frames, self.inside = (
-            state["pictures"],
-            state["frames"],
-            state["inside"],
-        )
+        self.pictures, self.frames = state["pictures"], state["frames"]
+        self.inside = state["inside"]
 
     def stop(self, optimisation: Optimisation) -> None:
         """Write the state file and leave."""
@@ -258,9 +282,8 @@ class Work:
 
         returns: (N, 3, H, W) uint8
         """
-        found: dict[int, Tensor] = {}
-        if self.loaded.prior is not None:  # before the first step: a pool may take a minute
-            found = self.searched()
+        # Before the first step: a pool may take a minute.
+        found = {} if self.loaded.prior is None else self.searched()
         n = self.arguments.n
         for number in range(len(self.pictures), n * len(self.loaded.stories)):
             picture = found.get(number)
@@ -280,14 +303,13 @@ class Work:
         numbers = range(first, a.n * len(loaded.stories))
         wanted = [loaded.guides(story[0]) for story in loaded.stories]
         pool = pool_of(find(a.run), loaded.prior, wanted[0])
-        config = None if a.search == 0 else SearchConfig()
-        if a.search:
-            config = SearchConfig(evaluations=10**9)
+        config = SearchConfig(evaluations=10**9) if a.search else SearchConfig()
         with told("searched pictures are kept when all are found: none is saved"):
             for number in tqdm(numbers, desc="search", file=sys.stderr, disable=None, leave=False):
                 codes = pools.find(
                     loaded.prior, wanted[number // a.n], pool, seed=self.seed(number),
-                    skip=number % a.n, config=config, seconds=a.search or float("inf"),
+                    skip=number % a.n, config=None if a.search == 0 else config,
+                    seconds=a.search or math.inf,
                 ).codes[:1]  # fmt: skip
                 found[number] = to_float(loaded.painter.decode(codes.to(self.device)))
         return found
@@ -300,14 +322,11 @@ class Work:
         """
         a, story = self.arguments, self.loaded.stories[number // self.arguments.n]
         if start is None and self.inside is not None:  # only its size matters
-            width, height = size_of(a, self.loaded.painter)
-            start = torch.zeros(1, 3, height, width, device=self.device)
+            start = torch.zeros(1, 3, *size_of(a, self.loaded.painter)[::-1], device=self.device)
         if start is None:
             start = start_of(a, self.loaded, story, self.seed(number), self.device)
         drawer = make_drawer(a.drawer or "vqgan", start, vqgan=self.loaded.painter.vqgan)
-        ends = [0]
-        for chapter in story:
-            ends.append(ends[-1] + (chapter.steps or a.steps))
+        ends = [0, *accumulate(chapter.steps or a.steps for chapter in story)]
         on_shapes = str(self.loaded.clips[0].run.get("data")).startswith("shapes")
         native = multiplies_bfloat16(torch.device(self.device))
         config = replace(settings(a, story), bfloat16=native)
@@ -334,7 +353,7 @@ class Work:
         returns: (1, 3, H, W) in [-1, 1]
         """
         a, total = self.arguments, optimisation.config.steps
-        every = a.every or max(1, total // 20)
+        every = a.every or (max(1, total // 20) if a.gif else math.inf)
         bar = tqdm(total=total, initial=optimisation.number, desc=f"picture {number}",
                    file=sys.stderr, disable=None, leave=False)  # fmt: skip
         with bar, Signals("vqgan-clip") as signals:
@@ -346,20 +365,19 @@ class Work:
                 bar.set_postfix(loss=f"{float(loss.mean()):.4f}")
                 if optimisation.number % every == 0:
                     self.frame(optimisation, number)
+                    if (a.zoom or a.shift) and not optimisation.done:
+                        optimisation.move(a.zoom or 1, a.shift or (0, 0))
                 if signals.received and not optimisation.done:
                     self.stop(optimisation)
         return optimisation.best
 
     def frame(self, optimisation: Optimisation, number: int) -> None:
         """Keep a step's picture for the GIF, and write it where asked for."""
-        if not (self.arguments.every or self.arguments.gif):
-            return
         with torch.no_grad():
             picture = to_uint8(optimisation.drawer.pictures())[0].cpu()
         self.frames[number].append(picture)
         if self.arguments.every:
             folder, n = self.arguments.out.with_suffix("") / "steps", self.arguments.n
-            make_folder(folder)
             name = f"{number // n:03d}-{number % n}-{optimisation.number:05d}.png"
             save_png(to_picture(picture), folder / name)
 

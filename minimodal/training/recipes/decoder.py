@@ -10,7 +10,7 @@ from typing import Any
 from minimodal.errors import UserError
 from minimodal.runs import rebuild
 from minimodal.training.contract import Recipe, TrainConfig
-from minimodal.training.opening import embed_data, encode_data
+from minimodal.training.opening import embed_data, encode_data, open_both
 from minimodal.training.system import System
 from minimodal.training.tasks.decoder import DecoderTask, DecoderTraining
 from minimodal.unclip.decoder import Decoder, DecoderConfig
@@ -34,8 +34,11 @@ def on_codes(vqgan: Path) -> Recipe:
     recipe = decoder_shapes()
     return recipe._replace(
         model=replace(recipe.model, patch=4, channels=96, multipliers=(1,), depth=2),
-        # Of three samplers and six guidances these draw two objects best (docs/unclip.md).
-        training=replace(recipe.training, vqgan=str(vqgan), guidance=3.0, sampler="ddpm"),
+        # Of three samplers and six guidances these draw two objects best, and guidance in the first
+        # five of sixteen steps as well as in all (docs/unclip.md).
+        training=replace(
+            recipe.training, vqgan=str(vqgan), guidance=3.0, sampler="ddpm", guide_to=0.75
+        ),
         engine=replace(recipe.engine, steps=5600),
     )
 
@@ -58,12 +61,17 @@ def build(recipe: Recipe, spec: str, runs: dict[str, Path], device: str = "cpu")
         recipe = recipe._replace(
             model=replace(recipe.model, image_size=size, latent=config.latent, grid=config.grid)
         )
-    embedded = embed_data(recipe, spec, runs["clip"], device, image_size=size)
+    # What is told is CLIP's reading of whole pictures, as a prior learns it; drawn may be smaller.
+    embedded = embed_data(recipe, spec, runs["clip"], device)
+    source = encoded or embedded
+    pictures = (source.train, source.val)
+    if source.train.image_size != size:
+        pictures = open_both(spec, size, recipe.engine.limit)
     if encoded is not None and len(encoded.codes) != len(embedded.embeddings):
         raise UserError(f"{len(encoded.codes)} codes for {len(embedded.embeddings)} embeddings")
     clip = embedded.clip.config
     model = replace(recipe.model, embed_width=clip.embed_width, word_width=clip.text_width)
-    return DecoderTask(recipe._replace(model=model), embedded, encoded)
+    return DecoderTask(recipe._replace(model=model), embedded, pictures, encoded)
 
 
 def restore(stored: dict[str, Any], path: Path) -> Decoder:

@@ -16,7 +16,7 @@ from torch import Tensor
 from minimodal.blocks.diffusion import Sampler, training_times
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float
-from minimodal.data.sources import batch_indices
+from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan
@@ -47,6 +47,7 @@ class DecoderTraining:
     guidance: float = 1.0  # that generate.py samples with by default
     sampler: str = "2m"  # that generate.py samples by by default
     sampling_steps: int = 16  # that generate.py takes by default
+    guide_to: float = 0.0  # guidance holds from noise (time 1) down to this time
 
     def __post_init__(self) -> None:
         if self.pool < 1:
@@ -66,7 +67,9 @@ class DecoderTraining:
     @property
     def sampling(self) -> Sampler:
         """How generate.py samples by default."""
-        return Sampler(self.sampler, self.sampling_steps, guidance=self.guidance)
+        return Sampler(
+            self.sampler, self.sampling_steps, guidance=self.guidance, guide_to=self.guide_to
+        )
 
 
 class DecoderTask(Task):
@@ -74,11 +77,16 @@ class DecoderTask(Task):
 
     name = "decoder"
 
-    def __init__(self, recipe: Recipe, embedded: Embedded, encoded: Encoded | None) -> None:
-        """encoded: the codes that are diffused instead of pixels, if any"""
+    def __init__(
+        self, recipe: Recipe, embedded: Embedded, pictures: tuple[DataSource, DataSource],
+        encoded: Encoded | None,
+    ) -> None:  # fmt: skip
+        """pictures: for training and unseen ones, of the size that is drawn
+        encoded: the codes that are diffused instead of pixels, if any
+        """
         model = seeded(lambda: Decoder(recipe.model), recipe.engine.seed)
         super().__init__(recipe, model)
-        self.train, self.val = embedded.train, embedded.val
+        self.train, self.val = pictures
         self.embedded, self.encoded = embedded, encoded
         model.space.learn(embedded.embeddings, recipe.model.scale)
         if recipe.model.captions:
@@ -179,7 +187,7 @@ class DecoderTask(Task):
         """16 unseen pictures, and below each what their embeddings and captions are decoded to."""
         device, numbers = model.no_embedding.device, np.arange(16) % len(self.val)
         pictures = torch.from_numpy(self.val.images(numbers))
-        z = embed_source(self.embedded.clip, self.val, n=min(16, len(self.val)))
+        z = embed_source(self.embedded.clip, self.embedded.val, n=min(16, len(self.val)))
         told = self.told([self.val.all_captions(i)[0] for i in numbers], z[numbers], model)
         generator = torch.Generator(device).manual_seed(self.seed)
         x = model.draw(told, self.training.sampling, generator=generator)
@@ -195,7 +203,7 @@ class DecoderTask(Task):
     def config(self) -> dict[str, Any]:
         """The model's configuration, how it is sampled, and what else shaped the training."""
         how = self.training.sampling
-        sampling = {name: getattr(how, name) for name in ("name", "steps", "guidance")}
+        sampling = {name: getattr(how, name) for name in ("name", "steps", "guidance", "guide_to")}
         return {**super().config(), "sampling": sampling}
 
     def save_files(self, out: Path) -> None:
