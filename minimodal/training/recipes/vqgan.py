@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from minimodal.runs import rebuild
 from minimodal.training.contract import Recipe, TrainConfig
@@ -79,11 +78,6 @@ def build(
     return VQGANTask(recipe, train, val, perceptual=open_perceptual(recipe.training))
 
 
-def restore(stored: dict[str, Any], path: Path) -> VQGAN:
-    """The model of a run."""
-    return VQGAN(rebuild(VQGANConfig, stored))
-
-
 SYSTEM = System(
     about="pictures as grids of codes",
     recipes={
@@ -94,6 +88,6 @@ SYSTEM = System(
         "": vqgan_photos,
     },
     build=build,
-    restore=restore,
+    restore=lambda stored, path: VQGAN(rebuild(VQGANConfig, stored)),
     events=("warm_start", "gumbel_steps", "discriminator_start", "gan_start", "gan_ramp"),
 )
