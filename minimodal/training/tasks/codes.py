@@ -82,10 +82,11 @@ def cached_codes(
     returns: (N, h, w) int32
     """
     w, (height, width) = vqgan.config.grid, source.images(np.arange(1)).shape[2:]
-    device = vqgan.last_layer.device
     return cached(
         path,
-        lambda: tokenize_pictures(vqgan, source, n=n, flip=flip, device=device),
+        lambda: tokenize_pictures(
+            vqgan, source, n=n, flip=flip, device=vqgan.last_layer.device
+        ),
         shape=(n * (1 + flip), w * height // width, w),  # of pairs h = 2 w
         dtype=np.int32, what=f"{n} pictures into codes", write=write,
     )  # fmt: skip
