@@ -22,15 +22,10 @@ def decoder_shapes() -> Recipe:
         DecoderConfig(depth=1, time_mean=0.8),
         DecoderTraining(pool=24_576, guidance=1.5),
         TrainConfig(
-            steps=5200,
-            batch_size=32,
-            optimizer="muon",
-            lr=6e-4,
-            warmup=100,
-            ema_decay=0.995,
+            steps=5200, batch_size=32, optimizer="muon", lr=6e-4, warmup=100, ema_decay=0.995,
             checkpoint_every=1000,
         ),
-    )
+    )  # fmt: skip
 
 
 def on_codes(vqgan: Path) -> Recipe:
