@@ -177,13 +177,9 @@ class Pixels:
 
 
 def open_tar(
-    path: str | os.PathLike,
-    *,
-    image_size: int = 256,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-) -> images.ImageSource:
+    path: str | os.PathLike, *, image_size: int = 256, split: str = "train",
+    limit: int | None = None, seed: int = 0,
+) -> images.ImageSource:  # fmt: skip
     """Shards as a data source; a tenth, by name, is the split "val"."""
     shards, found = [Path(shard) for shard in shards_of(os.fspath(path))], Found()
     if missing := [shard for shard in shards if not shard.is_file()]:

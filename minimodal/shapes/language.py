@@ -23,25 +23,15 @@ from minimodal.errors import UserError
 from minimodal.shapes.world import BACKGROUNDS, COLORS, OPPOSITE, RELATIONS, SHAPES, SIZES, Scenes
 
 # The first word of each row is the name; the others are synonyms.
-SHAPE_WORDS = (
-    ("circle", "disc"),
-    ("square", "box"),
-    ("triangle",),
-    ("star",),
-    ("cross", "plus"),
-    ("ring", "donut"),
-)
+SHAPE_WORDS = (("circle", "disc"), ("square", "box"), ("triangle",), ("star",), ("cross", "plus"),
+               ("ring", "donut"))  # fmt: skip
 COLOR_WORDS = tuple(
     {"purple": ("purple", "violet"), "cyan": ("cyan", "turquoise")}.get(c, (c,)) for c in COLORS
 )
 SIZE_WORDS = (("small", "little", "tiny"), ("large", "big"))
 BACKGROUND_WORDS = (("white",), ("black",), ("gray", "grey"))
-RELATION_WORDS = (
-    ("left of", "to the left of"),
-    ("right of", "to the right of"),
-    ("above", "over"),
-    ("below", "under", "beneath"),
-)
+RELATION_WORDS = (("left of", "to the left of"), ("right of", "to the right of"), ("above", "over"),
+                  ("below", "under", "beneath"))  # fmt: skip
 WITH_WORDS = ("to its left", "to its right", "above it", "below it")
 PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses"}
 
