@@ -67,15 +67,10 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def grid(
-    pictures: Tensor,
-    captions: Sequence[str] | None = None,
-    verdicts: Sequence[AnyVerdict | None] | None = None,
-    *,
-    notes: Sequence[str] | None = None,
-    columns: int = 4,
-    each: int | None = None,
-    tile: int = 128,
-) -> Image.Image:
+    pictures: Tensor, captions: Sequence[str] | None = None,
+    verdicts: Sequence[AnyVerdict | None] | None = None, *, notes: Sequence[str] | None = None,
+    columns: int = 4, each: int | None = None, tile: int = 128,
+) -> Image.Image:  # fmt: skip
     """Pictures as tiles, each with its caption, its note and its verdict below.
 
     pictures: (N, 3, H, W) uint8

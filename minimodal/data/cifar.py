@@ -5,11 +5,9 @@ PATH is the unpacked folder, or the one that contains it:
     cifar-10-batches-py/   data_batch_1 … data_batch_5, test_batch, batches.meta
     cifar-100-python/      train, test, meta
 
-The files are pickles, which `pickles.py` reads without running what they say.
-
 The pictures, uint8 (N, 3, 32, 32), have a class and no captions: captions are templates filled
 with the class name. The official test rows are the split "val". Read images.py and pickles.py
-before.
+before, which reads such files without running what they say.
 """
 
 import os

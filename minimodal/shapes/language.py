@@ -180,14 +180,10 @@ def _loose(row: tuple, ground: str, draws: list[float], style: Style, *, unsaid:
 
 
 def captions(
-    scenes: Scenes,
-    draws: np.ndarray,
-    *,
-    full: bool = False,
-    omit_background: float | np.ndarray | None = None,
-    loose: float = 0.0,
+    scenes: Scenes, draws: np.ndarray, *, full: bool = False,
+    omit_background: float | np.ndarray | None = None, loose: float = 0.0,
     unsaid: float | np.ndarray | None = None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """One caption per scene.
 
     draws: (N, DRAWS) uniform in [0, 1), (N, LOOSE_DRAWS) where some are loose; equal rows choose
