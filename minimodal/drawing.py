@@ -30,20 +30,10 @@ def verdict_line(verdict: AnyVerdict) -> tuple[str, tuple[int, int, int]]:
     return "wrong: " + ", ".join(wrong), WRONG
 
 
-def printable(text: str, font: Font) -> str:
-    """A text without what would break the drawing; letters that the font lacks become boxes."""
-    text = " ".join(text.split())[:200]
-    try:
-        font.getlength(text)
-    except (UnicodeEncodeError, ValueError):  # Pillow's oldest built-in font has Latin letters only
-        text = text.encode("latin-1", "replace").decode("latin-1")
-    return text
-
-
 def wrap(text: str, font: Font, width: int) -> list[str]:
     """A text as lines of at most `width` pixels; a word that is longer is cut."""
     lines = [""]
-    for word in printable(text, font).split():
+    for word in " ".join(text.split())[:200].split():
         joined = f"{lines[-1]} {word}".strip()
         if font.getlength(joined) <= width:
             lines[-1] = joined
@@ -87,13 +77,12 @@ def grid(
     places = [(i // each * rows_each + i % each // columns, i % each % columns)
               for i in range(len(pictures))]  # fmt: skip
     below: list[list[tuple[str, tuple[int, int, int]]]] = [[] for _ in pictures]
-    for lines, caption in zip(below, captions or [], strict=False):
-        lines += [(line, INK) for line in wrap(caption, font, width)]
-    for lines, note in zip(below, notes or [], strict=False):
-        lines += [(line, PALE) for line in wrap(note, font, width)]
-    for lines, verdict in zip(below, verdicts or [], strict=False):
-        words, colour = verdict_line(verdict) if verdict is not None else ("", INK)
-        lines += [(line, colour) for line in wrap(words, font, width)]
+    said = [
+        verdict_line(verdict) if verdict is not None else ("", INK) for verdict in verdicts or []
+    ]
+    for texts in ([(c, INK) for c in captions or []], [(n, PALE) for n in notes or []], said):
+        for lines, (text, colour) in zip(below, texts, strict=False):
+            lines += [(line, colour) for line in wrap(text, font, width)]
     most = max(map(len, below), default=0)
     text_height = most * LINE + (MARGIN // 2 if most else 0)
     step_x, step_y = width + MARGIN, height + text_height + MARGIN

@@ -105,17 +105,14 @@ def _noun(size: int, color: int, shape: int, draws: list[float]) -> str:
 def _names(row: tuple, draws: list[float], style: Style) -> list[str]:
     """The objects without articles, in the order of their slots; "two red stars" is one name."""
     count, shape, color, size, _ = row
-    if style is not FULL:
-        color = [-1 if draws[6 + k] < style.omit_color else c for k, c in enumerate(color)]
-        size = [-1 if draws[8 + k] < style.omit_size else s for k, s in enumerate(size)]
-    if count == 1:
-        return [_noun(size[0], color[0], shape[0], draws[0:3])]
+    color = [-1 if draws[6 + k] < style.omit_color else c for k, c in enumerate(color)]
+    size = [-1 if draws[8 + k] < style.omit_size else s for k, s in enumerate(size)]
     if shape[0] == shape[1] and draws[10] < style.use_plural:
         size_if_shared = size[0] if size[0] == size[1] else -1
         color_if_shared = color[0] if color[0] == color[1] else -1
-        words = _noun(size_if_shared, color_if_shared, shape[0], draws[0:3]).split()
+        words = _noun(size_if_shared, color_if_shared, shape[0], draws).split()
         return [" ".join(["two", *words[:-1], plural(words[-1])])]
-    return [_noun(size[k], color[k], shape[k], draws[3 * k : 3 * k + 3]) for k in (0, 1)]
+    return [_noun(size[k], color[k], shape[k], draws[3 * k :]) for k in range(count)]
 
 
 def _body(names: list[str], relation: int, draws: list[float], style: Style, joint: str) -> str:
