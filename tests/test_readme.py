@@ -103,7 +103,8 @@ def shortened(words: list[str]) -> list[str]:
         return [*words, *SHORT.split(), *TINY[words[1]].split(), *few]
     if kind == "evaluate":
         return [*words, "-n", "4", "--device", "cpu"]
-    return [*words, "--device", "cpu"]
+    few = ["--steps", "2"] if kind == "generate" and "--steps" in words else []
+    return [*words, *few, "--device", "cpu"]
 
 
 def run(command: str) -> None:

@@ -8,6 +8,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ def read(path: str, text: str) -> Source:
     return Source(path, text, ast.parse(text))
 
 
+@cache
 def project() -> list[Source]:
     files = [*sorted((ROOT / PACKAGE).rglob("*.py")), *(ROOT / script for script in SCRIPTS)]
     return [

@@ -19,7 +19,7 @@ from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import captions_to_show, format_scoreboard
 from minimodal.evaluation.unclip import draw_with, unclip_scores
-from minimodal.files import digest, write_atomically
+from minimodal.files import digest, write_json
 from minimodal.runs import find, load
 from minimodal.shapes.worlds import WORLDS
 from minimodal.training import distributed
@@ -46,11 +46,7 @@ def prior_beside(folder: Path, given: Path | None = None) -> Path:
 
 
 def load_unclip(
-    folder: Path,
-    device: str,
-    *,
-    prior: Path | None = None,
-    upsampler: Path | None = None,
+    folder: Path, device: str, *, prior: Path | None = None, upsampler: Path | None = None
 ) -> tuple[UnCLIP, Sampler]:
     """An unCLIP of a decoder's run, and how it draws by default; its CLIP, and the VQGAN of code
     vectors, lie within the run. It draws in bfloat16 where it was trained in it and the device has
@@ -127,8 +123,7 @@ def add_unclip(out: Path, seed: int, device: str, *, n: int = 200) -> None:
         draw_row(unclip, how, out, seed)
         board["unclip_weights"] = weights
         board["seconds"]["unclip"] = round(time.time() - began, 1)
-        text = json.dumps(board, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write_text(text))
+        write_json(path, board)
         for name in UNCLIP:
             write_report(out / name)
     print(format_scoreboard({"unclip": board["unclip"]}))

@@ -8,15 +8,28 @@ and `fingerprint()` is a hash of all that decides pictures and captions. `batch_
 Where sources come from is in `loading.py`.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
 from minimodal.shapes.source import WorldSource
 
 DataSource = ImageSource | WorldSource
+
+
+def first_pictures(source: DataSource, n: int, *, some: int, flip: bool) -> Iterator[Tensor]:
+    """A source's first n pictures as bytes, `some` at a time; with flip their mirror images after
+    all of them."""
+    for mirrored in (False, True) if flip else (False,):
+        for start in range(0, n, some):
+            images = source.images(np.arange(start, min(start + some, n)))
+            images = images[..., ::-1] if mirrored else images
+            yield torch.from_numpy(np.ascontiguousarray(images))
 
 
 @lru_cache(maxsize=4)

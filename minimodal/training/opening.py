@@ -7,6 +7,8 @@ pictures are compared by. Read `data/loading.py` and `tasks/codes.py` before.
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from minimodal.blocks.perceptual import PerceptualDistance, lpips_heads, tower_maps, vgg16
 from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.data.preprocessing import normalize
@@ -17,10 +19,11 @@ from minimodal.pretrained.files import read_tensors
 from minimodal.runs import is_original, load
 from minimodal.training import distributed
 from minimodal.training.contract import Recipe
-from minimodal.training.tasks.cached import place_of
+from minimodal.training.tasks.cached import cached, place_of
 from minimodal.training.tasks.codes import Encoded, cached_codes
-from minimodal.training.tasks.embeddings import Embedded, cached_embeddings
+from minimodal.training.tasks.embeddings import Embedded
 from minimodal.training.tasks.vqgan import VQGANTraining
+from minimodal.uses.embedding import embed_source
 
 
 def open_both(
@@ -85,13 +88,13 @@ def embed_data(recipe: Recipe, spec: str, clip_run: Path, device: str) -> Embedd
     train, val = open_both(spec, size, limit, captions=True)
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")
-    kept = clip_run / "embeddings"
-    embeddings = cached_embeddings(
-        place_of(kept, weights, train.fingerprint(), pictures, flip, size),
-        clip,
-        train,
-        n=pictures,
-        flip=flip,
+    described = weights, train.fingerprint(), pictures, flip, size
+    embeddings = cached(
+        place_of(clip_run / "embeddings", *described),
+        lambda: embed_source(clip, train, pictures, flip=flip),
+        shape=(pictures * (2 if flip else 1), clip.config.embed_width),
+        dtype=np.float32,
+        what=f"{pictures} pictures into embeddings",
         write=here.main,  # several writers would take each other's files away
     )
     return Embedded(train, val, clip, clip_run, weights, embeddings, pictures)

@@ -16,8 +16,11 @@ from minimodal.training.contract import Task, TrainConfig
 from minimodal.training.engine import run
 from minimodal.training.recipes import SYSTEMS, clip, dalle, decoder, recipe_for, vqgan, vqgan_prior
 from minimodal.training.recipes.decoder import on_codes
+from minimodal.training.tasks import codes, embeddings, unseen
 
 probe.PEAK_SECONDS = 0.01  # the tests do not look at the peak
+for module in (unseen, codes, embeddings):
+    module.EVALUATION_PICTURES = 32  # nor at how many pictures a score is of
 
 ENGINE = TrainConfig(
     steps=12, batch_size=8, lr=1e-3, warmup=2, ema_decay=0.9, precision="float32",

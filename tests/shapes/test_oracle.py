@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.marks import at_once
 
 from minimodal.shapes.language import DRAWS, captions, parse
 from minimodal.shapes.oracle import Reading, Verdict, matches, read
@@ -80,8 +81,9 @@ def blurred_and_noisy(pictures: np.ndarray) -> np.ndarray:
 # --- true pictures ----------------------------------------------------------------------------
 
 
-def test_ten_thousand_clean_pictures_are_all_read_right():
-    scenes = draw_scenes(5, np.arange(10_000), pairs="all")
+@pytest.mark.parametrize("n", at_once((2_000, 10_000), 2_000))
+def test_thousands_of_clean_pictures_are_all_read_right(n):
+    scenes = draw_scenes(5, np.arange(n), pairs="all")
     pictures = render(scenes)
     readings = read(pictures)
     assert all(is_read_right(r, scenes, row) for row, r in enumerate(readings))

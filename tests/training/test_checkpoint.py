@@ -59,7 +59,7 @@ def test_a_run_killed_at_any_instant_ends_as_if_it_had_not_been(tmp_path):
     toys.train("gan", tmp_path / "whole", **fields)
     words = [f"{name}={value}" for name, value in fields.items()]
     chance = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         before = newest_step(tmp_path / "killed")
         hang = f"hang={before + 19}"  # it is not done before it is killed
         process = start("gan", tmp_path / "killed", *words, "delay=0.005", hang, "--resume")
@@ -79,7 +79,7 @@ def test_a_run_killed_at_any_instant_ends_as_if_it_had_not_been(tmp_path):
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_kill_before_any_single_write_loses_nothing(tmp_path, monkeypatch, call):
-    fields = {"steps": 4, "checkpoint_every": 1, "ema_decay": 0.9}
+    fields = {"steps": 3, "checkpoint_every": 1, "ema_decay": 0.9}
     _, expected = toys.train("line", tmp_path / "whole", **fields)
     whole = checkpoint.newest_state(tmp_path / "whole")
     original, killed_at = getattr(os, call), 0

@@ -19,8 +19,9 @@ from minimodal.training.engine import run
 # What is learnt on another's run: that run, and what is kept in it.
 NEEDS = {"vqgan-prior": ("vqgan", "codes"), "dalle": ("vqgan", "codes"),
          "prior": ("clip", "embeddings"), "decoder": ("clip", "embeddings")}  # fmt: skip
-SYSTEMS = ("vqgan", "vqgan-prior", "clip", "dalle", "prior", "decoder")
-OTHERS = ("vqgan-gradient", "vqgan-gumbel", "upsampler")
+SYSTEMS = ("vqgan", "clip", "dalle")
+# Of these only the rows of a batch tell one process from two: test_tasks.py looks at them.
+OTHERS = ("vqgan-prior", "prior", "decoder", "upsampler", "vqgan-gradient", "vqgan-gumbel")
 KINDS = at_once((*SYSTEMS, *OTHERS), *SYSTEMS)
 SHARED = ("vqgan-gumbel", "clip", "dalle")  # here also with a share of the weights for each process
 

@@ -48,7 +48,8 @@ def operations(kind: str, tmp_path, precision: str) -> set[str]:
     training = build(task, engine, here=CPU)
     rows = micro_rows(engine, CPU)
     with HalfOperations() as mode:
-        for step in (2, 7):  # VQGAN: places its codes, and plays the whole game
+        # VQGAN places its codes, and plays the whole game; of others a step is like another.
+        for step in (2, 7) if kind.startswith("vqgan") else (2,):
             training.step = step
             train_step(training, [task.batch(step, part) for part in rows], lr=1e-3)
         with torch.no_grad(), autocast(CPU.device, precision):
