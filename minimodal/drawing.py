@@ -77,12 +77,13 @@ def grid(
     places = [(i // each * rows_each + i % each // columns, i % each % columns)
               for i in range(len(pictures))]  # fmt: skip
     below: list[list[tuple[str, tuple[int, int, int]]]] = [[] for _ in pictures]
-    said = [
-        verdict_line(verdict) if verdict is not None else ("", INK) for verdict in verdicts or []
-    ]
-    for texts in ([(c, INK) for c in captions or []], [(n, PALE) for n in notes or []], said):
-        for lines, (text, colour) in zip(below, texts, strict=False):
-            lines += [(line, colour) for line in wrap(text, font, width)]
+    for lines, caption in zip(below, captions or [], strict=False):
+        lines += [(line, INK) for line in wrap(caption, font, width)]
+    for lines, note in zip(below, notes or [], strict=False):
+        lines += [(line, PALE) for line in wrap(note, font, width)]
+    for lines, verdict in zip(below, verdicts or [], strict=False):
+        words, colour = verdict_line(verdict) if verdict is not None else ("", INK)
+        lines += [(line, colour) for line in wrap(words, font, width)]
     most = max(map(len, below), default=0)
     text_height = most * LINE + (MARGIN // 2 if most else 0)
     step_x, step_y = width + MARGIN, height + text_height + MARGIN

@@ -107,8 +107,8 @@ def _entry(number: int, record: object) -> Line:
         image, captions = _value(record, IMAGE_KEYS), _value(record, CAPTION_KEYS)
         if not isinstance(image, str) or not image.strip():
             raise ValueError("no picture name")
-        return Line(number, _bare(image), caption_texts(captions),
-                    split=split_named(record.get("split")))  # fmt: skip
+        split = split_named(record.get("split"))
+        return Line(number, _bare(image), caption_texts(captions), split=split)
     except ValueError as error:
         return Line(number, error=str(error))
 

@@ -106,9 +106,8 @@ BYTE_OF = {windows_1252(byte): byte for byte in range(256)}
 # (CAFÉ’S, OLÉ…). The last is a "™" read wrongly, which ftfy happens to leave alone.
 PLAUSIBLE = re.compile("[Â-ß][’…]|[Ä-ÍÏÑ-ß][”–—™›®»·´\xa0\xad]|â„¢")
 # One character that stands for a byte from 0x80 to 0xBF in either set.
-REST = (
-    f"[{re.escape(''.join({f(byte) for byte in range(0x80, 0xC0) for f in (chr, windows_1252)}))}]"
-)
+EITHER = {f(byte) for byte in range(0x80, 0xC0) for f in (chr, windows_1252)}
+REST = f"[{re.escape(''.join(sorted(EITHER)))}]"
 MOJIBAKE = re.compile(f"[Â-ß]{REST}|[à-ï]{REST}{{2}}|[ð-ô]{REST}{{3}}|(?:^|[a-z]\\s?)[ÂÃ] ")
 
 

@@ -163,11 +163,9 @@ class Pixels:
                     print(f"{self.names[i]!a}: {error}; grey stands in its place", file=sys.stderr)
                 self.broken.add(i)
                 if len(self.broken) > images.BROKEN_SHARE * len(self):
-                    raise UserError(
-                        f"{len(self.broken)} of {len(self)} pictures are broken, more than "
-                        f"{images.BROKEN_SHARE:.0%}, the last {self.names[i]!a}. Mend or remove "
-                        "them."
-                    ) from None
+                    share = f"{len(self.broken)} of {len(self)} pictures are broken, more than"
+                    last = f"{images.BROKEN_SHARE:.0%}, the last {self.names[i]!a}"
+                    raise UserError(f"{share} {last}. Mend or remove them.") from None
         return pictures
 
 

@@ -49,16 +49,16 @@ class Stated:
     def integers(self, name: str) -> list[int] | None:
         """A list of whole numbers."""
         values = self.fields.get(name)
-        known = isinstance(values, (list, tuple)) and all(type(v) is int for v in values)
-        if name in self.fields and not known:
+        good = isinstance(values, (list, tuple)) and all(type(v) is int for v in values)
+        if name in self.fields and not good:
             raise self.wrong(name, "a list of whole numbers, such as [16]")
         return values
 
     def colour(self, name: str, default: tuple[float, ...], *, least: float) -> tuple[float, ...]:
         """A number for each of red, green and blue."""
         values = self.fields.get(name, default)
-        known = isinstance(values, (list, tuple)) and len(values) == 3
-        if not known or any(type(v) not in (int, float) or not least <= v <= 255 for v in values):
+        good = isinstance(values, (list, tuple)) and len(values) == 3
+        if not good or any(type(v) not in (int, float) or not least <= v <= 255 for v in values):
             raise self.wrong(name, f"three numbers of {least:g} or more")
         return tuple(values)
 
