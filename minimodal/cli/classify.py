@@ -17,7 +17,7 @@ ABOUT = "which of some labels goes with a picture"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("pictures", nargs="+", metavar="IMG", help="picture files")
-    add("--labels", required=True, metavar="A,B,…", help="what there is to choose from (no default)")
+    add("--labels", required=True, metavar="A,B,…", help="what to choose from (no default)")
     add("--template", action="append", default=[], metavar="TEXT",
         help="a caption with {} for the label; several are averaged (default: what fits the "
              "CLIP's training data, 'a photo of a {}' for an original)")  # fmt: skip
