@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from minimodal.data.loading import open_data
+from minimodal.data.sources import first_pictures
 from minimodal.training.between import begin
 from minimodal.training.checkpoint import git_commit, save_weights, versions
 from minimodal.training.distributed import Distributed, pick_device
@@ -95,17 +95,15 @@ def look_at(spec: str, split: str) -> dict[str, Any]:
     """What a split holds, by counting."""
     source = open_data(spec, image_size=IMAGE_SIZE, split=split)
     n = min(len(source), LOOKED_AT)
-    hashes = Counter()
-    for first in range(0, n, 256):
-        images = source.images(np.arange(first, min(first + 256, n)))
-        hashes.update(hashlib.sha1(np.ascontiguousarray(image)).digest() for image in images)
+    parts = first_pictures(source, n, some=256, flip=False)
+    different = {hashlib.sha1(picture.numpy()).digest() for part in parts for picture in part}
     captions = [source.all_captions(i) for i in range(n)] if source.has_captions else []
     words = [len(caption.split()) for several in captions for caption in several]
     common = Counter(several[0] for several in captions if several).most_common(1)
     return {
         "pictures": len(source),
         "looked_at": n,
-        "pictures_twice": n - len(hashes),
+        "pictures_twice": n - len(different),
         "captions": len(words),
         "different_captions": len({c for several in captions for c in several}),
         "words": [min(words), statistics.median(words), max(words)] if words else None,
