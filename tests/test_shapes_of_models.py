@@ -470,6 +470,7 @@ CALLS = [
         dict(found=DATA, x=DATA, noise=DATA, t=T2, config=diffusion.DiffusionConfig()),
         {},
     ),
+    (HOW.scale, dict(t=T2), {}),
     (diffusion.guided, dict(with_it=DATA, without=DATA, t=T2, how=HOW), {}),
     (diffusion.threshold, dict(x=DATA, share=0.9), {}),
     (diffusion.walk_times, dict(steps=4), {}),
