@@ -376,10 +376,7 @@ def flips(guide: Guide, vqgan: nn.Module, *, top: int = 64) -> Callable[[Parents
                 at, factor = at - gains[factor].numel(), factor + 1
             place, code = divmod(at, len(books[factor]))
             parts[factor].view(-1)[place] = code
-        joint = torch.zeros_like(p.codes)
-        for size, part in zip(p.sizes, parts, strict=True):
-            joint = joint * size + part
-        return joint
+        return vqgan.quantizer.combined(parts)
 
     return flip
 

@@ -114,7 +114,10 @@ def by_layers(*nets: nn.Module) -> Iterator[list[float]]:
         queries = out.shape[1] if out.ndim == 3 else out.shape[2] * out.shape[3]
         keys = queries + (given[1].shape[1] if tokens else 0)
         width = out.shape[2] if out.ndim == 3 else out.shape[1]
-        found[0] += 4 * len(out) * queries * keys * width * (1 + 2 * out.requires_grad)
+        a_query = 4 * keys * width
+        if isinstance(module, PixelAttention):  # calls none of its four layers: see its forward
+            a_query += 4 * 2 * width**2
+        found[0] += len(out) * queries * a_query * (1 + 2 * out.requires_grad)
 
     hooks = []
     for module in {m for net in nets for m in net.modules()}:

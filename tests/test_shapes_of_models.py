@@ -470,6 +470,7 @@ CALLS = [
         dict(found=DATA, x=DATA, noise=DATA, t=T2, config=diffusion.DiffusionConfig()),
         {},
     ),
+    (HOW.scale, dict(t=T2), {}),
     (diffusion.guided, dict(with_it=DATA, without=DATA, t=T2, how=HOW), {}),
     (diffusion.threshold, dict(x=DATA, share=0.9), {}),
     (diffusion.walk_times, dict(steps=4), {}),
@@ -567,6 +568,12 @@ FOLLOWED = Margins(
      for module in MODULES for f in functions_of(module)}
 )  # fmt: skip
 DONE = set()  # of CALLS, in this process
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """The shapes are those of any number of steps."""
+    monkeypatch.setattr(tools, "SAMPLER", tools.SAMPLER._replace(steps=2))
 
 
 @pytest.mark.parametrize("call", range(len(CALLS)), ids=lambda n: CALLS[n][0].__qualname__)

@@ -214,11 +214,7 @@ class Sampler(NamedTuple):
             raise UserError(f"eta {self.eta} is DDIM's; {self.name} has none")
 
     def scale(self, t: Tensor) -> Tensor:
-        """The guidance at times t: in an interval only (Kynkäänniemi et al. 2024), 1 outside of it.
-
-        t: (B,)
-        returns: (B,)
-        """
+        """t: (B,); returns: (B,) guidance, 1 outside of its times (Kynkäänniemi et al. 2024)"""
         holds = (t <= self.guide_from) & (t >= self.guide_to)
         return torch.where(holds, self.guidance, 1.0)
 
