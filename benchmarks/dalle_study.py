@@ -31,12 +31,14 @@ from minimodal.evaluation.metrics import usage
 from minimodal.evaluation.scoreboard import Draw, by_attribute, draw_with, exact, rounded, shares
 from minimodal.runs import load
 from minimodal.shapes.language import article, parse, plural
-from minimodal.shapes.oracle import read, score
+from minimodal.shapes.oracle import read
 from minimodal.shapes.source import ShapesSource
 from minimodal.shapes.world import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, Scenes
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training.distributed import pick_device
 from minimodal.uses.reading import caption_scores, describe
 
+score = WORLDS["shapes"].score
 GUIDANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.2, 0.5, 0.8, 1.0)
 WORDS_OF = {"left": "left of", "right": "right of", "above": "above", "below": "below"}

@@ -5,7 +5,9 @@ python benchmarks/diffusion.py [--threads 2] [--rounds 7] [--device cpu|cuda] [-
 The network is the demo's decoder of code vectors (--pixels: the recipe's of pixels), with random
 weights. `textbook` is what most programs do. Training: a table of 1,000 times, the mean squared
 error, AdamW as torch has it, averages one weight after the other. Sampling: a pass with the
-condition and one without at each of 16 steps of DDIM. Ours is the same step, and the same walk.
+condition and one without at each of 16 steps of DDIM. Ours is the same step and the same walk, in
+float32 and as a decoder trained in bfloat16 draws; the other pair guides where the demo's recipe
+does, in the first steps only, with one pass in the others.
 With denoising-diffusion-pytorch installed a training step of its U-Net of the same widths is timed
 too. Rounds are interleaved in turning order (`clip_step.timed`); ratios are the medians of the
 rounds' own. How few steps suffice is in `unclip_study.py --only samplers`.
@@ -13,6 +15,7 @@ rounds' own. How few steps suffice is in `unclip_study.py --only samplers`.
 
 import argparse
 import copy
+import pathlib
 import platform
 import statistics
 from collections.abc import Callable
@@ -26,17 +29,18 @@ from torch import Tensor, nn
 from minimodal.blocks.diffusion import Path, Sampler, training_times
 from minimodal.training.optim import make_optimizer
 from minimodal.training.recipes import recipe_for
+from minimodal.training.recipes.decoder import on_codes
 from minimodal.unclip.decoder import Conditions, Decoder, DecoderConfig
 
+DEMOS = on_codes(pathlib.Path("vqgan"))
 STEPS, GUIDANCE, BATCHES, BATCH, TABLE = 16, 1.5, (1, 8, 64), 32, 1000
 
 
 def config_of(pixels: bool) -> DecoderConfig:
     """The recipe's decoder of pixels, or the demo's of 8 x 8 code vectors."""
-    config = recipe_for("decoder", "shapes").model
     if pixels:
-        return config
-    return replace(config, channels=96, multipliers=(1,), depth=2, latent=32, grid=8)
+        return recipe_for("decoder", "shapes").model
+    return replace(DEMOS.model, latent=32, grid=8)
 
 
 def told(config: DecoderConfig, B: int, device: str) -> Conditions:
@@ -49,10 +53,12 @@ def told(config: DecoderConfig, B: int, device: str) -> Conditions:
     return Conditions(*(part.to(device) for part in parts))
 
 
-def our_walk(model: Decoder, conditions: Conditions, *, bfloat16: bool) -> Callable[[], None]:
+def our_walk(
+    model: Decoder, conditions: Conditions, *, bfloat16: bool, guide_to: float
+) -> Callable[[], None]:
     """minimodal."""
     device = conditions.embedding.device
-    how = Sampler("ddim", STEPS, guidance=GUIDANCE)
+    how = Sampler("ddim", STEPS, guidance=GUIDANCE, guide_to=guide_to)
 
     def walk() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
@@ -171,11 +177,12 @@ def main() -> None:
     for B in BATCHES:
         print(f"sampling {B}, {STEPS} steps, guidance {GUIDANCE}")
         conditions = told(config, B, device)
-        walks = {
-            "textbook": textbook_walk(model, conditions),
-            "ours float32": our_walk(model, conditions, bfloat16=False),
-            "ours bfloat16": our_walk(model, conditions, bfloat16=True),
-        }
+        walks = {"textbook": textbook_walk(model, conditions)}
+        for guide_to, where in ((0.0, ""), (DEMOS.training.guide_to, ", first steps")):
+            for precision in ("float32", "bfloat16"):
+                walks[f"ours {precision}{where}"] = our_walk(
+                    model, conditions, bfloat16=precision == "bfloat16", guide_to=guide_to
+                )
         show(timed(walks, given.rounds, device), "textbook")
     print(f"a training step of {BATCH}")
     conditions = told(config, BATCH, device)

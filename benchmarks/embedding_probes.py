@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from minimodal.runs import load
 from minimodal.shapes.source import ShapesSource
-from minimodal.training.tasks.embeddings import embed_source
-from minimodal.uses.embedding import embed_captions
+from minimodal.uses.embedding import embed_captions, embed_source
 
 CLASSES = {
     "relation": 3, "ground": 3, "color": 9, "color of the second": 9, "shape": 7,

@@ -7,9 +7,10 @@ First checks, which pass or fail: each task takes two steps in float32 and in bf
 and scores and draws; the device gives what the CPU gives; the codebook's update is exact, and the
 same twice; a group of one process gathers; drawing with and without torch.compile draws the same.
 Then measurements: a matmul's peak and the memory's bandwidth; training steps of CLIP ViT-B/32, of
-VQGAN f16 at 256 pixels, of a DALL·E of 125 million parameters on 256 + 1024 tokens, as a share of
-that peak; its drawing at batch 1 and 64 beside the floor, the time to read weights and cache once
-a token. A failure is told and does not stop the rest; the exit status is then 1.
+VQGAN f16 at 256 pixels, of a DALL·E of 125 million parameters on 256 + 1024 tokens, of unCLIP's
+decoder of 64 pixels, as a share of that peak; DALL·E's drawing at batch 1 and 64 beside the floor,
+the time to read weights and cache once a token. A failure is told and does not stop the rest; the
+exit status is then 1.
 
 The result is printed and replaces the section "On a GPU" of benchmarks/RESULTS.md; with --tiny it
 is only printed.
@@ -33,6 +34,7 @@ from typing import NamedTuple
 import clip_step
 import dalle_generate
 import dalle_step
+import diffusion
 import torch
 import torch.distributed as dist
 import vqgan_step
@@ -44,6 +46,7 @@ from minimodal.cli.train import main as train
 from minimodal.training import distributed, probe
 from minimodal.training.checkpoint import newest_state, read_metrics
 from minimodal.training.recipes import SYSTEMS
+from minimodal.unclip.decoder import Decoder, DecoderConfig
 
 HEADING = "## On a GPU"
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -220,6 +223,8 @@ def measure_step(
     setting: Setting, name: str, step: Callable[[], None], precision: str, pictures: int
 ) -> Row:
     """Speed of a training step, the share of the matmul peak, and the memory that it took."""
+    if setting.name == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     seconds = statistics.median(timed({"": step}, 2 if setting.tiny else 10, setting.name)[""])
     flops = probe.count_flops(step)
     peak = probe.matmul_peak(setting.device, precision, n=64 if setting.tiny else 0)
@@ -227,7 +232,6 @@ def measure_step(
              f"{flops / seconds / peak:.0%} of peak")  # fmt: skip
     if setting.name == "cuda":
         found += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        torch.cuda.reset_peak_memory_stats()
     return Row(name, found)
 
 
@@ -261,6 +265,23 @@ def measure_dalle(setting: Setting) -> Iterator[Row]:
         yield measure_step(setting, name, step, precision, batch)
 
 
+def measure_decoder(setting: Setting) -> Iterator[Row]:
+    """unCLIP's decoder of 64 pixels, with the widths of GLIDE's small one."""
+    side, channels, batch = (8, 12, 2) if setting.tiny else (64, 192, 64)
+    config = DecoderConfig(
+        image_size=side, patch=1, channels=channels, multipliers=(1, 2, 3, 4), depth=3,
+        attention=(side // 2, side // 4, side // 8), width=4 * channels, embed_width=512,
+        word_width=512,
+    )  # fmt: skip
+    told = diffusion.told(config, batch, setting.name)
+    for precision in setting.precisions[-1:]:
+        model = Decoder(config).to(setting.device)
+        step = diffusion.our_step(model, told, bfloat16=precision == "bfloat16")
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        name = f"unCLIP's decoder, {side} pixels, {millions:.0f} M, batch {batch}, {precision}"
+        yield measure_step(setting, name, step, precision, batch)
+
+
 def measure_drawing(setting: Setting) -> Iterator[Row]:
     """That DALL·E's drawing beside the floor: every token reads weights and cache once."""
     shape, cuda = draw_shape(setting), setting.name == "cuda"
@@ -288,10 +309,10 @@ def bytes_read(shape: dalle_generate.Shape, batch: int, dtype: torch.dtype) -> f
 
 
 # A further system's check is in check_tasks by itself; its measurement is a function beside those
-# above and a name here: unCLIP's decoder, once it is there.
+# above and a name here.
 PARTS: tuple[Callable[[Setting], Iterator[Row]], ...] = (
     check_tasks, check_against_cpu, check_codebook, check_group, check_drawing,
-    measure_device, measure_clip, measure_vqgan, measure_dalle, measure_drawing,
+    measure_device, measure_clip, measure_vqgan, measure_dalle, measure_decoder, measure_drawing,
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from minimodal.cli.unclip import load_unclip
 from minimodal.evaluation.scoreboard import PLAIN, exact
 from minimodal.evaluation.unclip import draw_with
 from minimodal.runs import load
-from minimodal.training.tasks.embeddings import embed_source
+from minimodal.uses.embedding import embed_source
 from minimodal.uses.unclip import UnCLIP
 
 

@@ -19,7 +19,7 @@ from minimodal.cli.train import main as train
 from minimodal.data.loading import open_data, split_spec
 from minimodal.drawing import grid, save_png
 from minimodal.evaluation.judge import load_judge
-from minimodal.evaluation.on_data import Networks, vqgan_on_data
+from minimodal.evaluation.on_data import vqgan_on_data
 from minimodal.evaluation.scoreboard import reconstruct, rounded
 from minimodal.training.checkpoint import read_metrics
 from minimodal.training.report import write_report
@@ -61,8 +61,8 @@ def worst_dip(run: Path) -> float:
 def scores_of(run: Path, spec: str, judge: Path | None) -> dict[str, float]:
     """What the table says of a run."""
     val = open_data(split_spec(spec)[0], image_size=32, split="val")
-    networks = Networks(judge=load_judge(judge) if judge is not None else None)
-    found = vqgan_on_data(minimodal.load(run), val, networks).scores
+    judge = load_judge(judge) if judge is not None else None
+    found = vqgan_on_data(minimodal.load(run), val, judge=judge).scores
     last = read_metrics(run)[-1]
     logged = [line for line in read_metrics(run) if "perplexity" in line][-1]
     more = {"perplexity": logged["perplexity"], "seconds": last["seconds"]}

@@ -86,6 +86,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             os.close(folder)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file for people and programs, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
 def save_whole(path: Path, save: Callable[[Path], None]) -> None:
     """Write a picture file whole or not at all; folders on the way are made."""
     make_folder(path.parent)

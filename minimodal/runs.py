@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
 from minimodal.pretrained.beside import look, vqgan_settings
-from minimodal.pretrained.clip_tokenizer import CLIPTokenizer, load_clip_tokenizer
+from minimodal.pretrained.clip_tokenizer import load_clip_tokenizer
 from minimodal.pretrained.files import read_json, read_tensors
 from minimodal.pretrained.naming import check_known
 from minimodal.training.checkpoint import load_run_config, load_weights
@@ -84,27 +83,6 @@ def find(path: str | Path, kind: str | None = None, *, flag: str = "") -> Path:
     return path
 
 
-def original_tokenizer(clip: CLIP, path: Path, merges: str | Path | None) -> CLIPTokenizer | None:
-    """CLIP's tokenizer: of a merges file, of the checkpoint's folder, or of an installed package.
-
-    None where there is none, or none of the model's vocabulary: pictures can still be embedded.
-    """
-    try:
-        tokenizer = load_clip_tokenizer(merges)
-    except UserError:
-        if merges is not None:
-            raise
-        return None
-    if tokenizer.vocab_size != clip.config.vocab_size:
-        if merges is not None:
-            raise UserError(
-                f"{merges} makes {tokenizer.vocab_size} tokens and {path} knows "
-                f"{clip.config.vocab_size}: it is the merges file of another model"
-            )
-        return None
-    return tokenizer
-
-
 def load_original(
     path: Path, *, merges: str | Path | None, kind: str | None, activation: str | None
 ) -> nn.Module:
@@ -128,7 +106,21 @@ def load_original(
         )
     else:
         clip = openai_clip.convert_unnamed(tensors, beside, source=source, activation=activation)
-    clip.tokenizer = original_tokenizer(clip, path, merges or beside.merges)
+    # Without one, or with none of the model's vocabulary, pictures can still be embedded.
+    merges, known = merges or beside.merges, clip.config.vocab_size
+    try:
+        tokenizer = load_clip_tokenizer(merges)
+    except UserError:
+        if merges is not None:
+            raise
+        return clip
+    if tokenizer.vocab_size == known:
+        clip.tokenizer = tokenizer
+    elif merges is not None:
+        raise UserError(
+            f"{merges} makes {tokenizer.vocab_size} tokens and {path} knows {known}: it is the "
+            "merges file of another model"
+        )
     return clip
 
 

@@ -60,7 +60,7 @@ from minimodal.blocks import (
 )
 from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
-from minimodal.evaluation import distances, metrics
+from minimodal.evaluation import metrics
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.tasks import clip as clip_task
 from minimodal.training.tasks import common, unseen
@@ -102,7 +102,6 @@ MODULES = (
     dalle,
     common,
     metrics,
-    distances,
     diffusion,
     unet,
     embeddings,
@@ -338,6 +337,11 @@ CALLS = [
     ),
     (embedding.embed_captions, dict(clip=CLIP, texts=["a", "b", "c"]), {"N": 3, "E": 10}),
     (
+        embedding.embed_source,
+        dict(clip=CLIP, source=ShapesSource(0, image_size=8), n=3, flip=True),
+        {"N": 6, "E": 10},
+    ),
+    (
         metrics.zero_shot_accuracy,
         dict(similarities=noise(4, 3), labels=integers(3, 4)),
         {},
@@ -399,6 +403,7 @@ CALLS = [
     (given.outside, dict(box=None, grid=3, factor=2), {"h": 3, "w": 3}),
     (ONE.loss, dict(text=TEXT, codes=CODES), {}),
     (ONE.generate_codes, dict(text=TEXT, generator=generator()), {"h": 3, "w": 3}),
+    (reading.log_p, dict(logits=noise(2, 4, 6), tokens=integers(6, 2, 4)), {}),
     (reading.log_likelihood, dict(dalle=ONE, text=TEXT, codes=CODES), {}),
     (reading.caption_scores, dict(dalle=PAINTER, codes=CODES, captions=WORDS), {"L": 4}),
     (reading.write_captions, dict(dalle=ONE, n=3, generator=generator(), begin=BEGIN), {"T": 5}),
@@ -436,14 +441,12 @@ CALLS = [
     (metrics.psnr, dict(first=BYTES, second=BYTES), {}),
     (metrics.on_bytes_scale, dict(first=BYTES, second=BYTES), {}),
     (metrics.ssim, dict(first=SEVEN, second=SEVEN), {}),
-    (distances.moments, dict(features=SET), {}),
-    (distances.root, dict(matrix=torch.eye(4)), {}),
     (
-        distances.frechet_gaussians,
+        metrics.frechet_gaussians,
         dict(mean1=SET[0], cov1=torch.eye(4), mean2=SET[1], cov2=torch.eye(4)),
         {},
     ),
-    (distances.frechet_distance, dict(first=SET, second=OTHER), {}),
+    (metrics.frechet_distance, dict(first=SET, second=OTHER), {}),
     (metrics.best_columns, dict(scores=noise(2, 4), k=3), {}),
     (metrics.top_k, dict(embeddings=noise(9, 4), queries=noise(2, 4), k=3), {}),
     (metrics.recall_at_k, dict(image=noise(4, 3), text=noise(4, 3), k=1), {}),

@@ -23,7 +23,6 @@ MOST = 1024  # candidates that are written at once: more than help, less than me
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
     add = parser.add_argument
     add("pictures", nargs="+", metavar="IMG", help="picture files; the middle square is read")
     add("--run", type=Path, default=Path("runs/demo"), metavar="RUN",
@@ -42,7 +41,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Caption and print; returns the exit status."""
     labels = [] if arguments.labels is None else read_labels(arguments.labels)
     check_seed(arguments.seed)
     for name in ("candidates", "rounds"):

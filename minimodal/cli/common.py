@@ -1,5 +1,5 @@
-"""What every command shares: errors as one line, exit statuses, a parser that suggests, labels, and
-what becomes of pictures that cannot be read.
+"""What commands share: errors as one line, exit statuses, a parser that suggests, the flags of a
+CLIP and the model that they mean, labels, and what becomes of pictures that cannot be read.
 """
 
 import argparse
@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from minimodal import __version__
+from minimodal.clip import CLIP
 from minimodal.data.images import open_rgb
 from minimodal.errors import UserError
+from minimodal.runs import find, load
+from minimodal.training.distributed import pick_device
 from minimodal.uses.zero_shot import check_labels
 
 STATUSES = (
@@ -123,6 +126,38 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     return status
 
 
+# --- flags that several commands have ------------------------------------------------------------
+
+
+def add_merges_flag(parser: argparse.ArgumentParser) -> None:
+    """--merges and --activation, of an original CLIP."""
+    parser.add_argument("--merges", type=Path, metavar="PATH",
+        help="bpe_simple_vocab_16e6.txt.gz or merges.txt, the tokenizer of an original CLIP "
+             "(default: the one beside the checkpoint, or in an installed package)")  # fmt: skip
+    parser.add_argument("--activation", choices=("gelu", "quick_gelu"),
+        help="what an original CLIP computes with (default: what its file or those beside it "
+             "say)")  # fmt: skip
+
+
+def add_clip_flags(parser: argparse.ArgumentParser) -> None:
+    """--clip, --merges, --activation, --allow-unseen and --device."""
+    parser.add_argument("--clip", type=Path, default=Path("runs/demo/clip"),
+        metavar="RUN|CHECKPOINT",
+        help="a clip run, a demo folder or an original CLIP (default: runs/demo/clip)")  # fmt: skip
+    add_merges_flag(parser)
+    parser.add_argument("--allow-unseen", action="store_true",
+        help="words, too, that no caption of the CLIP's training had")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def load_clip(arguments: argparse.Namespace) -> CLIP:
+    """The CLIP of a command line, on its device."""
+    device = pick_device(arguments.device)  # before the loading, which takes longer
+    path = find(arguments.clip, "clip", flag="--clip")
+    how = arguments.activation
+    return load(path, kind="clip", merges=arguments.merges, activation=how).to(device)
+
+
 def check_choice(labels: list[str], how: str) -> list[str]:
     """Labels, if there are several to choose from."""
     if len(labels) == 1:
@@ -161,12 +196,12 @@ def read_each(
     return found, refused
 
 
-def check_png(out: Path) -> None:
-    """Refuse an --out that cannot be a picture's name."""
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: expected a name that ends in .png")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the name of a picture in it")
+def check_name(place: Path, flag: str = "--out", suffix: str = ".png") -> None:
+    """Refuse what cannot be the name of a picture that is written."""
+    if place.suffix.lower() != suffix:
+        raise UserError(f"{flag} {place}: expected a name that ends in {suffix}")
+    if place.is_dir():
+        raise UserError(f"{flag} {place} is a folder; give the name of a picture in it")
 
 
 def check_seed(seed: int) -> None:

@@ -9,11 +9,11 @@ Read `plan.py` and `evaluation/scoreboard.py`.
 
 import argparse
 import contextlib
-import json
 import math
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from minimodal.cli.common import run_command
 from minimodal.cli.plan import (
@@ -30,7 +31,6 @@ from minimodal.cli.plan import (
     STAGES,
     Plan,
     clip_speed,
-    machine_text,
     make_plan,
     most_steps,
     other_costs,
@@ -47,12 +47,13 @@ from minimodal.evaluation.scoreboard import (
     captions_to_show,
     clip_scores,
     dalle_scores,
+    draw_with,
     format_scoreboard,
     vqgan_scores,
 )
-from minimodal.files import digest, make_folder, write_atomically
+from minimodal.files import digest, make_folder, read_json, write_json
 from minimodal.runs import load
-from minimodal.shapes.oracle import score
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished, load_run_config, lock, read_metrics
 from minimodal.training.engine import run
@@ -67,7 +68,6 @@ MINUTES = 10.0
 
 
 def add_demo_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the demo."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER",
                         help="folder of the runs and the scores (default: runs/demo)")  # fmt: skip
     parser.add_argument("--minutes", type=float, metavar="M",
@@ -193,31 +193,19 @@ def plan_of(arguments: argparse.Namespace, beside: Beside | None, began: float) 
             beside.send("speed")  # at the same time, since they will train at the same time
         costs = other_costs(here)
         clip = beside.receive() if beside else clip_speed(here)
+        where = "a core" if here.device.type == "cpu" else f"on {here.device}"
+        speed = costs.dalle.peak / torch.get_num_threads() / 1e9
         plan = make_plan(
             MINUTES if arguments.minutes is None else arguments.minutes, arguments.seed, costs,
             clip, spent=time.time() - began, beside=beside is not None,
-            machine=machine_text(costs.dalle, here, torch.get_num_threads()),
+            machine=f"{costs.dalle.precision}, {speed:.0f} GFLOP/s {where}",
         )  # fmt: skip
         plan = distributed.from_main(plan)
         if here.main:
-            plan.save(out)
+            write_json(out / "plan.json", asdict(plan))
     if here.main:
         print(plan.text(), file=sys.stderr)
     return plan
-
-
-def train_stages(
-    plan: Plan, out: Path, beside: Beside | None, *, device: str, began: float
-) -> None:
-    """All three stages."""
-    if beside:
-        beside.send((plan, began))
-    for name in ("vqgan", "dalle") if beside else STAGES:
-        # VQGAN keeps its steps: what it takes longer, DALL·E makes up for.
-        limited = name == "dalle"
-        train_stage(name, out, plan, device=device, began=began, limited=limited)
-    if beside:
-        beside.receive()  # "trained"
 
 
 # --- what they reach -----------------------------------------------------------------------------
@@ -225,13 +213,10 @@ def train_stages(
 
 def machine() -> dict[str, str | int]:
     """What the scores were made on."""
-    cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
     found: dict[str, str | int] = {
-        "cpu": cpu,
+        "cpu": names[0].strip() if names else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -240,14 +225,18 @@ def machine() -> dict[str, str | int]:
     return found
 
 
+def stage_of(out: Path, name: str, device: str) -> nn.Module | None:
+    """The model of a stage, if it is there."""
+    there = (out / name / "config.json").exists()
+    return load(out / name, kind=name).to(device) if there else None
+
+
 def side_scores(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
     """The scores that need no DALL·E, of the stages that are there."""
     board: dict = {}
-    if (out / "vqgan" / "config.json").exists():
-        vqgan = load(out / "vqgan", kind="vqgan").to(device)
+    if vqgan := stage_of(out, "vqgan", device):
         board["vqgan"] = vqgan_scores(vqgan, seed=seed, n=4 * n)
-    if (out / "clip" / "config.json").exists():
-        clip = load(out / "clip", kind="clip").to(device)
+    if clip := stage_of(out, "clip", device):
         board["clip"] = clip_scores(clip, seed=seed, n=2 * n, sets=max(1, 8 * n // PICTURES))
     board["baselines"] = baseline_scores(seed=seed, n=n, pool=40 * n)
     return board
@@ -255,11 +244,9 @@ def side_scores(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict
 
 def main_scores(out: Path, seed: int, device: str, *, n: int = PICTURES) -> dict:
     """DALL·E's scores, with the CLIP beside it, if they are there."""
-    if not (out / "dalle" / "config.json").exists():
+    dalle, clip = (stage_of(out, name, device) for name in ("dalle", "clip"))
+    if dalle is None:
         return {}
-    dalle, clip = load(out / "dalle", kind="dalle").to(device), None
-    if (out / "clip" / "config.json").exists():
-        clip = load(out / "clip", kind="clip").to(device)
     sampling = dalle.run["model"]["sampling"]
     return {"dalle": dalle_scores(dalle, clip, seed=seed, n=n, sampling=sampling)}
 
@@ -296,31 +283,23 @@ def side_work(out: Path, plan: Plan, device: str) -> tuple[dict, Shown]:
 def draw_samples(out: Path, seed: int, device: str, shown: Shown) -> None:
     """samples.png: three rows by DALL·E, of seen and held-out captions, and one by VQGAN+CLIP, a
     picture and the oracle's verdict each."""
-    dalle = load(out / "dalle").to(device)
-    captions = captions_to_show(seed)
-    pictures = dalle.generate(
-        captions,
-        generator=torch.Generator(device).manual_seed(seed),
-        **dalle.run["model"]["sampling"],
-    ).cpu()
+    dalle, captions = load(out / "dalle").to(device), captions_to_show(seed)
+    drawn = draw_with(dalle, dalle.run["model"]["sampling"])(captions, 1, seed)
     notes = ["DALL·E"] * len(captions) + ["VQGAN+CLIP"] * len(shown.captions)
-    captions, pictures = (
-        captions + shown.captions,
-        torch.cat([pictures, torch.from_numpy(shown.pictures)]),
-    )
-    verdicts = score(captions, pictures.numpy())
+    captions = captions + shown.captions
+    pictures = torch.cat([drawn, torch.from_numpy(shown.pictures)])
+    verdicts = WORLDS["shapes"].score(captions, pictures.numpy())
     save_png(grid(pictures, captions, verdicts, notes=notes, columns=8), out / "samples.png")
 
 
 def digests(out: Path) -> dict[str, str]:
-    """SHA-256 of the weights of each stage."""
     return {name: digest(out / name / "model.safetensors") for name in STAGES}
 
 
 def finished(out: Path) -> dict | None:
     """The scoreboard of a demo that has nothing left to do."""
     try:
-        board = json.loads((out / "scoreboard.json").read_text())
+        board = read_json(out / "scoreboard.json")
         same = board["plan"]["weights"] == digests(out)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -328,7 +307,6 @@ def finished(out: Path) -> dict | None:
 
 
 def show(board: dict, out: Path) -> None:
-    """Print the scores and where the rest is."""
     print(format_scoreboard(board))
     print(f"pictures: {out / 'samples.png'}   report: {out / 'report.html'}")
 
@@ -361,7 +339,14 @@ def run_stages(arguments: argparse.Namespace) -> None:
         before = sum(seconds_of(out, name) for name in STAGES if not beside or name != "clip")
         began = here_began - before
         plan = plan_of(arguments, beside, began)
-        train_stages(plan, out, beside, device=device, began=began)
+        if beside:
+            beside.send((plan, began))
+        for name in ("vqgan", "dalle") if beside else STAGES:
+            # VQGAN keeps its steps: what it takes longer, DALL·E makes up for.
+            limited = name == "dalle"
+            train_stage(name, out, plan, device=device, began=began, limited=limited)
+        if beside:
+            beside.receive()  # "trained"
         if here.main:
             finish(plan, out, beside, device=device, began=began)
 
@@ -382,8 +367,7 @@ def finish(plan: Plan, out: Path, beside: Beside | None, *, device: str, began: 
     board |= {"machine": machine(), "seed": plan.seed}
     taken = {name: last_of_finished(out / name)["step"] for name in STAGES}
     board["plan"] = asdict(plan) | {"taken": taken, "weights": digests(out)}
-    text = json.dumps(board, indent=2) + "\n"
-    write_atomically(out / "scoreboard.json", lambda path: path.write_text(text))
+    write_json(out / "scoreboard.json", board)
     for folder in (out, *(out / name for name in STAGES)):
         write_report(folder)
     show(board, out)

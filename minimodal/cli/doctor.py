@@ -43,7 +43,6 @@ PEAK_SIZE = 512  # of the matrices: large enough for a CPU's full speed, quick w
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
     add = parser.add_argument
     add("data", nargs="?", metavar="SPEC", help="data to look at, as for train.py")
     add("--image-size", type=int, default=64, metavar="S",
@@ -151,7 +150,6 @@ def advice(found: dict[str, Any]) -> list[str]:
 
 
 def as_words(found: dict[str, Any]) -> str:
-    """The report for people."""
     had, here = found["versions"], found["machine"]
     lines = [
         "minimodal {minimodal}, python {python}, torch {torch}".format(**had),
@@ -177,7 +175,6 @@ def as_words(found: dict[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look and print."""
     if arguments.image_size < 1:
         raise UserError(f"--image-size {arguments.image_size}: expected 1 or more")
     found: dict[str, Any] = {"versions": versions(), "git_commit": git_commit()}

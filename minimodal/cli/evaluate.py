@@ -9,16 +9,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from minimodal.blocks.diffusion import Sampler
-from minimodal.cli.common import check_seed
+from minimodal.cli.common import add_merges_flag, check_seed
 from minimodal.cli.demo import score_stages
 from minimodal.cli.pool import pool_of, prior_of
 from minimodal.cli.unclip import load_unclip, prior_beside
-from minimodal.cli.which_clip import add_merges_flag
 from minimodal.clip import CLIP
 from minimodal.dalle import DALLE
 from minimodal.data.cifar import class_captions
@@ -26,10 +23,9 @@ from minimodal.data.loading import open_data, parse_spec, split_spec
 from minimodal.errors import UserError
 from minimodal.evaluation.edits import edit_scores, edit_with
 from minimodal.evaluation.guided import guided_scores, searching
-from minimodal.evaluation.judge import load_judge
+from minimodal.evaluation.judge import Judge, load_judge
 from minimodal.evaluation.on_data import (
     Evaluation,
-    Networks,
     class_scores,
     clip_on_data,
     distance_of_drawn,
@@ -37,7 +33,6 @@ from minimodal.evaluation.on_data import (
     vqgan_on_data,
 )
 from minimodal.evaluation.scoreboard import (
-    Draw,
     baseline_scores,
     clip_scores,
     dalle_scores,
@@ -50,10 +45,10 @@ from minimodal.evaluation.scoreboard import (
 )
 from minimodal.evaluation.unclip import draw_with as draw_with_unclip
 from minimodal.evaluation.unclip import unclip_scores
-from minimodal.files import make_folder
+from minimodal.files import make_folder, write_json
 from minimodal.runs import load
 from minimodal.shapes.worlds import WORLDS, World
-from minimodal.training.checkpoint import versions, write_atomically
+from minimodal.training.checkpoint import versions
 from minimodal.training.distributed import pick_device
 from minimodal.training.recipes import SYSTEMS
 from minimodal.unclip.decoder import Decoder
@@ -65,10 +60,13 @@ from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.search import SearchConfig
 
 ABOUT = "scores of a run or an original CLIP, with a manifest of how they were measured"
+Model = VQGAN | CLIP | DALLE | Decoder
+# Flags that are of some systems only.
+DRAWING = ("vqgan", "dalle", "decoder")
+KINDS = {"templates": ("clip",), "clip": DRAWING, "judge": DRAWING, "pictures": ("vqgan",)}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of evaluate."""
     add = parser.add_argument
     add("target", type=Path, metavar="RUN",
         help="a run, a demo folder, or an original CLIP checkpoint")  # fmt: skip
@@ -97,145 +95,116 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object instead of words")
 
 
-def on_shapes(
-    model: VQGAN | CLIP | DALLE | Decoder, world: World, arguments: argparse.Namespace
-) -> Evaluation:
-    """The scores of a Shapes world."""
-    for name in ("clip", "judge", "pictures", "limit"):
-        if getattr(arguments, name):
-            raise UserError(f"--{name} is for other data; the Shapes world has an oracle")
-    if world is not WORLDS["shapes"] and isinstance(model, CLIP | Decoder):
-        raise UserError("shapes:hard has scores for a vqgan and a dalle")
-    how = {"captions": "full captions of unseen scenes", "world_seed": arguments.seed}
-    if isinstance(model, VQGAN):
-        return Evaluation(vqgan_scores(model, seed=arguments.seed, world=world), how)
-    if isinstance(model, CLIP):
-        return Evaluation(clip_scores(model, seed=arguments.seed), how)
-    if isinstance(model, Decoder):
-        unclip, sampler = unclip_of(model, arguments)
-        scores = unclip_scores(unclip, sampler, seed=arguments.seed, n=arguments.n)
-        return Evaluation(scores, how | {"sampling": sampler._asdict()})
-    sampling = model.run["model"]["sampling"]
-    if model.config.pictures > 1:
-        scores = edit_scores(
-            edit_with(model, sampling), size=model.config.grid * model.painter.factor,
-            reconstruct=lambda pictures: reconstruct(model.painter.vqgan, pictures).pictures,
-            seed=arguments.seed, n=arguments.n,
-        )  # fmt: skip
-        how["captions"] = "edits of unseen scenes"
-        return Evaluation(scores, how | {"sampling": sampling})
-    beside = arguments.target.parent / "clip"
-    clip = load(beside, kind="clip").to(model.rows.device) if beside.is_dir() else None
-    scores = dalle_scores(
-        model, clip, seed=arguments.seed, n=arguments.n, sampling=sampling, world=world
-    )
-    baselines = baseline_scores(seed=arguments.seed, n=arguments.n, world=world)
-    scores |= {f"baseline_{name}": value for name, value in baselines.items()}
-    return Evaluation(scores, how | {"sampling": sampling})
-
-
-class Drawer(NamedTuple):
-    """A system that draws from text: a DALL·E, or an unCLIP."""
-
-    draw: Draw
-    reader: DALLE | CLIP  # whose tokenizer cuts captions
-    size: int  # pixels a side
-    sampling: dict[str, Any]
-
-
-def drawer_of(model: DALLE | Decoder, arguments: argparse.Namespace) -> Drawer:
-    """How a run draws; a decoder with the prior beside it."""
-    if isinstance(model, DALLE):
-        sampling = model.run["model"]["sampling"]
-        size = model.config.grid * model.painter.factor
-        return Drawer(draw_with(model, sampling), model, size, sampling)
-    unclip, how = unclip_of(model, arguments)
-    return Drawer(
-        draw_with_unclip(unclip, how), unclip.clip, model.config.image_size, how._asdict()
-    )
-
-
 def unclip_of(model: Decoder, arguments: argparse.Namespace) -> tuple[UnCLIP, Sampler]:
     """A decoder's run with the prior beside it."""
     prior = prior_beside(arguments.target)
     return load_unclip(arguments.target, str(model.no_embedding.device), prior=prior)
 
 
+def on_shapes(model: Model, world: World, arguments: argparse.Namespace) -> Evaluation:
+    for name in ("clip", "judge", "pictures", "limit"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} is for other data; the Shapes world has an oracle")
+    if world is not WORLDS["shapes"] and isinstance(model, CLIP | Decoder):
+        raise UserError("shapes:hard has scores for a vqgan and a dalle")
+    seed, n = arguments.seed, arguments.n
+    how = {"captions": "full captions of unseen scenes", "world_seed": seed}
+    if isinstance(model, VQGAN):
+        return Evaluation(vqgan_scores(model, seed=seed, world=world), how)
+    if isinstance(model, CLIP):
+        return Evaluation(clip_scores(model, seed=seed), how)
+    if isinstance(model, Decoder):
+        unclip, sampler = unclip_of(model, arguments)
+        scores = unclip_scores(unclip, sampler, seed=seed, n=n)
+        return Evaluation(scores, how | {"sampling": sampler._asdict()})
+    sampling = model.run["model"]["sampling"]
+    if model.config.pictures > 1:
+        scores = edit_scores(
+            edit_with(model, sampling), size=model.config.grid * model.painter.factor,
+            reconstruct=lambda pictures: reconstruct(model.painter.vqgan, pictures).pictures,
+            seed=seed, n=n,
+        )  # fmt: skip
+        how["captions"] = "edits of unseen scenes"
+    else:
+        beside = arguments.target.parent / "clip"
+        clip = load(beside, kind="clip").to(model.rows.device) if beside.is_dir() else None
+        scores = dalle_scores(model, clip, seed=seed, n=n, sampling=sampling, world=world)
+        baselines = baseline_scores(seed=seed, n=n, world=world)
+        scores |= {f"baseline_{name}": value for name, value in baselines.items()}
+    return Evaluation(scores, how | {"sampling": sampling})
+
+
 def drawn_on_data(
-    drawer: Drawer, spec: str, arguments: argparse.Namespace, found: Networks
-) -> Evaluation:
+    model: DALLE | Decoder, spec: str, arguments: argparse.Namespace,
+    clip: CLIP | None, judge: Judge | None,
+) -> Evaluation:  # fmt: skip
     """Pictures drawn from text before a judge (classes) or a CLIP (captions)."""
-    draw, reader, seed = drawer.draw, drawer.reader, arguments.seed
-    val = open_data(spec, image_size=drawer.size, split="val", limit=arguments.limit)
+    seed, n = arguments.seed, arguments.n
+    if isinstance(model, DALLE):
+        sampling, reader = model.run["model"]["sampling"], model
+        draw, size = draw_with(model, sampling), model.config.grid * model.painter.factor
+    else:
+        unclip, how = unclip_of(model, arguments)
+        sampling, reader = how._asdict(), unclip.clip
+        draw, size = draw_with_unclip(unclip, how), model.config.image_size
+    val = open_data(spec, image_size=size, split="val", limit=arguments.limit)
     scores: dict[str, float] = {}
     pictures: dict[str, int] = {}
-    if found.judge is not None:
+    if judge is not None:
         if val.class_names is None:
             raise UserError(f"--judge knows the classes of CIFAR-10, and {spec} has none")
         captions = [f"a photo of {class_captions(name)[0]}" for name in val.class_names]
-        pictures["judge"] = max(1, arguments.n // len(captions)) * len(captions)
-        scores |= class_scores(
-            draw, val.class_names, captions, found.judge, n=pictures["judge"], seed=seed
-        )
+        each = max(1, n // len(captions))
+        pictures["judge"] = each * len(captions)
+        scores |= class_scores(draw, val.class_names, captions, judge, each=each, seed=seed)
     else:
-        captions = [val.all_captions(i)[0] for i in range(min(arguments.n, len(val)))]
+        captions = [val.all_captions(i)[0] for i in range(min(n, len(val)))]
     room = reader.config.text_length
     long = sum(len(reader.tokenizer.encode(reader.words.readable(c))) > room for c in captions)
     if long:
         print(f"{long} of {len(captions)} captions are cut to {room} tokens", file=sys.stderr)
-    if found.clip is not None:
+    if clip is not None:
         distinct = list(dict.fromkeys(captions))
-        pictures |= {"clip": len(distinct), "clip_frechet": min(arguments.n, len(val))}
-        scores |= recall_of_captions(draw, found.clip, distinct, seed=seed)
-        scores |= distance_of_drawn(draw, found.clip, val, n=arguments.n, seed=seed)
-    manifest = {"sampling": drawer.sampling, "data_hash": val.fingerprint(), "pictures": pictures}
+        pictures |= {"clip": len(distinct), "clip_frechet": min(n, len(val))}
+        scores |= recall_of_captions(draw, clip, distinct, seed=seed)
+        scores |= distance_of_drawn(draw, clip, val, n=n, seed=seed)
+    manifest = {"sampling": sampling, "data_hash": val.fingerprint(), "pictures": pictures}
     return Evaluation(scores, manifest | {"captions_cut": long})
 
 
-def networks(arguments: argparse.Namespace, device: torch.device) -> Networks:
-    """The networks of a command line that judge a VQGAN's pictures."""
-    clip = judge = None
-    if arguments.clip is not None:
-        how = {"merges": arguments.merges, "activation": arguments.activation}
-        clip = load(arguments.clip, kind="clip", **how).to(device)
-    if arguments.judge is not None:
-        judge = load_judge(arguments.judge).to(device)
-    return Networks(clip, judge)
-
-
-def measure(
-    model: VQGAN | CLIP | DALLE | Decoder, spec: str, arguments: argparse.Namespace
-) -> Evaluation:
-    """The scores of a model on a data SPEC."""
+def measure(model: Model, spec: str, arguments: argparse.Namespace) -> Evaluation:
     parts = [parse_spec(part) for part in split_spec(spec)]
     edits = parts[0].part == "edits"
     if edits != (isinstance(model, DALLE) and model.config.pictures > 1):
         raise UserError(f"--data {spec}: shapes:edits is for a dalle that was trained on it, alone")
     if parts[0].kind == "shapes":
         return on_shapes(model, WORLDS[parts[0].part or "shapes"], arguments)
+    clip = judge = None
+    device = next(model.parameters()).device
+    if arguments.clip is not None:
+        how = {"merges": arguments.merges, "activation": arguments.activation}
+        clip = load(arguments.clip, kind="clip", **how).to(device)
+    if arguments.judge is not None:
+        judge = load_judge(arguments.judge).to(device)
     if isinstance(model, DALLE | Decoder):
-        found = networks(arguments, next(model.parameters()).device)
-        if found.judge is None and found.clip is None:
+        if judge is None and clip is None:
             raise UserError(
                 f"--data {spec}: only the Shapes world has an oracle; say who looks at the "
                 "pictures with --clip, or --judge for CIFAR-10"
             )
-        return drawn_on_data(drawer_of(model, arguments), spec, arguments, found)
+        return drawn_on_data(model, spec, arguments, clip, judge)
     size, limit = model.config.image_size, arguments.limit
     val = open_data(spec, image_size=size, split="val", limit=limit)
     if isinstance(model, VQGAN):
-        found = networks(arguments, model.last_layer.device)
-        found = vqgan_on_data(model, val, found, folder=arguments.pictures)
+        found = vqgan_on_data(model, val, clip=clip, judge=judge, folder=arguments.pictures)
         if arguments.pictures is not None:
             print(f"{arguments.pictures}: {len(val)} originals and their reconstructions",
                   file=sys.stderr)  # fmt: skip
     else:
         templates = read_lines(arguments.templates) if arguments.templates else None
-        train = (
-            open_data(spec, image_size=size, split="train", limit=limit)
-            if val.labels is not None
-            else val
-        )
+        train = val  # of captions nothing is fitted
+        if val.labels is not None:
+            train = open_data(spec, image_size=size, split="train", limit=limit)
         found = clip_on_data(model, train, val, templates=templates)
     data = {"data_hash": val.fingerprint(), "pictures": len(val), "split": "val"}
     return Evaluation(found.scores, data | found.manifest)
@@ -254,16 +223,11 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
             f"{arguments.target} is a {kind}: its scores on unseen pictures are in its "
             "metrics.jsonl, and there is nothing more to measure"
         )
-    if arguments.templates and kind != "clip":
-        raise UserError(f"--templates are for a clip; {arguments.target} is a {kind}")
-    for name in ("clip", "judge"):
-        if getattr(arguments, name) and kind not in ("vqgan", "dalle", "decoder"):
-            raise UserError(f"--{name} judges what draws; {arguments.target} is a {kind}")
+    for flag, kinds in KINDS.items():
+        if getattr(arguments, flag) and kind not in kinds:
+            wanted = " or ".join(kinds)
+            raise UserError(f"--{flag} is for a {wanted}; {arguments.target} is a {kind}")
     folder = arguments.pictures
-    if folder is not None and kind != "vqgan":
-        raise UserError(f"--pictures are of a vqgan; {arguments.target} is a {kind}")
-    if arguments.n < 1:
-        raise UserError(f"-n {arguments.n}: expected 1 or more pictures")
     if folder is not None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"--pictures {folder}: there is something already; give a new folder")
     found = measure(model, spec, arguments)
@@ -288,33 +252,20 @@ def score_guided(folder: Path, seed: int, device: str, *, n: int) -> dict[str, d
     return guided_scores(systems, n=n, seed=seed)
 
 
-def is_demo(folder: Path) -> bool:
-    """Whether a folder holds runs and is none itself."""
-    inside = any((folder / part / "config.json").exists() for part in SYSTEMS)
-    return inside and not (folder / "config.json").exists()
-
-
-def write(result: dict[str, Any], place: Path) -> None:
-    """Write the result as JSON, whole or not at all."""
-    make_folder(place.parent)
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(place, lambda path: path.write_text(text, encoding="utf-8"))
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, write, print."""
     target = arguments.target
     check_seed(arguments.seed)
     arguments.n = (50 if arguments.method else 500) if arguments.n is None else arguments.n
+    if arguments.n < 1:
+        raise UserError(f"-n {arguments.n}: expected 1 or more pictures")
     device = pick_device(arguments.device)
     if not target.exists():
         raise UserError(f"{target}: no such run; `python -m minimodal train demo` makes runs/demo")
-    if is_demo(target):
+    alone = (target / "config.json").exists()
+    if not alone and any((target / part / "config.json").exists() for part in SYSTEMS):  # a demo's
         flag = "--pictures" if arguments.pictures else "--data"
         if arguments.pictures or arguments.data not in (None, "shapes"):
             raise UserError(f"{target} holds several runs: give one of them with {flag}")
-        if arguments.n < 1:
-            raise UserError(f"-n {arguments.n}: expected 1 or more pictures")
         score = score_guided if arguments.method else score_stages
         board = score(target, arguments.seed, device, n=arguments.n)
         manifest = {"run": str(target), "data": "shapes", "world_seed": arguments.seed}
@@ -328,7 +279,8 @@ def run(arguments: argparse.Namespace) -> None:
         words = "\n".join(f"{name:28s} {value:8.4g}" for name, value in lines)
     place = arguments.out or (target / "evaluation.json" if target.is_dir() else None)
     if place is not None:
-        write(result, place)
+        make_folder(place.parent)
+        write_json(place, result)
     print(json.dumps(result) if arguments.json else words)
     if place is not None:
         print(f"with how it was measured in {place}", file=sys.stderr)

@@ -8,16 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minimodal.cli import (
-    caption,
-    classify,
-    doctor,
-    evaluate,
-    generate,
-    reconstruct,
-    search,
-    train,
-)
+from minimodal.cli import caption, classify, doctor, evaluate, generate, reconstruct, search, train
 from minimodal.cli.common import STATUSES, Parser, run_command
 
 COMMANDS = {
@@ -48,7 +39,6 @@ class WordsAnywhere(Parser):
 
 
 def make_parser() -> Parser:
-    """The parser of all commands."""
     about = "Train models, draw with them and use them. " + STATUSES
     parser = WordsAnywhere(prog=PROGRAM, description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -60,7 +50,6 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SCRIPTS:
         return SCRIPTS[argv[0]].main(argv[1:], prog=f"{PROGRAM} {argv[0]}")

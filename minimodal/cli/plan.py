@@ -7,10 +7,9 @@ when another program takes a part of the CPU. A demo that was stopped goes on wi
 `training/recipes.py` before, `cli/demo.py` after.
 """
 
-import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +18,8 @@ import torch
 
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.errors import UserError
-from minimodal.files import write_atomically
-from minimodal.shapes.oracle import score
+from minimodal.files import read_json
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training import probe
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.distributed import Distributed
@@ -91,11 +90,6 @@ class Plan:
         """From the demo's beginning to the end of its last stage; None: however long."""
         return 60 * self.minutes * (1 - SPARE) - self.scores if self.minutes else None
 
-    def save(self, out: Path) -> None:
-        """Write OUT/plan.json."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomically(out / "plan.json", lambda path: path.write_text(text))
-
 
 def read_plan(out: Path, *, minutes: float | None, seed: int) -> Plan | None:
     """The plan of a demo that was begun; None if there is none. A plan is not changed."""
@@ -103,8 +97,8 @@ def read_plan(out: Path, *, minutes: float | None, seed: int) -> Plan | None:
     if not path.exists():
         return None
     try:
-        plan = Plan(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        plan = Plan(**read_json(path))
+    except (ValueError, TypeError):
         raise UserError(
             f"{path} is damaged: expected what the demo wrote; start it in another --out"
         ) from None
@@ -201,18 +195,12 @@ def other_costs(here: Distributed) -> Costs:
     probe.wait(here.device)
     draw = (time.perf_counter() - began) / len(captions)
     began = time.perf_counter()
-    score(captions, task.val.images(np.arange(len(captions))))
+    WORLDS["shapes"].score(captions, task.val.images(np.arange(len(captions))))
     read = (time.perf_counter() - began) / len(captions)
     return Costs(vqgan, speed, ready, encode, draw, read)
 
 
 # --- deciding ----------------------------------------------------------------------------------
-
-
-def machine_text(speed: Speed, here: Distributed, threads: int) -> str:
-    """What the device is, in a few words."""
-    where = "a core" if here.device.type == "cpu" else f"on {here.device}"
-    return f"{speed.precision}, {speed.peak / threads / 1e9:.0f} GFLOP/s {where}"
 
 
 def make_plan(

@@ -8,7 +8,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.cli.common import check_png, read_each
+from minimodal.cli.common import check_name, read_each
 from minimodal.data.images import open_rgb
 from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.metrics import psnr, ssim
+from minimodal.evaluation.scoreboard import reconstruct
 from minimodal.files import make_folder
 from minimodal.runs import find, load
 from minimodal.training.distributed import pick_device
@@ -32,21 +31,7 @@ DEFAULT, LONGEST, GAIN = Path("runs/demo/vqgan"), 512, 4
 SMALLEST = 8  # pixels a side; SSIM's window is 7
 
 
-class Pair(NamedTuple):
-    """A picture before and after, with its codes.
-
-    before: (3, H, W) uint8
-    after: (3, H, W) uint8
-    indices: (h, w) int64
-    """
-
-    before: Tensor
-    after: Tensor
-    indices: Tensor
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of reconstruct."""
     add = parser.add_argument
     add("pictures", nargs="+", metavar="IMG", help="picture files")
     add("--vqgan", type=Path, default=DEFAULT, metavar="RUN|CHECKPOINT",
@@ -61,10 +46,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(rest="pictures")
 
 
-def read_picture(name: str, size: int | None) -> Tensor:
-    """A picture at the size that it is reconstructed at.
+def sized(name: str, size: int | None) -> np.ndarray:
+    """A picture file at the size that it is reconstructed at.
 
-    returns: (3, H, W) uint8
+    returns: (H, W, 3) uint8
     """
     picture = original = open_rgb(name)
     longer = max(picture.size)
@@ -80,97 +65,67 @@ def read_picture(name: str, size: int | None) -> Tensor:
             f"{name} is {original.width} x {original.height} pixels"
             f"{shrunk if wanted != longer else ''}: expected {SMALLEST} or more a side"
         )
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return np.array(picture)
 
 
-def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
-    """Repeat the last row and column until the factor divides both sides.
+def there_and_back(vqgan: VQGAN, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """A picture before and after, and its codes. Its last row and column are repeated until the
+    network's factor divides both sides, and cut off again.
 
-    images: (B, 3, H, W) float
-    returns: (B, 3, H', W')
+    picture: (H, W, 3) uint8
+    returns: (3, H, W) uint8, (3, H, W) uint8, (h, w) int64
     """
-    H, W = images.shape[-2:]
-    return F.pad(images, (0, -W % factor, 0, -H % factor), mode="replicate")
+    H, W, factor = *picture.shape[:2], vqgan.config.factor
+    padded = np.pad(picture, ((0, -H % factor), (0, -W % factor), (0, 0)), mode="edge")
+    images = torch.from_numpy(padded).permute(2, 0, 1)[None]
+    again = reconstruct(vqgan, images)
+    return images[0, :, :H, :W], again.pictures[0, :, :H, :W], again.indices[0]
 
 
-@torch.no_grad()
-def reconstruct(vqgan: VQGAN, picture: Tensor) -> Pair:
-    """One picture, padded for the network and cropped back.
+def tiles_of(before: Tensor, after: Tensor, height: int, width: int) -> list[Tensor]:
+    """Before, after and their difference on gray, each in the middle of a light ground.
 
-    picture: (3, H, W) uint8
+    before: (3, H, W) uint8
+    after: (3, H, W) uint8
     """
-    H, W = picture.shape[-2:]
-    x = to_float(picture[None].to(vqgan.last_layer.device))
-    codes = vqgan.encode(pad_to_multiple(x, vqgan.config.factor))
-    after = to_uint8(vqgan.decode(codes.z))[0, :, :H, :W].cpu()
-    return Pair(picture, after, codes.indices[0].cpu())
-
-
-def on_canvas(picture: Tensor, height: int, width: int) -> Tensor:
-    """A picture in the middle of a light ground, so that all tiles have one size.
-
-    picture: (3, H, W) uint8
-    returns: (3, height, width) uint8
-    """
-    H, W = picture.shape[-2:]
-    canvas = torch.full((3, height, width), 248, dtype=torch.uint8)
-    top, left = (height - H) // 2, (width - W) // 2
-    canvas[:, top : top + H, left : left + W] = picture
-    return canvas
-
-
-def difference(pair: Pair) -> Tensor:
-    """After minus before on middle gray, several times as strong.
-
-    returns: (3, H, W) uint8
-    """
-    change = (pair.after.int() - pair.before.int()) * GAIN
-    return (change + 128).clamp(0, 255).byte()
-
-
-def scores(name: str, pair: Pair, size: int) -> dict:
-    """What is said of one picture."""
-    before, after = pair.before[None], pair.after[None]
-    return {
-        "file": name,
-        "width": pair.before.shape[-1],
-        "height": pair.before.shape[-2],
-        "psnr": round(psnr(after, before), 3),
-        "ssim": round(ssim(after, before), 4),
-        "codes": pair.indices.numel(),
-        "different_codes": len(pair.indices.unique()),
-        "codebook": size,
-    }
+    H, W = before.shape[-2:]
+    difference = ((after.int() - before.int()) * GAIN + 128).clamp(0, 255).byte()
+    left, top = (width - W) // 2, (height - H) // 2
+    ground = (left, width - W - left, top, height - H - top)
+    return [F.pad(tile, ground, value=248) for tile in (before, after, difference)]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reconstruct, draw the grid, print; returns the exit status."""
     if arguments.size is not None and arguments.size < SMALLEST:
         raise UserError(f"--size {arguments.size}: expected {SMALLEST} pixels or more")
-    check_png(arguments.out)
+    check_name(arguments.out)
     device = pick_device(arguments.device)
-    read, refused = read_each(arguments.pictures, lambda name: read_picture(name, arguments.size))
+    read, refused = read_each(arguments.pictures, lambda name: sized(name, arguments.size))
     vqgan = load(find(arguments.vqgan, "vqgan", flag="--vqgan"), kind="vqgan").to(device)
     make_folder(arguments.out.parent)
-    pairs = [reconstruct(vqgan, picture) for _, picture in read]
-    size = vqgan.quantizer.size
-    found = [scores(name, pair, size) for (name, _), pair in zip(read, pairs, strict=True)]
-    height = max(pair.before.shape[-2] for pair in pairs)
-    width = max(pair.before.shape[-1] for pair in pairs)
-    tiles, captions = [], []
-    for score, pair in zip(found, pairs, strict=True):
-        kinds = (pair.before, pair.after, difference(pair))
-        tiles += [on_canvas(tile, height, width) for tile in kinds]
-        words = f"PSNR {score['psnr']:.1f} dB, SSIM {score['ssim']:.3f}"
-        captions += [Path(score["file"]).name, words, f"difference x {GAIN}"]
+    height, width = (max(picture.shape[side] for _, picture in read) for side in (0, 1))
+    size, used, found, tiles, captions = vqgan.quantizer.size, set(), [], [], []
+    for name, picture in read:
+        before, after, indices = there_and_back(vqgan, picture)
+        codes = set(indices.flatten().tolist())
+        used |= codes
+        one = {
+            "file": name, "width": picture.shape[1], "height": picture.shape[0],
+            "psnr": round(psnr(after[None], before[None]), 3),
+            "ssim": round(ssim(after[None], before[None]), 4),
+            "codes": indices.numel(), "different_codes": len(codes), "codebook": size,
+        }  # fmt: skip
+        found.append(one)
+        tiles += tiles_of(before, after, height, width)
+        words = f"PSNR {one['psnr']:.1f} dB, SSIM {one['ssim']:.3f}"
+        captions += [Path(name).name, words, f"difference x {GAIN}"]
     save_png(grid(torch.stack(tiles), captions, columns=3), arguments.out)
-    used = len(torch.cat([pair.indices.flatten() for pair in pairs]).unique())
     if arguments.json:
-        made = {"vqgan": str(arguments.vqgan), "grid": str(arguments.out), "codes_used": used}
+        made = {"vqgan": str(arguments.vqgan), "grid": str(arguments.out), "codes_used": len(used)}
         print(json.dumps(made | {"codebook": size, "pictures": found, "left_out": refused}))
         return 1 if refused else 0
-    for score in found:
-        print(f"{score['file']}  PSNR {score['psnr']:.2f} dB  SSIM {score['ssim']:.4f}  "
-              f"{score['different_codes']} different codes of {score['codes']}")  # fmt: skip
-    print(f"{arguments.out}: before, after, difference; {used} of {size} codes used")
+    for one in found:
+        print(f"{one['file']}  PSNR {one['psnr']:.2f} dB  SSIM {one['ssim']:.4f}  "
+              f"{one['different_codes']} different codes of {one['codes']}")  # fmt: skip
+    print(f"{arguments.out}: before, after, difference; {len(used)} of {size} codes used")
     return 1 if refused else 0

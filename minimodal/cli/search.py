@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.cli.common import check_png
-from minimodal.cli.which_clip import add_clip_flags, load_clip
+from minimodal.cli.common import add_clip_flags, check_name, load_clip
 from minimodal.clip import CLIP
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.drawing import grid, save_png
@@ -24,14 +23,13 @@ from minimodal.errors import UserError
 from minimodal.evaluation.metrics import top_k
 from minimodal.files import make_folder
 from minimodal.uses.embedding import embed_captions
-from minimodal.uses.search import Changes, Index, combine, embed_queries, refresh
+from minimodal.uses.search import combine, embed_queries, refresh
 
 ABOUT = "the pictures of a folder that go best with words or with other pictures"
 TILE = 128  # pixels of a picture in the grid
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the command."""
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="the pictures, also those in folders in it")
     add("prompts", nargs="*", metavar="PROMPT", help="what to look for; several are added up")
@@ -66,7 +64,6 @@ def weights_of(arguments: argparse.Namespace) -> list[float]:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Say what is wrong with the flags before anything is loaded."""
     if not arguments.prompts and not arguments.image:
         raise UserError("nothing to look for: give a prompt such as 'a red circle', or --image PIC")
     for prompt in arguments.prompts:
@@ -78,7 +75,7 @@ def check(arguments: argparse.Namespace) -> None:
         if not path.is_file():
             raise UserError(f"--image {path}: no such file (prompts stand before --image)")
     if arguments.out is not None:
-        check_png(arguments.out)
+        check_name(arguments.out)
 
 
 def query_of(clip: CLIP, arguments: argparse.Namespace, weights: list[float]) -> Tensor:
@@ -114,46 +111,30 @@ def draw(out: Path, files: list[Path], scores: list[float]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Bring the index up to date, search, print, draw; returns the exit status."""
     check(arguments)
-    weights = weights_of(arguments)
-    if arguments.out is not None:
-        make_folder(arguments.out.parent)
+    weights, out = weights_of(arguments), arguments.out
+    if out is not None:
+        make_folder(out.parent)
     clip = load_clip(arguments)
     query = query_of(clip, arguments, weights)  # before the index, which takes longest
     index, changes = refresh(clip, arguments.folder)
     hits = top_k(index.embeddings, query[None], arguments.k)
     names, scores = list(index.stamps), hits.scores[0].tolist()
     files = [arguments.folder / names[i] for i in hits.indices[0].tolist()]
-    if arguments.out is not None:
-        draw(arguments.out, files, scores)
-    told(arguments, weights, files, scores, index, changes)
-    return 1 if index.broken else 0
-
-
-def told(
-    arguments: argparse.Namespace,
-    weights: list[float],
-    files: list[Path],
-    scores: list[float],
-    index: Index,
-    changes: Changes,
-) -> None:
-    """Print what was found, in words or as JSON."""
-    if not arguments.json:
+    if out is not None:
+        draw(out, files, scores)
+    if arguments.json:
+        images = [str(path) for path in arguments.image]
+        made = {
+            "query": {"prompts": arguments.prompts, "images": images, "weights": weights},
+            "results": [{"file": str(f), "score": s} for f, s in zip(files, scores, strict=True)],
+            "index": {"pictures": len(index.stamps), **changes._asdict(),
+                      "broken": len(index.broken)},
+        }  # fmt: skip
+        print(json.dumps(made | ({} if out is None else {"grid": str(out)})))
+    else:
         for file, score in zip(files, scores, strict=True):
             print(f"{score:7.4f}  {file}")
-        if arguments.out is not None:
-            print(f"{arguments.out}: the grid")
-        return
-    results = [{"file": str(f), "score": s} for f, s in zip(files, scores, strict=True)]
-    asked = {
-        "prompts": arguments.prompts,
-        "images": [str(path) for path in arguments.image],
-        "weights": weights,
-    }
-    counts = {"pictures": len(index.stamps), **changes._asdict(), "broken": len(index.broken)}
-    made = {"query": asked, "results": results, "index": counts}
-    if arguments.out is not None:
-        made["grid"] = str(arguments.out)
-    print(json.dumps(made))
+        if out is not None:
+            print(f"{out}: the grid")
+    return 1 if index.broken else 0

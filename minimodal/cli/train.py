@@ -87,23 +87,15 @@ def add_system(commands: Any, system: str, recipe: Recipe) -> None:
     about, needs = SYSTEMS[system].about, SYSTEMS[system].needs
     about += "".join(f"; needs a trained --{need}" for need in needs)
     parser = commands.add_parser(system, help=about, description=about)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="SPEC",
-        help=f"{'|'.join(KINDS)}[:PATH][:N], or several with commas, see README",
-    )
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
+    add = parser.add_argument
+    add("--data", required=True, metavar="SPEC",
+        help=f"{'|'.join(KINDS)}[:PATH][:N], or several with commas, see README")  # fmt: skip
+    add("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     for need in needs:
-        parser.add_argument(
-            f"--{need}",
-            required=True,
-            type=Path,
-            metavar="RUN|CHECKPOINT",
-            help="a trained run or an original checkpoint",
-        )
-    parser.add_argument("--resume", action="store_true", help="go on from the last saved state")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+        add(f"--{need}", required=True, type=Path, metavar="RUN|CHECKPOINT",
+            help="a trained run or an original checkpoint")  # fmt: skip
+    add("--resume", action="store_true", help="go on from the last saved state")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add_fields(parser, "engine", recipe.engine, ())
     add_fields(parser, "training", recipe.training, ())
     add_fields(parser, "model", recipe.model, SYSTEMS[system].decided)
@@ -138,7 +130,6 @@ def make_parser(argv: Sequence[str], prog: str = "train.py") -> Parser:
 
 
 def chosen(part: Any, arguments: argparse.Namespace) -> Any:
-    """A recipe's dataclass with the flags' values."""
     names = [f.name for f in dataclasses.fields(part) if hasattr(arguments, f.name)]
     return dataclasses.replace(part, **{name: getattr(arguments, name) for name in names})
 
@@ -159,7 +150,6 @@ def place_events(system: str, recipe: Recipe, given: Recipe, out: Path | None) -
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train one system."""
     system = arguments.command
     for part in split_spec(arguments.data):
         path = parse_spec(part).path  # before anything slow
@@ -199,8 +189,6 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "train.py") -> int:
-    """The command; returns the exit status."""
-
     def command(argv: Sequence[str]) -> None:
         keep_on_where_stderr_fails()
         arguments = make_parser(argv, prog).parse_args(argv)

@@ -19,9 +19,9 @@ from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import captions_to_show, format_scoreboard
 from minimodal.evaluation.unclip import draw_with, unclip_scores
-from minimodal.files import digest, write_atomically
+from minimodal.files import digest, write_json
 from minimodal.runs import find, load
-from minimodal.shapes.oracle import score
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training import distributed
 from minimodal.training.checkpoint import last_of_finished
 from minimodal.training.engine import run
@@ -46,11 +46,7 @@ def prior_beside(folder: Path, given: Path | None = None) -> Path:
 
 
 def load_unclip(
-    folder: Path,
-    device: str,
-    *,
-    prior: Path | None = None,
-    upsampler: Path | None = None,
+    folder: Path, device: str, *, prior: Path | None = None, upsampler: Path | None = None
 ) -> tuple[UnCLIP, Sampler]:
     """An unCLIP of a decoder's run, and how it draws by default; its CLIP, and the VQGAN of code
     vectors, lie within the run. It draws in bfloat16 where it was trained in it and the device has
@@ -107,7 +103,7 @@ def draw_row(unclip: UnCLIP, how: Sampler, out: Path, seed: int) -> None:
     """unclip.png: two rows of seen captions, one of held-out ones, and the verdicts."""
     captions = captions_to_show(seed)
     pictures = draw_with(unclip, how)(captions, 1, seed)
-    verdicts = score(captions, pictures.numpy())
+    verdicts = WORLDS["shapes"].score(captions, pictures.numpy())
     save_png(grid(pictures, captions, verdicts, columns=8), out / "unclip.png")
 
 
@@ -127,8 +123,7 @@ def add_unclip(out: Path, seed: int, device: str, *, n: int = 200) -> None:
         draw_row(unclip, how, out, seed)
         board["unclip_weights"] = weights
         board["seconds"]["unclip"] = round(time.time() - began, 1)
-        text = json.dumps(board, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write_text(text))
+        write_json(path, board)
         for name in UNCLIP:
             write_report(out / name)
     print(format_scoreboard({"unclip": board["unclip"]}))

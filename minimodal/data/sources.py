@@ -5,10 +5,13 @@
 step number and no replay. Where sources come from is in `loading.py`.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from minimodal.errors import UserError
 
@@ -37,6 +40,16 @@ class DataSource(Protocol):
 
     def fingerprint(self) -> str:
         """A hash of all that decides the pictures and captions."""
+
+
+def first_pictures(source: DataSource, n: int, *, some: int, flip: bool) -> Iterator[Tensor]:
+    """A source's first n pictures as bytes, `some` at a time; with flip their mirror images after
+    all of them."""
+    for mirrored in (False, True) if flip else (False,):
+        for start in range(0, n, some):
+            images = source.images(np.arange(start, min(start + some, n)))
+            images = images[..., ::-1] if mirrored else images
+            yield torch.from_numpy(np.ascontiguousarray(images))
 
 
 @lru_cache(maxsize=4)

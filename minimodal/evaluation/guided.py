@@ -8,7 +8,7 @@ kind of prompt how many pictures hold all that it says, and CPU seconds a pictur
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from minimodal.blocks.drawers import VQGANDrawer
 from minimodal.blocks.pixels import to_uint8
-from minimodal.evaluation.scoreboard import Draw, exact, rounded
+from minimodal.evaluation.scoreboard import Draw, rounded, share_right
 from minimodal.shapes.source import ShapesSource
-from minimodal.shapes.worlds import WORLDS
 from minimodal.vqgan_clip.guide import make_guide
 from minimodal.vqgan_clip.optimise import Optimisation, OptimiseConfig
 from minimodal.vqgan_clip.pool import Pool, Prior, find
@@ -76,14 +75,8 @@ def following(vqgan: nn.Module, clip: nn.Module, config: OptimiseConfig) -> Draw
     return draw
 
 
-def guided_scores(
-    systems: Mapping[str, Draw], *, n: int, seed: int,
-    told: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> dict[str, dict[str, float]]:  # fmt: skip
-    """The table, one picture a prompt.
-
-    told: hears of each row, as some take long
-    """
+def guided_scores(systems: Mapping[str, Draw], *, n: int, seed: int) -> dict[str, dict[str, float]]:
+    """The table, one picture a prompt; each row is told on stderr, as some take long."""
     found: dict[str, dict[str, float]] = {name: {} for name in systems}
     for kind in KINDS:
         prompts = prompts_of(kind, n, seed=seed)
@@ -91,9 +84,10 @@ def guided_scores(
             began = time.process_time()
             pictures = draw(prompts, 1, seed)
             seconds = (time.process_time() - began) / len(prompts)
-            right = float(exact(WORLDS["shapes"].score(prompts, pictures.numpy())).mean())
+            right = share_right(prompts, pictures)
             found[name] |= {kind: round(right, 4), f"{kind}_cpu_seconds": round(seconds, 3)}
-            told(f"{name}: {kind} {right:.1%} of {len(prompts)}, {seconds:.2f} CPU s a picture")
+            print(f"{name}: {kind} {right:.1%} of {len(prompts)}, {seconds:.2f} CPU s a picture",
+                  file=sys.stderr, flush=True)  # fmt: skip
     return found
 
 
@@ -120,9 +114,8 @@ def demo_scores(search: Draw, gradient: Draw, *, n: int, seed: int) -> Shown:
     for kind, many, few in zip(KINDS, (n, n, -(-n // 2)), (3, 3, 2), strict=True):
         prompts = prompts_of(kind, many, seed=seed)
         drawn = search(prompts, 1, seed)
-        scores[kind] = float(exact(WORLDS["shapes"].score(prompts, drawn.numpy())).mean())
+        scores[kind] = share_right(prompts, drawn)
         captions, pictures = captions + prompts[:few], [*pictures, drawn[:few]]
     prompts = prompts_of("seen_one_object", -(-n // 4), seed=seed)
-    verdicts = WORLDS["shapes"].score(prompts, gradient(prompts, 1, seed).numpy())
-    scores["gradient_only"] = float(exact(verdicts).mean())
+    scores["gradient_only"] = share_right(prompts, gradient(prompts, 1, seed))
     return Shown(rounded(scores), captions, torch.cat(pictures).numpy())

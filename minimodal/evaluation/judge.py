@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from minimodal.data.preprocessing import Preprocessing, normalize
 from minimodal.errors import UserError
 
 # Of the pictures that the judge was trained on, divided by 255.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+READING = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SIZE, BATCH = 32, 500
 
 
@@ -71,7 +72,7 @@ class Judge(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the ten classes.
 
-        x: (B, 3, H, W) normalised by MEAN and STD
+        x: (B, 3, H, W) normalised as READING says
         returns: (B, 10)
         """
         x = F.relu(self.bn1(self.conv1(x)))
@@ -90,14 +91,8 @@ class Judge(nn.Module):
                 f"the judge reads uint8 pictures (N, 3, {SIZE}, {SIZE}), got {pictures.dtype} "
                 f"{tuple(pictures.shape)}"
             )
-        device = self.linear.weight.device
-        mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
-        std = torch.tensor(STD, device=device).view(3, 1, 1)
-        found = [
-            self((part.to(device).float() / 255 - mean) / std).argmax(dim=1)
-            for part in pictures.split(BATCH)
-        ]
-        return torch.cat(found).cpu()
+        parts = pictures.to(self.linear.weight.device).split(BATCH)
+        return torch.cat([self(normalize(part, READING)).argmax(dim=1) for part in parts]).cpu()
 
 
 def load_judge(path: str | Path) -> Judge:

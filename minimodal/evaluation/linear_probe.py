@@ -38,13 +38,6 @@ class Probe(NamedTuple):
         return float((logits.argmax(dim=1) == labels).float().mean())
 
 
-class ProbeScore(NamedTuple):
-    """An accuracy and the penalty that it was reached with."""
-
-    accuracy: float
-    penalty: float
-
-
 def fit(features: Tensor, labels: Tensor, *, classes: int, penalty: float) -> Probe:
     """The minimum of a convex function, so no step size and no randomness.
 
@@ -74,8 +67,9 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, penalty: float) -> Pr
 
 def linear_probe(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, classes: int
-) -> ProbeScore:
-    """Fit on one set, score on the other; the penalty is chosen on every fifth training row.
+) -> tuple[float, float]:
+    """The accuracy on one set of a fit on the other, and the penalty, which is chosen on every
+    fifth training row.
 
     train: (N, E) features
     train_labels: (N,) int64
@@ -92,4 +86,4 @@ def linear_probe(
         ).accuracy(train[held], train_labels[held]),
     )
     probe = fit(train, train_labels, classes=classes, penalty=best)
-    return ProbeScore(probe.accuracy(test, test_labels), best)
+    return probe.accuracy(test, test_labels), best

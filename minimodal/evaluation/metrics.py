@@ -1,12 +1,14 @@
-"""Scores that any system may need: exact search, PSNR, SSIM, recall, accuracy, use of a codebook.
+"""Scores that any system may need.
 
     PSNR      10 log10(peak² / MSE), the mean over pictures of each picture's own
     SSIM      likeness of means, contrasts and patterns in windows of 7 x 7 pixels
     recall@k  share of queries with a right answer among the k most similar
     accuracy  share of rows whose largest similarity is in the column of their label
     usage     share of a codebook's codes that occur, and the exponential of their entropy
+    Fréchet   distance of the Gaussians with two sets' means and covariances (FID)
 
-Pictures are (N, 3, H, W), embeddings are rows of unit length (N, E). Numbers out, no models in.
+Pictures are (N, 3, H, W), embeddings are rows of unit length (N, E). Numbers out, no models in:
+which network features come from is the caller's choice, and belongs beside every such number.
 """
 
 from typing import NamedTuple
@@ -185,3 +187,30 @@ def usage(indices: Tensor, size: int) -> Usage:
     """
     counts = torch.bincount(indices.flatten(), minlength=size).double()
     return Usage(float((counts > 0).double().mean()), float(perplexity(counts)))
+
+
+def frechet_gaussians(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
+    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½), between two Gaussians.
+
+    mean1: (E,)
+    cov1: (E, E)
+    mean2: (E,)
+    cov2: (E, E)
+    """
+    # The eigenvalues of Σ₁ Σ₂ are real and not negative, but for rounding where a covariance is
+    # singular because there are fewer pictures than features.
+    values = torch.linalg.eigvals(cov1.double() @ cov2.double()).real.clamp(min=0)
+    shift = (mean1.double() - mean2.double()).square().sum()
+    return float(shift + cov1.trace() + cov2.trace() - 2 * values.sqrt().sum())
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """The Fréchet distance of two sets (Heusel et al. 2017), biased upwards for small ones.
+
+    first: (N, E), N of 2 or more
+    second: (M, E)
+    """
+    if min(len(first), len(second)) < 2:
+        raise ValueError(f"expected 2 or more pictures, got {len(first)} and {len(second)}")
+    x, y = first.double(), second.double()
+    return frechet_gaussians(x.mean(0), torch.cov(x.T), y.mean(0), torch.cov(y.T))

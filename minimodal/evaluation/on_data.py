@@ -20,18 +20,22 @@ from minimodal.clip import CLIP
 from minimodal.data.sources import DataSource
 from minimodal.drawing import to_picture
 from minimodal.errors import UserError
-from minimodal.evaluation.distances import frechet_distance
 from minimodal.evaluation.judge import Judge
 from minimodal.evaluation.linear_probe import linear_probe
-from minimodal.evaluation.metrics import psnr, recall_at_k, ssim, zero_shot_accuracy
+from minimodal.evaluation.metrics import (
+    frechet_distance,
+    psnr,
+    recall_at_k,
+    ssim,
+    zero_shot_accuracy,
+)
 from minimodal.evaluation.scoreboard import Draw, reconstruct, rounded
 from minimodal.files import asking, make_folder
-from minimodal.uses.embedding import embed_captions, embed_pictures
+from minimodal.uses.embedding import embed_captions, embed_pictures, embed_source
 from minimodal.uses.zero_shot import ZeroShotClassifier
 from minimodal.vqgan import VQGAN
 
 CAPTIONS = 5  # of a picture, as in COCO's protocol
-PART = 256  # pictures in memory as floats
 
 
 class Evaluation(NamedTuple):
@@ -41,26 +45,6 @@ class Evaluation(NamedTuple):
     manifest: dict[str, Any]
 
 
-@torch.no_grad()
-def embed_source(clip: CLIP, source: DataSource) -> Tensor:
-    """Unit vectors of all pictures of a source.
-
-    returns: (N, E), on the CPU
-    """
-    found = []
-    for first in range(0, len(source), PART):
-        numbers = np.arange(first, min(first + PART, len(source)))
-        found.append(embed_pictures(clip, torch.from_numpy(source.images(numbers))).cpu())
-    return torch.cat(found)
-
-
-def preprocessing(clip: CLIP) -> dict[str, Any]:
-    """How the pictures of a data set reach the model."""
-    size = clip.config.image_size
-    steps = f"largest centred square, bicubic to {size} x {size}, RGB"
-    return {"picture": steps, "mean": clip.reading.mean, "std": clip.reading.std}
-
-
 def clip_on_classes(
     clip: CLIP, train: DataSource, val: DataSource, *, templates: list[str] | None
 ) -> Evaluation:
@@ -68,23 +52,17 @@ def clip_on_classes(
     classifier = ZeroShotClassifier(clip, list(val.class_names), templates)
     image, labels = embed_source(clip, val), torch.from_numpy(val.labels)
     similarity = image @ classifier.weights.cpu().T  # (N, K)
-    probe = linear_probe(
-        embed_source(clip, train),
-        torch.from_numpy(train.labels),
-        image,
-        labels,
-        classes=len(val.class_names),
+    known, classes = torch.from_numpy(train.labels), len(val.class_names)
+    accuracy, penalty = linear_probe(
+        embed_source(clip, train), known, image, labels, classes=classes
     )
-    scores = {
-        "zero_shot": zero_shot_accuracy(similarity, labels),
-        "chance": 1 / len(val.class_names),
-        "linear_probe": probe.accuracy,
-    }
+    zero_shot = zero_shot_accuracy(similarity, labels)
+    scores = {"zero_shot": zero_shot, "chance": 1 / classes, "linear_probe": accuracy}
     manifest = {
         "templates": classifier.templates,
         "labels": classifier.labels,
         "linear_probe": {"features": "unit image embeddings", "train": train.fingerprint(),
-                         "train_pictures": len(train), "penalty": probe.penalty},
+                         "train_pictures": len(train), "penalty": penalty},
     }  # fmt: skip
     return Evaluation(scores, manifest)
 
@@ -114,18 +92,11 @@ def clip_on_data(
         found = clip_on_captions(clip, val)
     else:
         raise UserError(f"{val.name}: pictures without captions or classes say nothing of a CLIP")
-    more = {"preprocessing": preprocessing(clip), "captions_longer_than_the_model": "cut"}
+    size = clip.config.image_size
+    steps = f"largest centred square, bicubic to {size} x {size}, RGB"
+    reading = {"picture": steps, "mean": clip.reading.mean, "std": clip.reading.std}
+    more = {"preprocessing": reading, "captions_longer_than_the_model": "cut"}
     return Evaluation(found.scores, found.manifest | more)
-
-
-class Networks(NamedTuple):
-    """Networks that judge reconstructions; each may be missing."""
-
-    clip: CLIP | None = None
-    judge: Judge | None = None
-
-
-NO_NETWORKS = Networks()
 
 
 def save_both(images: Tensor, decoded: Tensor, folder: Path) -> None:
@@ -154,12 +125,13 @@ def frechet_features(clip: CLIP, pictures: Tensor) -> Tensor:
 
 
 def vqgan_on_data(
-    vqgan: VQGAN, val: DataSource, networks: Networks = NO_NETWORKS, *, folder: Path | None = None
-) -> Evaluation:
+    vqgan: VQGAN, val: DataSource, *, clip: CLIP | None = None, judge: Judge | None = None,
+    folder: Path | None = None,
+) -> Evaluation:  # fmt: skip
     """PSNR and SSIM of reconstructions, how much of the codebook they use, and what networks
     say of them: the distance between true and decoded pictures, whether the judge sees the class.
     With a folder both are kept there."""
-    if len(val) < 2 and networks.clip is not None:
+    if len(val) < 2 and clip is not None:
         raise UserError(
             f"{val.name}: a single picture: the distance (--clip) needs 2 or more, and means "
             "little below hundreds"
@@ -172,12 +144,12 @@ def vqgan_on_data(
     scores = {"psnr": psnr(decoded, images), "ssim": ssim(decoded, images)}
     scores["codes_used"] = again.used
     manifest: dict[str, Any] = {}
-    if networks.clip is not None:
-        sets = (frechet_features(networks.clip, part) for part in (images, decoded))
+    if clip is not None:
+        sets = (frechet_features(clip, part) for part in (images, decoded))
         scores["clip_frechet"] = frechet_distance(*sets)
         manifest["clip_features"] = "unit image embeddings times the root of their length"
-    if networks.judge is not None:
-        seen, again_seen = (networks.judge.classify(part) for part in (images, decoded))
+    if judge is not None:
+        seen, again_seen = (judge.classify(part) for part in (images, decoded))
         scores["judge_class_kept"] = float((seen == again_seen).float().mean())
         if val.labels is not None:
             labels = torch.from_numpy(val.labels)
@@ -190,15 +162,14 @@ def vqgan_on_data(
 
 
 def class_scores(
-    draw: Draw, names: Sequence[str], captions: Sequence[str], judge: Judge, *, n: int, seed: int
+    draw: Draw, names: Sequence[str], captions: Sequence[str], judge: Judge, *, each: int, seed: int
 ) -> dict[str, float]:
     """How often a judge sees the class that was asked for, in all and for each class.
 
     captions: one per class
-    n: pictures in all
+    each: pictures of each
     """
-    each = max(1, n // len(names))
-    seen = judge.classify(draw(captions, each, seed)).view(len(names), each)  # (K, n / K)
+    seen = judge.classify(draw(captions, each, seed)).view(len(names), each)  # (K, N)
     right = (seen == torch.arange(len(names))[:, None]).float()
     scores = {"judge_agrees": right.mean()}
     scores |= {f"judge_agrees_{name}": row.mean() for name, row in zip(names, right, strict=True)}

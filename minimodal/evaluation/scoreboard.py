@@ -42,8 +42,6 @@ from minimodal.uses.embedding import embed_captions, embed_pictures
 from minimodal.vqgan import VQGAN
 
 ATTRIBUTES = ("count", "shape", "color", "size", "background", "relation")
-
-
 PLAIN = WORLDS["shapes"]
 # Pictures for prompts, (prompts, n, seed) -> (N, 3, H, W) uint8 on the CPU, n for each in turn: all
 # that a score knows of a system that draws.
@@ -63,11 +61,18 @@ def exact(verdicts: Sequence[Verdict]) -> np.ndarray:
     return np.array([verdict.exact for verdict in verdicts])
 
 
+def share_right(wanted: Sequence, pictures: Tensor, world: World = PLAIN) -> float:
+    """The share of pictures that hold all that their captions say.
+
+    pictures: (N, 3, S, S) uint8
+    """
+    return float(exact(world.score(wanted, pictures.numpy())).mean())
+
+
 def by_attribute(name: str, verdicts: Sequence[Verdict]) -> dict[str, list[bool]]:
     """Whether each attribute is right, where captions name it."""
-    found = {a: [getattr(verdict, a) for verdict in verdicts] for a in ATTRIBUTES}
     return {
-        f"{name}_{a}": [h for h in all_of_it if h is not None] for a, all_of_it in found.items()
+        f"{name}_{a}": [h for v in verdicts if (h := getattr(v, a)) is not None] for a in ATTRIBUTES
     }
 
 
@@ -83,10 +88,12 @@ class Reconstructed(NamedTuple):
     """What VQGAN makes of pictures.
 
     pictures: (N, 3, H, W) uint8 reconstructions
+    indices: (N, h, w) int64
     used: the share of codes in use, of the least used codebook
     """
 
     pictures: Tensor
+    indices: Tensor
     used: float
 
 
@@ -102,9 +109,9 @@ def reconstruct(vqgan: VQGAN, images: Tensor) -> Reconstructed:
         codes = vqgan.encode(to_float(part.to(device)))
         decoded.append(to_uint8(vqgan.decode(codes.z)).cpu())
         indices.append(codes.indices.cpu())
-    parts = vqgan.quantizer.factors(torch.cat(indices))
-    used = [usage(part, k).share for part, k in zip(parts, vqgan.config.codes, strict=True)]
-    return Reconstructed(torch.cat(decoded), min(used))
+    codes = torch.cat(indices)
+    parts = zip(vqgan.quantizer.factors(codes), vqgan.config.codes, strict=True)
+    return Reconstructed(torch.cat(decoded), codes, min(usage(part, k).share for part, k in parts))
 
 
 def vqgan_scores(
@@ -116,14 +123,8 @@ def vqgan_scores(
     images = torch.from_numpy(source.images(numbers))
     again = reconstruct(vqgan, images)
     texts = source.full_captions(numbers, np.random.default_rng(seed))
-    verdicts = world.score(texts, again.pictures.numpy())
-    return rounded(
-        {
-            "oracle_exact": exact(verdicts).mean(),
-            "codes_used": again.used,
-            "psnr": psnr(again.pictures, images),
-        }
-    )
+    scores = {"oracle_exact": share_right(texts, again.pictures, world), "codes_used": again.used}
+    return rounded(scores | {"psnr": psnr(again.pictures, images)})
 
 
 # --- CLIP ----------------------------------------------------------------------------------------
@@ -327,14 +328,14 @@ def baseline_scores(
 ) -> dict[str, float]:
     """Two answers without a generator: any training picture, and that of the nearest caption."""
     nearest = nearest_captions(seed=seed, pool=pool, world=world)
-    anything = world.source(seed).images(np.arange(n) % pool)
+    anything = torch.from_numpy(world.source(seed).images(np.arange(n) % pool))
     scores = {}
     for name, pairs in (("", "seen"), ("_held_out", "held_out")):
         source = world.source(seed, split="val", pairs=pairs)
         prompts = source.full_captions(np.arange(n), np.random.default_rng(seed))
-        pictures = nearest(prompts, 1, seed).numpy()
-        scores[f"chance{name}"] = exact(world.score(prompts, anything)).mean()
-        scores[f"nearest_caption{name}"] = exact(world.score(prompts, pictures)).mean()
+        scores[f"chance{name}"] = share_right(prompts, anything, world)
+        drawn = nearest(prompts, 1, seed)
+        scores[f"nearest_caption{name}"] = share_right(prompts, drawn, world)
     return rounded(scores)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minimodal.errors import UserError
 from minimodal.files import asking
-from minimodal.pretrained.files import OTHERS, check_file, read_json, read_state, read_tensors
+from minimodal.pretrained.files import OTHERS, check_file, one_model, read_json, read_tensors
 from minimodal.pretrained.stated import Stated
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
@@ -192,6 +192,7 @@ def read_beside(
 ) -> tuple[dict[str, Tensor], str, Beside | None]:
     """Tensors, what to call them, and what lies beside them, which is nothing for a state dict."""
     if isinstance(given, Mapping):
-        return *read_state(given), None
+        source = "this state dict"
+        return one_model(given, source=source), source, None
     beside = look(Path(given))
     return read_tensors(*beside.weights), str(given), beside

@@ -174,13 +174,6 @@ def read_tensors(path: str | Path, *more: Path) -> dict[str, Tensor]:
     return one_model(tensors, source=str(path))
 
 
-def read_state(given: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file or of a state dict, and what to call it in messages."""
-    if isinstance(given, Mapping):
-        return one_model(given, source="this state dict"), "this state dict"
-    return read_tensors(given), str(given)
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object."""
     check_file(path)

@@ -86,20 +86,23 @@ class Tensors:
         """The error that says why a file cannot be taken."""
         return UserError(f"{self.source} is no {self.what} that this program knows: {why}")
 
-    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
-        """The shape of a tensor, which has so many dimensions."""
+    def get(self, name: str) -> Tensor:
+        """A tensor that has to be there."""
         if name not in self.left:
             raise self.stranger(f"it lacks {name}")
-        shape = tuple(self.left[name].shape)
+        return self.left[name]
+
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        """The shape of a tensor, which has so many dimensions."""
+        shape = tuple(self.get(name).shape)
         if len(shape) != dimensions or min(shape, default=1) < 1:
             raise UserError(f"{self.source}: {name} has shape {shape}, which no {self.what} has")
         return shape
 
     def take(self, name: str) -> Tensor:
         """A tensor, in float32 where it is a float of another size."""
-        if name not in self.left:
-            raise self.stranger(f"it lacks {name}")
-        tensor = self.left.pop(name)
+        tensor = self.get(name)
+        del self.left[name]
         return tensor.float() if tensor.is_floating_point() else tensor
 
     def linear(self, ours: str, name: str, *, bias: bool = True) -> dict[str, Tensor]:
@@ -107,12 +110,17 @@ class Tensors:
         parts = ("weight", "bias") if bias else ("weight",)
         return {f"{ours}.{part}": self.take(f"{name}.{part}") for part in parts}
 
+    def batch_norm(self, ours: str, name: str) -> dict[str, Tensor]:
+        """Weight, bias and running statistics."""
+        running = ("running_mean", "running_var", "num_batches_tracked")
+        # It counts batches in training; files made by others may lack it.
+        self.left.setdefault(f"{name}.{running[2]}", torch.zeros((), dtype=torch.int64))
+        return self.linear(ours, name) | {f"{ours}.{n}": self.take(f"{name}.{n}") for n in running}
+
     def depth(self, prefix: str) -> int:
         """How many blocks have names of the form PREFIX.N.…"""
-        numbers = {
-            rest.split(".")[0]
-            for rest in (n[len(prefix) + 1 :] for n in self.left if n.startswith(prefix + "."))
-        }
+        inside = [n.removeprefix(f"{prefix}.") for n in self.left if n.startswith(f"{prefix}.")]
+        numbers = {name.split(".")[0] for name in inside}
         if numbers != {str(i) for i in range(len(numbers))}:
             raise UserError(f"{self.source}: the blocks {prefix}.N are not numbered 0, 1, 2, …")
         return len(numbers)
@@ -182,9 +190,8 @@ def read_tower(tensors: Tensors, names: Names) -> tuple[dict[str, Tensor], dict[
     width, depth = shape[0 if vision else 1], tensors.depth(names.blocks)
     positions = tensors.shape(names.positions, 2)[0]
     hidden = tensors.shape(f"{names.blocks}.0.{names.block.fc}.weight", 2)[0]
-    sizes = {
-        f"{tower}_width": width, f"{tower}_depth": depth, f"{tower}_mlp_ratio": hidden / width
-    }  # fmt: skip
+    sizes = {"width": width, "depth": depth, "mlp_ratio": hidden / width}
+    sizes = {f"{tower}_{name}": value for name, value in sizes.items()}
     if vision:
         side = grid_size(positions, source=tensors.source)
         sizes |= {"image_size": side * shape[2], "patch_size": shape[2]}

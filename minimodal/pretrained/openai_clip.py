@@ -5,10 +5,9 @@
     token_embedding, positional_embedding, transformer.resblocks.N…, ln_final, text_projection
     logit_scale, and in some of OpenCLIP's logit_bias
 
-OpenCLIP's "custom text" models have the text tower below `text.`. Sizes are read off the shapes.
-What shapes cannot tell: OpenAI's towers use QuickGELU and OpenCLIP's the exact GELU unless their
-configuration, or the name of the model in their training's params.txt, says otherwise; heads are 64
-wide unless it says otherwise.
+Sizes are read off the shapes. What those cannot tell: OpenAI's towers use QuickGELU and OpenCLIP's
+the exact GELU, and heads are 64 wide, unless their configuration, or the name of the model in their
+training's params.txt, says otherwise.
 
 A file or a state dict in, our CLIP out, equal to the original to float32's rounding. Read
 `naming.py` before.
@@ -26,7 +25,6 @@ from torch import Tensor
 from minimodal.clip import CLIP
 from minimodal.errors import UserError
 from minimodal.pretrained.beside import Beside, as_stated, read_beside
-from minimodal.pretrained.files import read_state
 from minimodal.pretrained.naming import (
     BlockNames,
     Names,
@@ -59,17 +57,6 @@ HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}
 BLOCK = BlockNames("ln_1", ("attn.in_proj",), "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
-def batch_norm(tensors: Tensors, ours: str, theirs: str) -> Weights:
-    """Weight, bias and running statistics."""
-    parts = ("weight", "bias", "running_mean", "running_var")
-    found = {f"{ours}.{part}": tensors.take(f"{theirs}.{part}") for part in parts}
-    # Counts batches in training; safetensors made by others may lack it.
-    counter = f"{theirs}.num_batches_tracked"
-    zero = found[f"{ours}.weight"].new_zeros((), dtype=int)
-    found[f"{ours}.num_batches_tracked"] = tensors.take(counter) if counter in tensors else zero
-    return found
-
-
 VISION = Names(
     "visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks",
     BLOCK, "visual.ln_post", "visual.proj", turned=True,
@@ -77,12 +64,19 @@ VISION = Names(
 )  # fmt: skip
 
 
-def text_names(prefix: str) -> Names:
-    """The text tower, which lies below `text.` in some."""
-    names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks")
-    inputs, positions, blocks = (prefix + name for name in names)
-    out, projection = f"{prefix}ln_final", f"{prefix}text_projection"
-    return Names(inputs, positions, blocks, BLOCK, out, projection, turned=True)
+TEXT = Names(
+    "token_embedding.weight", "positional_embedding", "transformer.resblocks", BLOCK, "ln_final",
+    "text_projection", turned=True,
+)  # fmt: skip
+
+
+def three_convs(tensors: Tensors, ours: str, theirs: str) -> Weights:
+    """Three convolutions, each with a batch norm: the stem, or a residual block."""
+    found: Weights = {}
+    for n in (1, 2, 3):
+        found |= tensors.linear(f"{ours}.conv{n}", f"{theirs}.conv{n}", bias=False)
+        found |= tensors.batch_norm(f"{ours}.bn{n}", f"{theirs}.bn{n}")
+    return found
 
 
 def read_resnet(tensors: Tensors) -> tuple[Weights, dict[str, Any]]:
@@ -92,30 +86,21 @@ def read_resnet(tensors: Tensors) -> tuple[Weights, dict[str, Any]]:
     positions, last = tensors.shape("visual.attnpool.positional_embedding", 2)
     if last != 32 * width:
         raise UserError(f"{source}: a ResNet of width {width} ends in {last} channels")
-    found: Weights = {}
-    for n in (1, 2, 3):
-        found |= tensors.linear(f"{ours}.conv{n}", f"visual.conv{n}", bias=False)
-        found |= batch_norm(tensors, f"{ours}.bn{n}", f"visual.bn{n}")
+    found = three_convs(tensors, ours, "visual")
     depths = tuple(tensors.depth(f"visual.layer{stage}") for stage in (1, 2, 3, 4))
     for stage, depth in enumerate(depths):
         for block in range(depth):
             ours_, theirs = f"{ours}.stages.{stage}.{block}", f"visual.layer{stage + 1}.{block}"
-            for n in (1, 2, 3):
-                found |= tensors.linear(f"{ours_}.conv{n}", f"{theirs}.conv{n}", bias=False)
-                found |= batch_norm(tensors, f"{ours_}.bn{n}", f"{theirs}.bn{n}")
+            found |= three_convs(tensors, ours_, theirs)
             if f"{theirs}.downsample.0.weight" in tensors:
                 found |= tensors.linear(f"{ours_}.shortcut.0", f"{theirs}.downsample.0", bias=False)
-                found |= batch_norm(tensors, f"{ours_}.shortcut.1", f"{theirs}.downsample.1")
+                found |= tensors.batch_norm(f"{ours_}.shortcut.1", f"{theirs}.downsample.1")
     pool = "image_encoder.pool"
     found[f"{pool}.positions"] = tensors.take("visual.attnpool.positional_embedding")
     projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "proj": "c_proj"}
     found |= tensors.linears(pool, "visual.attnpool", projections)
-    return found, {
-        "image_size": grid_size(positions, source=source) * 32,
-        "patch_size": 1,
-        "resnet": depths,
-        "vision_width": width,
-    }
+    size = grid_size(positions, source=source) * 32
+    return found, {"image_size": size, "patch_size": 1, "resnet": depths, "vision_width": width}
 
 
 def vision_heads(sizes: dict[str, Any], stated: Stated) -> int:
@@ -138,11 +123,12 @@ def convert(
 
     pictures: OpenCLIP's preprocess_cfg
     """
-    tensors = Tensors(dict(state), source=source)
+    # OpenCLIP's "custom text" models have their text tower below `text.`.
+    plain = {name.removeprefix("text."): tensor for name, tensor in state.items()}
+    tensors = Tensors(plain, source=source)
     resnet = "visual.layer1.0.conv1.weight" in tensors
     found, sizes = read_resnet(tensors) if resnet else read_tower(tensors, VISION)
-    prefix = "text." if "text.token_embedding.weight" in tensors else ""
-    words, more = read_tower(tensors, text_names(prefix))
+    words, more = read_tower(tensors, TEXT)
     sizes |= more
     check_sizes(sizes, stated)
     sizes["vision_heads"] = vision_heads(sizes, stated)
@@ -152,8 +138,7 @@ def convert(
     else:
         sizes["text_heads"] = heads_of(width, stated, "transformer_heads")
     found |= words | {"logit_scale": tensors.take("logit_scale").reshape(1)}
-    biased = "logit_bias" in tensors
-    if biased:
+    if biased := "logit_bias" in tensors:
         found["logit_bias"] = tensors.take("logit_bias").reshape(1)
     # OpenAI's archives hold three numbers and OpenCLIP's a mask, which are no weights.
     tensors.finish(ignore=("input_resolution", "context_length", "vocab_size", "attn_mask"))
@@ -168,7 +153,7 @@ def load_openai_clip(
 
     `config` may state "vision_heads" and "transformer_heads" where a head is not 64 wide.
     """
-    state, source = read_state(path_or_state_dict)
+    state, source, _ = read_beside(path_or_state_dict)
     stated = as_stated(config, source=source)
     return convert(state, stated, source=source, activation="quick_gelu")
 
@@ -176,15 +161,15 @@ def load_openai_clip(
 def check_sizes(sizes: dict[str, Any], stated: Stated) -> None:
     """Refuse a configuration of OpenCLIP's that says other sizes than the weights."""
     stated.check({"embed_dim": sizes["embed_width"]})
-    layers = sizes.get("vision_depth") or list(sizes["resnet"])
     found = {
-        "vision": {"width": sizes["vision_width"], "image_size": sizes["image_size"],
-                   "layers": layers},
+        "vision": {"width": sizes["vision_width"], "image_size": sizes["image_size"]},
         "text": {"width": sizes["text_width"], "layers": sizes["text_depth"],
                  "context_length": sizes["text_length"], "vocab_size": sizes["vocab_size"]},
     }  # fmt: skip
-    if "resnet" not in sizes:  # which has no patches
-        found["vision"]["patch_size"] = sizes["patch_size"]
+    found["vision"] |= (  # a ResNet has no patches
+        {"layers": list(sizes["resnet"])} if "resnet" in sizes
+        else {"layers": sizes["vision_depth"], "patch_size": sizes["patch_size"]}
+    )  # fmt: skip
     for tower, values in found.items():
         part, ratio = stated.part(f"{tower}_cfg", filled=True), sizes.get(f"{tower}_mlp_ratio")
         part.check(values)

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.errors import UserError
-from minimodal.pretrained.beside import as_stated
-from minimodal.pretrained.files import read_state
+from minimodal.pretrained.beside import as_stated, read_beside
 from minimodal.pretrained.naming import Tensors, fill
 from minimodal.pretrained.stated import Stated
 from minimodal.vqgan import VQGAN, VQGANConfig
@@ -61,11 +60,9 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     if "quantize.used" in tensors or stated.fields.get("remap") is not None:
         raise tensors.stranger("its codes are remapped (quantize.used): they have other numbers")
     channels, pixels = tensors.shape("encoder.conv_in.weight", 4)[:2]
-    decoded = tensors.shape("decoder.conv_out.weight", 4)[0]
-    if (pixels, decoded) != (3, 3):
+    if (pixels, decoded := tensors.shape("decoder.conv_out.weight", 4)[0]) != (3, 3):
         raise tensors.stranger(f"it reads {pixels} channels and paints {decoded}, not RGB pictures")
-    levels = tensors.depth("encoder.down")
-    depth = tensors.depth("encoder.down.0.block")
+    levels, depth = tensors.depth("encoder.down"), tensors.depth("encoder.down.0.block")
     firsts = [f"encoder.down.{n}.block.0.conv1.weight" for n in range(levels)]
     multipliers = [tensors.shape(name, 4)[0] / channels for name in firsts]
     if not levels or not depth or any(m != int(m) for m in multipliers):
@@ -79,8 +76,7 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     if size % factor:
         raise UserError(f"{tensors.source}: resolution {size} is not a multiple of {factor}")
     latent_width = tensors.shape("decoder.conv_in.weight", 4)[1]
-    written = tensors.shape("encoder.conv_out.weight", 4)[0]
-    if written != latent_width:
+    if (written := tensors.shape("encoder.conv_out.weight", 4)[0]) != latent_width:
         raise tensors.stranger(f"it writes {written} channels and reads {latent_width} (double_z)")
     gumbel = "quantize.embed.weight" in tensors
     book = "quantize.embed.weight" if gumbel else "quantize.embedding.weight"
@@ -114,9 +110,6 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     }
 
 
-ATTENTION = {"norm": "norm", "q": "q", "k": "k", "v": "v", "proj": "proj_out"}
-
-
 def residual(tensors: Tensors, ours: str, theirs: str) -> Weights:
     """One residual block."""
     names = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
@@ -127,7 +120,8 @@ def residual(tensors: Tensors, ours: str, theirs: str) -> Weights:
 
 def attention(tensors: Tensors, ours: str, theirs: str) -> Weights:
     """One attention over pixels."""
-    return tensors.linears(ours, theirs, ATTENTION)
+    names = {name: name for name in ("norm", "q", "k", "v")} | {"proj": "proj_out"}
+    return tensors.linears(ours, theirs, names)
 
 
 def half(tensors: Tensors, name: str, config: VQGANConfig) -> Weights:
@@ -174,12 +168,9 @@ def build_discriminator(state: Weights, *, source: str) -> PatchDiscriminator:
     # Layer 0, then a convolution and a norm at 2 and 3, 5 and 6, …, and a last convolution.
     depth = (len({name.split(".")[1] for name in state}) - 2) // 2
     found = tensors.linear("layers.0", "main.0")
-    for n in range(1, depth + 1):
-        found |= tensors.linear(f"layers.{3 * n - 1}", f"main.{3 * n - 1}", bias=False)
-        found |= tensors.linear(f"layers.{3 * n}", f"main.{3 * n}")
-        for part in ("running_mean", "running_var"):
-            found[f"layers.{3 * n}.{part}"] = tensors.take(f"main.{3 * n}.{part}")
-        found[f"layers.{3 * n}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
+    for n in range(3, 3 * depth + 1, 3):
+        found |= tensors.linear(f"layers.{n - 1}", f"main.{n - 1}", bias=False)
+        found |= tensors.batch_norm(f"layers.{n}", f"main.{n}")
     found |= tensors.linear(f"layers.{3 * depth + 2}", f"main.{3 * depth + 2}")
     tensors.finish(ignore=NOT_WEIGHTS)
     return fill(
@@ -187,21 +178,6 @@ def build_discriminator(state: Weights, *, source: str) -> PatchDiscriminator:
         found,
         source=source,
     )
-
-
-def read_discriminator(state: Weights, *, source: str) -> PatchDiscriminator | None:
-    """The patch discriminator of a checkpoint, if it holds one that we can build.
-
-    The autoencoder works without it, so what does not fit is said and left out.
-    """
-    state = {name: tensor for name, tensor in state.items() if name.startswith("main.")}
-    if not state:
-        return None
-    try:
-        return build_discriminator(state, source=f"{source}: its discriminator")
-    except UserError as reason:
-        print(f"{reason}; it is left out", file=sys.stderr)
-        return None
 
 
 # --- from outside --------------------------------------------------------------------------------
@@ -213,16 +189,12 @@ def is_taming(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.removeprefix(FIRST_STAGE) in inside for name in tensors)
 
 
-def first_stage(state: Weights) -> Weights:
-    """The autoencoder's part of a checkpoint, which may be that of a transformer."""
-    inner = {n.removeprefix(FIRST_STAGE): t for n, t in state.items() if n.startswith(FIRST_STAGE)}
-    return inner or state
-
-
 def convert(state: Weights, config: Any, *, source: str) -> VQGAN:
     """A VQGAN from tensors with the original's names, and its configuration or None."""
     stated = flat_config(config, source=source)
-    state = first_stage(state)
+    # It may be a part of a transformer's checkpoint.
+    inner = {n.removeprefix(FIRST_STAGE): t for n, t in state.items() if n.startswith(FIRST_STAGE)}
+    state = inner or state
     judge = {n.removeprefix(DISCRIMINATOR): t for n, t in state.items() if DISCRIMINATOR in n}
     if any(name.startswith(AVERAGES) for name in state):
         # As latent diffusion does, whose models these are, when it encodes and decodes.
@@ -238,7 +210,13 @@ def convert(state: Weights, config: Any, *, source: str) -> VQGAN:
     found |= read_quantizer(tensors, sizes)
     tensors.finish(ignore=NOT_WEIGHTS)
     vqgan = fill(lambda: VQGAN(sizes), found, source=source)
-    vqgan.discriminator = read_discriminator(judge, source=source)
+    vqgan.discriminator = None
+    if judge := {name: tensor for name, tensor in judge.items() if name.startswith("main.")}:
+        # The autoencoder works without it, so what does not fit is said and left out.
+        try:
+            vqgan.discriminator = build_discriminator(judge, source=f"{source}: its discriminator")
+        except UserError as reason:
+            print(f"{reason}; it is left out", file=sys.stderr)
     vqgan.run = {"kind": "vqgan", "data": None, "source": source}
     return vqgan
 
@@ -254,5 +232,5 @@ def load_taming_vqgan(
     config: the original's configuration (`ddconfig`, `n_embed`, …) as a dict, a JSON or a YAML
     file; it is checked against the weights
     """
-    state, source = read_state(path_or_state_dict)
+    state, source, _ = read_beside(path_or_state_dict)
     return convert(state, config, source=source)

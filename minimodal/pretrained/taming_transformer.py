@@ -23,8 +23,7 @@ from torch import Tensor
 from minimodal.blocks.painter import Painter
 from minimodal.errors import UserError
 from minimodal.pretrained import taming
-from minimodal.pretrained.beside import as_stated
-from minimodal.pretrained.files import read_state
+from minimodal.pretrained.beside import as_stated, read_beside
 from minimodal.pretrained.naming import BlockNames, Tensors, fill, heads_of
 from minimodal.pretrained.stated import Stated
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
@@ -48,9 +47,8 @@ def part(config: Stated, name: str) -> Stated:
 
 def check_causal(tensors: Tensors) -> None:
     """Refuse masks that let a prefix look ahead (n_unmasked), which ours does not."""
-    name = "blocks.0.attn.mask"
-    if name in tensors:
-        mask = tensors.left[name].reshape(tensors.left[name].shape[-2:])
+    if (name := "blocks.0.attn.mask") in tensors:
+        mask = tensors.get(name).reshape(tensors.get(name).shape[-2:])
         if not torch.equal(mask != 0, torch.ones_like(mask).tril() != 0):
             raise tensors.stranger("its attention is not causal everywhere (n_unmasked)")
 
@@ -73,9 +71,8 @@ def read_condition(
     """
     said = config.fields.get("cond_stage", config.fields.get("cond_stage_config"))
     kind = said.get("target") if isinstance(said, Mapping) else said
-    kind = (
-        "coord" if config.fields.get("cond_stage_key") == "coord" else str(kind).split(".")[-1][:60]
-    )
+    kind = str(kind).split(".")[-1][:60]
+    kind = "coord" if config.fields.get("cond_stage_key") == "coord" else kind
     weights = [name for name in state if name.startswith("cond_stage_model.")]
     if weights or kind not in ONE_TOKEN:
         told = "" if weights else f" by cond_stage of its {config.file}"
@@ -129,9 +126,8 @@ def convert(state: dict[str, Tensor], config: Any, *, source: str) -> VQGANPrior
             f"its {length} positions are no square grid of codes; only models with one token "
             "ahead of the codes (a class, or none) can be read"
         )
-    first = {n: t for n, t in state.items() if n.startswith(taming.FIRST_STAGE)}
     vqgan = None
-    if first:
+    if first := {n: t for n, t in state.items() if n.startswith(taming.FIRST_STAGE)}:
         vqgan = taming.convert(first, part(config, "first_stage"), source=source)
     codes = vqgan.quantizer.size if vqgan is not None else rows
     if codes > rows:
@@ -167,7 +163,7 @@ def load_taming_transformer(
     config: the original's configuration (transformer, first_stage, cond_stage) as a dict, a JSON or
     a YAML file; without it heads are taken to be 64 wide, which is said, and classes have no names
     """
-    state, source = read_state(path_or_state_dict)
+    state, source, _ = read_beside(path_or_state_dict)
     if not is_transformer(state):
         raise UserError(f"{source} is no transformer over codes: it lacks {OWN}tok_emb.weight")
     return convert(state, config, source=source)

@@ -237,21 +237,20 @@ def expected(caption: str, first: np.ndarray) -> Scenes:
     return apply(before, read_edit(caption, before))
 
 
-def _agreement(wanted: list[ObjectReading], seen: tuple[ObjectReading, ...]) -> list[bool]:
-    """Whether all shapes, colours, sizes and places agree, object by object."""
-    pairs = list(zip(wanted, seen, strict=True))
-    names = [all(w[k] == s[k] for w, s in pairs) for k in range(3)]
-    return [*names, all(max(abs(w.x - s.x), abs(w.y - s.y)) <= MOST_OFF for w, s in pairs)]
-
-
 def matches_edit(scene: Scenes, reading: Reading) -> EditVerdict:
     """Whether a second picture is the one scene that was to be: all objects, the background, and
     that what was not to move has stayed where it was."""
     columns = np.stack([scene.shape, scene.color, scene.size, scene.x, scene.y], axis=2)
     wanted = [named(*indices) for indices in columns[0, : scene.count[0]].tolist()]
     found = [*reading.objects, *[_NOTHING] * len(wanted)]
+
+    def agreement(seen: tuple[ObjectReading, ...]) -> list[bool]:
+        pairs = list(zip(wanted, seen, strict=True))
+        names = [all(w[k] == s[k] for w, s in pairs) for k in range(3)]
+        return [*names, all(max(abs(w.x - s.x), abs(w.y - s.y)) <= MOST_OFF for w, s in pairs)]
+
     orders = permutations(found, len(wanted))
-    shape, color, size, place = max((_agreement(wanted, o) for o in orders), key=sum)
+    shape, color, size, place = max(map(agreement, orders), key=sum)
     background = reading.background == tuple(BACKGROUNDS)[scene.background[0]]
     count = reading.count == len(wanted)
     return EditVerdict(count, shape, color, size, background, place)

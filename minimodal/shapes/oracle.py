@@ -8,10 +8,10 @@ places, then around the best one, in turns for two objects. `read(pictures)` giv
 It is a strict judge. An object that the fit explains badly (half erased, two-tone, another colour)
 is unclear: its shape, colour and size are None. Something left over beside the objects makes the
 count None, and a background far from white, black and gray is None. `matches(caption, picture)`
-and `score(captions, pictures)` compare with what a caption says, attribute by attribute.
+compares with what a caption says, attribute by attribute.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import permutations
 from typing import NamedTuple
@@ -373,16 +373,3 @@ def matches(caption: str | Spec, picture: np.ndarray | Reading) -> Verdict:
         pairings = [[p.index(k) if k in p else None for k in range(said)] for p in slots]
     results = [_judge(spec, reading, p) for p in pairings]
     return max(results, key=lambda r: (sum(v is True for v in r[0]), r[1]))[0]
-
-
-def score(
-    wanted: Sequence, pictures: np.ndarray, *, read: Callable = read, matches: Callable = matches
-) -> list[Verdict]:
-    """One verdict per picture, on what it was to be: a caption, or its Spec.
-
-    pictures: (N, 3, S, S) uint8
-    read, matches: those of another world
-    """
-    if len(wanted) != len(pictures):
-        raise ValueError(f"{len(wanted)} captions for {len(pictures)} pictures: expected as many")
-    return [matches(w, r) for w, r in zip(wanted, read(pictures), strict=True)]

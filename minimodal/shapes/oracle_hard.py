@@ -10,6 +10,7 @@ Pictures (N, 3, S, S) uint8 in, of any size. Read `oracle.py` before.
 """
 
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -43,14 +44,12 @@ class _Templates(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _templates() -> _Templates:
-    masks, what = [], []
-    for size, radius in enumerate(RADIUS):
-        places = range(radius - 1, _S - radius + 2)
-        for shape in range(len(SHAPES)):
-            for y in places:
-                for x in places:
-                    masks.append(coverage(_S, shape, size, float(x), float(y)) / 64)
-                    what.append((shape, size, y, x))
+    what = [
+        (shape, size, y, x)
+        for size, radius in enumerate(RADIUS)
+        for shape, y, x in product(range(len(SHAPES)), *[range(radius - 1, _S - radius + 2)] * 2)
+    ]
+    masks = [coverage(_S, shape, size, float(x), float(y)) / 64 for shape, size, y, x in what]
     stacked = np.array(masks, dtype=np.float32).reshape(len(masks), -1)
     return _Templates(stacked, stacked**2, (stacked > 0.75).astype(np.float32), np.array(what))
 
@@ -72,20 +71,12 @@ def _solid(mask: np.ndarray) -> np.ndarray:
     return _grow(np.pad(block, [(0, 0)] * (mask.ndim - 2) + [(0, 1), (0, 1)])) & mask
 
 
-class _Evidence(NamedTuple):
-    """What pixels say of N pictures and K colours, as (N, K, 32, 32) or (N, 32, 32).
+def _evidence(picture: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What pixels say of N pictures and K colours: which are near a colour, which near another, how
+    much of each it may cover, (N, K, 32, 32); and which have any colour, (N, 32, 32).
 
-    mine: near this colour; others: near another; share: how much of a pixel this colour may cover
+    picture: (N, 3, 32, 32); level: (N,) grey level of the ground
     """
-
-    mine: np.ndarray
-    others: np.ndarray
-    share: np.ndarray
-    colored: np.ndarray
-
-
-def _evidence(picture: np.ndarray, level: np.ndarray) -> _Evidence:
-    """picture: (N, 3, 32, 32); level: (N,) grey level of the ground"""
     pixels = picture.transpose(0, 2, 3, 1)  # (N, 32, 32, 3)
     distance = np.linalg.norm(pixels[:, None] - _PALETTE[:, None, None], axis=4)  # (N, K, 32, 32)
     colored = pixels.max(axis=3) - pixels.min(axis=3) > COLORED
@@ -95,7 +86,7 @@ def _evidence(picture: np.ndarray, level: np.ndarray) -> _Evidence:
     others = mine.any(axis=1)[:, None] & ~mine
     contrast = np.linalg.norm(level[:, None, None] - _PALETTE, axis=2)  # (N, K)
     share = (1 - distance / contrast[:, :, None, None]).clip(0, 1)
-    return _Evidence(mine, others, share, colored)
+    return mine, others, share, colored
 
 
 def _ground_level(picture: np.ndarray) -> np.ndarray:
@@ -112,15 +103,15 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
     picture, t = to_32(pictures), _templates()
     N = len(picture)
     level = _ground_level(picture)
-    found = _evidence(picture, level)
-    rows, colors = found.mine.any(axis=(2, 3)).nonzero()  # (M,) every object that may be there
-    mine = found.mine[rows, colors].reshape(len(rows), _S * _S).astype(np.float32)  # (M, 1024)
-    others = found.others[rows, colors]
+    near, others, covered, colored = _evidence(picture, level)
+    rows, colors = near.any(axis=(2, 3)).nonzero()  # (M,) every object that may be there
+    mine = near[rows, colors].reshape(len(rows), _S * _S).astype(np.float32)  # (M, 1024)
+    others = others[rows, colors]
     # Beside another object a pixel is a blend with that one and says nothing of this one.
     weight = (~_grow(others)).reshape(mine.shape).astype(np.float32)
     weight = np.maximum(weight, mine)
     others = others.reshape(mine.shape).astype(np.float32)
-    share = np.maximum(found.share[rows, colors].reshape(mine.shape), mine * 0.9) * weight
+    share = np.maximum(covered[rows, colors].reshape(mine.shape), mine * 0.9) * weight
     # The squared error of every template, without the part that is the same for all.
     error = weight @ t.squared.T - 2 * share @ t.masks.T + HIDDEN * others @ t.inner.T  # (M, T)
     best = error.argmin(axis=1)
@@ -132,7 +123,7 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
     touched = np.zeros((N, _S * _S), bool)
     np.logical_or.at(touched, rows, masks > 0.02)
     around = _grow(touched.reshape(N, _S, _S))
-    stray = (found.colored & ~around).sum(axis=(1, 2))
+    stray = (colored & ~around).sum(axis=(1, 2))
     readings = []
     for row in range(N):
         objects, whole = [], stray[row] <= MAX_STRAY

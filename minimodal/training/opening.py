@@ -21,8 +21,9 @@ from minimodal.training import distributed
 from minimodal.training.contract import Recipe
 from minimodal.training.tasks.cached import cached, place_of
 from minimodal.training.tasks.codes import Encoded, cached_codes
-from minimodal.training.tasks.embeddings import Embedded, embed_source
+from minimodal.training.tasks.embeddings import Embedded
 from minimodal.training.tasks.vqgan import VQGANTraining
+from minimodal.uses.embedding import embed_source
 
 
 def open_both(
@@ -62,9 +63,13 @@ def encode_data(
     weights = digest(vqgan_run if original else vqgan_run / "model.safetensors")
     kept = vqgan_run.with_name(f"{vqgan_run.name}.codes") if original else vqgan_run / "codes"
     codes = cached_codes(
-        place_of(kept, weights, train.fingerprint(), pictures, flip), vqgan, train,
-        n=pictures, flip=flip, write=here.main,
-    )  # fmt: skip
+        place_of(kept, weights, train.fingerprint(), pictures, flip),
+        vqgan,
+        train,
+        n=pictures,
+        flip=flip,
+        write=here.main,  # several writers would take each other's files away
+    )
     return Encoded(train, val, vqgan, vqgan_run, weights, codes, pictures)
 
 
@@ -83,14 +88,15 @@ def embed_data(recipe: Recipe, spec: str, clip_run: Path, device: str) -> Embedd
     train, val = open_both(spec, size, limit, captions=True)
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")
-    kept = clip_run / "embeddings"
+    described = weights, train.fingerprint(), pictures, flip, size
     embeddings = cached(
-        place_of(kept, weights, train.fingerprint(), pictures, flip, size),
-        lambda: embed_source(clip, train, n=pictures, flip=flip),
-        shape=(pictures * (1 + flip), clip.config.embed_width), dtype=np.float32,
+        place_of(clip_run / "embeddings", *described),
+        lambda: embed_source(clip, train, pictures, flip=flip),
+        shape=(pictures * (2 if flip else 1), clip.config.embed_width),
+        dtype=np.float32,
         what=f"{pictures} pictures into embeddings",
         write=here.main,  # several writers would take each other's files away
-    )  # fmt: skip
+    )
     return Embedded(train, val, clip, clip_run, weights, embeddings, pictures)
 
 

@@ -33,7 +33,6 @@ from minimodal.blocks.diffusion import (
 )
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.precision import full_float32
 from minimodal.blocks.sampling import Generators, normal
 from minimodal.blocks.unet import UNet, time_features
 from minimodal.errors import UserError
@@ -287,5 +286,4 @@ class Decoder(nn.Module):
         """
         if self.latents is None:
             return to_uint8(x)
-        with full_float32(x.device):
-            return painter.decode(painter.vqgan.quantizer(self.latents.undo(x)).indices)
+        return painter.decode(painter.vqgan.quantizer(self.latents.undo(x)).indices)

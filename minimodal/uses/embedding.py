@@ -1,7 +1,6 @@
 """Many pictures or captions through CLIP: unit vectors, whose products are cosines.
 
-uint8 pictures (N, 3, H, W) or captions in, (N, E) out, on the CLIP's device. Read
-`minimodal/clip.py` before.
+uint8 pictures (N, 3, H, W), a data source or captions in, (N, E) out. Read `clip.py` before.
 """
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from minimodal.clip import CLIP
 from minimodal.data.preprocessing import normalize
+from minimodal.data.sources import DataSource, first_pictures
 
 
 @torch.no_grad()
@@ -28,6 +28,17 @@ def embed_pictures(clip: CLIP, images: Tensor) -> Tensor:
         parts = (normalize(part.to(device), clip.reading) for part in images.split(256))
     found = [clip.encode_image(part.to(device)) for part in parts]
     return F.normalize(torch.cat(found), dim=-1)
+
+
+def embed_source(
+    clip: CLIP, source: DataSource, n: int | None = None, *, flip: bool = False
+) -> Tensor:
+    """Unit vectors of a source's first n pictures, of all by default, on the CPU.
+
+    returns: (N, E) float32; with flip those of the mirror images follow, N = 2 n
+    """
+    parts = first_pictures(source, len(source) if n is None else n, some=256, flip=flip)
+    return torch.cat([embed_pictures(clip, part).float().cpu() for part in parts])
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minimodal.blocks.packed import packed_linears
@@ -28,6 +29,16 @@ class Likelihood(NamedTuple):
     image: Tensor
 
 
+def log_p(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log probability of whole sequences.
+
+    logits: (B, T, V)
+    tokens: (B, T) int64
+    returns: (B,)
+    """
+    return -F.cross_entropy(logits.float().mT, tokens, reduction="none").sum(1)
+
+
 @torch.no_grad()
 def log_likelihood(
     dalle: DALLE, text: Tensor, codes: Tensor, *, batch_size: int = 64
@@ -40,15 +51,11 @@ def log_likelihood(
     of_text, of_image = [], []
     N = dalle.config.grid**2  # a first picture is given: training teaches nothing about it
     for t, c in zip(text.split(batch_size), codes.split(batch_size), strict=True):
-        logits = dalle(t, c)
-        said = logits.text.float().log_softmax(-1)  # (b, T, V)
-        of_text.append(said.gather(-1, dalle.with_padding(t)[..., None])[..., 0].sum(1))
-        total = 0.0
-        factors = dalle.image_heads.factors(c.flatten(1)[:, -N:])
-        for part, factor in zip(logits.image, factors, strict=True):
-            log_p = part[:, -N:].float().log_softmax(-1)  # (b, N, K)
-            total = total + log_p.gather(-1, factor[..., None])[..., 0].sum(1)
-        of_image.append(total)
+        logits, factors = dalle(t, c), dalle.image_heads.factors(c.flatten(1)[:, -N:])
+        of_text.append(log_p(logits.text, dalle.with_padding(t)))
+        of_image.append(
+            sum(log_p(a[:, -N:], b) for a, b in zip(logits.image, factors, strict=True))
+        )
     return Likelihood(torch.cat(of_text), torch.cat(of_image))
 
 

@@ -112,12 +112,11 @@ def embed_queries(clip: CLIP, paths: Sequence[Path]) -> Tensor:
 
     returns: (N, E) float32
     """
-    rows = []
-    for path, row in zip(paths, embed_files(clip, paths), strict=True):
+    rows = list(embed_files(clip, paths))
+    for path, row in zip(paths, rows, strict=True):
         if isinstance(row, str):
             raise UserError(f"{path}: cannot be read as a picture: {row}")
-        rows.append(row)
-    return torch.stack(rows)  # (N, E)
+    return torch.stack(rows)
 
 
 # --- the index and its file ----------------------------------------------------------------------

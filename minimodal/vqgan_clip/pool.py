@@ -23,7 +23,7 @@ from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.search import Found, SearchConfig, search
 
 BATCH = 64
-ENOUGH = 0.88  # cosine of a picture that nothing is missing from, with the demo's CLIP
+ENOUGH = 0.88  # cosine that nine in ten true pairs exceed with the demo's CLIP
 
 
 class Prior:
@@ -219,7 +219,7 @@ class Judges:
 
 def find(
     prior: Prior, guides: Sequence[Guide], pool: Pool, *, seed: int, skip: int = 0,
-    config: SearchConfig | None, seconds: float = float("inf"),
+    config: SearchConfig | None, seconds: float = float("inf"), enough: float = ENOUGH,
 ) -> Found:  # fmt: skip
     """The best codes for what the guides want: of the pool, and where that is not good enough
     searched for.
@@ -227,6 +227,7 @@ def find(
     skip: leave out so many of the pool's best, for another picture of the same prompt
     config: None for the best of the pool alone
     seconds: the search takes no longer; with them the machine's speed has a say in the picture
+    enough: a cosine that ends it; the default is of the Shapes world
     """
     if skip:
         ranked = Judges(prior, guides, pool).score(pool.codes).argsort(descending=True, stable=True)
@@ -241,6 +242,6 @@ def find(
     return search(
         pool.codes, score=judges.score, log_likelihood=judges.log_likelihood,
         redraw=lambda codes, keep: prior.redraw(codes, keep, chance), sizes=prior.sizes,
-        generator=generator, config=replace(config, enough=ENOUGH * judges.scale),
+        generator=generator, config=replace(config, enough=enough * judges.scale),
         on_round=lambda members, values: time.monotonic() > ends,
     )  # fmt: skip

@@ -15,9 +15,10 @@ from PIL import Image
 from minimodal.data.loading import open_data
 from minimodal.data.words import KnownWords
 from minimodal.shapes.language import parse
-from minimodal.shapes.oracle import read, score
+from minimodal.shapes.oracle import read
 from minimodal.shapes.source import ShapesSource
 from minimodal.shapes.world import render
+from minimodal.shapes.worlds import WORLDS
 from minimodal.training.captions import captions_of
 
 dalle_study = script("dalle_study")
@@ -75,7 +76,7 @@ class Eyes:
 
 def likelihood(dalle, codes, captions):
     """Of the oracle: 1 if a caption is true."""
-    verdicts = score(captions, codes.expand(len(captions), -1, -1, -1).numpy())
+    verdicts = WORLDS["shapes"].score(captions, codes.expand(len(captions), -1, -1, -1).numpy())
     return torch.tensor([[float(verdict.exact) for verdict in verdicts]])
 
 

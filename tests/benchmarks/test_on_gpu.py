@@ -39,7 +39,8 @@ def test_all_of_it_runs_on_the_cpu_at_toy_size(monkeypatch, capsys):
     assert on_gpu.main(["--tiny", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert said.count("trains, resumes, scores, draws") == 2 * len(on_gpu.SYSTEMS)
-    for words in ("codebook", "gloo", "compiled", "bandwidth", "CLIP", "VQGAN", "DALL", "floor"):
+    for words in ("codebook", "gloo", "compiled", "bandwidth", "CLIP", "VQGAN", "DALL", "floor",
+                  "unCLIP's decoder"):  # fmt: skip
         assert words in said
 
 

@@ -19,6 +19,7 @@ from minimodal.data.loading import open_data
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import clip_on_data
 from minimodal.evaluation.scoreboard import reconstruct
+from minimodal.uses import embedding
 
 
 def cifar(root: Path) -> Path:
@@ -82,7 +83,7 @@ def test_recall_counts_up_to_five_captions_a_picture(monkeypatch):
         seen.extend(texts)
         return torch.eye(n)[[int(text.split()[0]) for text in texts]]
 
-    monkeypatch.setattr(on_data, "embed_pictures", pictures)
+    monkeypatch.setattr(embedding, "embed_pictures", pictures)
     monkeypatch.setattr(on_data, "embed_captions", captions)
     found = clip_on_data(make_clip(image_size=4), Blocks(n), Blocks(n))
     assert len(seen) == 5 * n
@@ -156,9 +157,12 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
         (("{demo}/dalle", "--data", "folder:{demo}"), "oracle"),
         (("{demo}", "--data", "folder:{demo}"), "several runs"),
         (("{demo}/clip", "--data", "folder:{demo}/nowhere"), "no such folder"),
-        (("{demo}/vqgan", "--templates", "t.txt"), "are for a clip"),
+        (
+            ("{demo}/vqgan", "--templates", "t.txt"),
+            "is for a clip; {demo}/vqgan is a vqgan",
+        ),
         (("{demo}/dalle", "-n", "0"), "-n 0: expected 1 or more"),
-        (("{demo}/dalle", "--pictures", "p"), "--pictures are of a vqgan"),
+        (("{demo}/dalle", "--pictures", "p"), "--pictures is for a vqgan"),
         (("{demo}", "--pictures", "p"), "give one of them with --pictures"),
         (("{demo}/vqgan", "--pictures", "p"), "--pictures is for other data"),
         (("{demo}/clip", "--dta", "shapes"), "--data"),
@@ -172,7 +176,7 @@ def test_an_original_checkpoint_needs_to_be_told_the_data(run):
 def test_bad_input_is_one_line_and_status_2(run, demo, words, says):
     status, out, error = run(*(word.format(demo=demo) for word in words))
     assert status == 2 and not out
-    assert says in error and error.count("\n") == 1
+    assert says.format(demo=demo) in error and error.count("\n") == 1
 
 
 def test_pictures_and_reconstructions_go_into_two_folders(run, tmp_path):

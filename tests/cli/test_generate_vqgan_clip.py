@@ -1,6 +1,7 @@
 """--method vqgan-clip on a tiny untrained demo: what it draws and refuses, how it stops."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -48,6 +49,20 @@ def test_the_pool_is_drawn_once_and_a_seed_gives_the_same_picture(guided, demo):
     assert len(kept) == 1 and kept[0].stat().st_mtime_ns == before
     assert (pixels("a/000-1.png") == pixels("b/000-1.png")).all()
     assert pixels("a/000-0.png").shape == (SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize(("data", "enough"), [("shapes", pools.ENOUGH), ("folder:x", math.inf)])
+def test_only_on_the_shapes_world_a_known_cosine_ends_a_search(
+    guided, tmp_path, monkeypatch, data, enough
+):
+    asked, find = [], pools.find
+    monkeypatch.setattr(pools, "find", lambda *x, **how: (asked.append(how), find(*x, **how))[1])
+    model = make_clip(
+        vocab_size=TOKENIZER.vocab_size, text_length=20, image_size=SIDE, patch_size=3
+    )
+    write_run(tmp_path / "clip", "clip", model, data=data)
+    assert guided(RED, "-n", "1", "--clip", str(tmp_path / "clip"))[0] == 0
+    assert [how["enough"] for how in asked] == [enough]
 
 
 def test_settings_and_seed_are_in_the_file(guided, run):

@@ -18,6 +18,7 @@ from minimodal.cli.plan import (
     read_plan,
 )
 from minimodal.errors import UserError
+from minimodal.files import write_json
 from minimodal.training.recipes import recipe_for
 
 RECIPES = {name: recipe_for(name, "shapes") for name in demo.STAGES}
@@ -107,7 +108,7 @@ def test_planned_recipes_keep_vqgans_events_at_their_places():
 def test_a_plan_is_kept_and_not_changed(tmp_path):
     assert read_plan(tmp_path, minutes=None, seed=0) is None
     plan = plan_for(10)
-    plan.save(tmp_path)
+    write_json(tmp_path / "plan.json", asdict(plan))
     assert read_plan(tmp_path, minutes=None, seed=0) == plan
     assert read_plan(tmp_path, minutes=10, seed=0) == plan
     with pytest.raises(UserError, match="begun with --minutes 10, not 30"):
@@ -125,7 +126,7 @@ def done_demo(out: Path) -> None:
     for name in demo.STAGES:
         (out / name).mkdir(parents=True)
         (out / name / "model.safetensors").write_bytes(name.encode())
-    plan.save(out)
+    write_json(out / "plan.json", asdict(plan))
     board = {"vqgan": {"psnr": 36.5}, "plan": asdict(plan) | {"weights": demo.digests(out)}}
     (out / "scoreboard.json").write_text(json.dumps(board))
     (out / "samples.png").write_bytes(b"")

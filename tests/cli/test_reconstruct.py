@@ -11,7 +11,7 @@ from PIL import Image
 
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.cli.main import main
-from minimodal.cli.reconstruct import difference, pad_to_multiple, reconstruct
+from minimodal.cli.reconstruct import sized, there_and_back, tiles_of
 from minimodal.evaluation.metrics import psnr
 
 
@@ -32,37 +32,32 @@ def save(name: str, width: int, height: int, *, mode: str = "RGB") -> None:
     Image.fromarray(pixels).convert(mode).save(name)
 
 
-def test_padding_repeats_the_last_row_and_column():
-    x = torch.arange(6.0).view(1, 1, 2, 3).expand(1, 3, 2, 3)
-    padded = pad_to_multiple(x, 4)
-    assert padded.shape == (1, 3, 4, 4)
-    assert torch.equal(padded[..., :2, :3], x)
-    assert padded[0, 0, 2].tolist() == [3, 4, 5, 5] and padded[0, 0, 0, 3] == 2
-
-
-def test_a_size_that_the_factor_divides_is_not_padded():
-    x = torch.ones(1, 3, 8, 12)
-    assert pad_to_multiple(x, 4).shape == x.shape
-
-
 def test_a_picture_of_any_size_comes_back_at_its_size():
-    vqgan, picture = make_vqgan(), integers(256, 3, 13, 17).byte()
-    pair = reconstruct(vqgan, picture)
-    assert pair.after.shape == picture.shape and pair.indices.shape == (7, 9)
-    assert torch.equal(pair.before, picture)
+    vqgan, picture = make_vqgan(), integers(256, 13, 17, 3).byte().numpy()
+    before, after, indices = there_and_back(vqgan, picture)
+    assert after.shape == (3, 13, 17) and indices.shape == (7, 9)
+    assert np.array_equal(before.permute(1, 2, 0), picture)
 
 
-def test_what_comes_back_is_what_the_codes_say():
-    vqgan, picture = make_vqgan(), integers(256, 3, 16, 16).byte()
-    pair = reconstruct(vqgan, picture)
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 17)])
+def test_what_comes_back_is_what_the_codes_of_the_picture_with_its_last_pixels_repeated_say(
+    height, width
+):
+    vqgan, picture = make_vqgan(), integers(256, height, width, 3).byte().numpy()
+    x = to_float(torch.from_numpy(picture).permute(2, 0, 1)[None])
+    x = torch.cat([x, x[..., -1:, :]], dim=2) if height % 2 else x
+    x = torch.cat([x, x[..., -1:]], dim=3) if width % 2 else x
     with torch.no_grad():
-        expected = vqgan.decode(vqgan.encode(to_float(picture[None])).z)
-    assert torch.equal(pair.after, to_uint8(expected)[0])
+        expected = to_uint8(vqgan.decode(vqgan.encode(x).z))[0, :, :height, :width]
+    assert torch.equal(there_and_back(vqgan, picture)[1], expected)
 
 
-def test_where_nothing_changed_the_difference_is_gray():
-    pair = reconstruct(make_vqgan(), integers(256, 3, 16, 16).byte())
-    assert (difference(pair._replace(after=pair.before)) == 128).all()
+def test_where_nothing_changed_the_difference_is_gray_and_all_tiles_have_one_size():
+    picture = integers(200, 3, 16, 16).byte()
+    before, _, difference = tiles_of(picture, picture, 20, 17)
+    assert before.shape == (3, 20, 17) and (before[:, :2] == 248).all()
+    assert torch.equal(before[:, 2:18, :16], picture)
+    assert (difference[:, 2:18, :16] == 128).all()
 
 
 def test_the_command_writes_a_grid_and_tells_the_scores(run, capsys):
@@ -81,9 +76,8 @@ def test_the_scores_told_are_those_of_the_pictures(run, capsys):
     told = json.loads(capsys.readouterr().out)["pictures"][0]
     from minimodal.runs import load
 
-    picture = torch.from_numpy(np.array(Image.open("a.png"))).permute(2, 0, 1)
-    pair = reconstruct(load(run), picture)
-    assert told["psnr"] == pytest.approx(psnr(pair.after[None], picture[None]), abs=1e-3)
+    before, after, _ = there_and_back(load(run), sized("a.png", None))
+    assert told["psnr"] == pytest.approx(psnr(after[None], before[None]), abs=1e-3)
 
 
 def test_a_demo_folder_stands_for_its_vqgan(run):

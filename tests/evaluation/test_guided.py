@@ -14,9 +14,9 @@ from minimodal.evaluation import guided
 from minimodal.evaluation.guided import KINDS, demo_scores, following, guided_scores, prompts_of
 from minimodal.evaluation.scoreboard import nearest_captions
 from minimodal.runs import load
-from minimodal.shapes.oracle import score
 from minimodal.shapes.source import ShapesSource
 from minimodal.shapes.world import has_held_out, render
+from minimodal.shapes.worlds import WORLDS
 from minimodal.vqgan_clip.optimise import OptimiseConfig
 from minimodal.vqgan_clip.search import SearchConfig
 
@@ -70,7 +70,7 @@ def test_the_demo_scores_search_and_gradient_apart_and_shows_a_row_of_eight():
     assert wrong.scores == {**dict.fromkeys(KINDS, 0.0), "gradient_only": 1.0}
     assert len(right.captions) == len(right.pictures) == 8
     assert isinstance(right.pictures, np.ndarray)  # of a process that may have ended
-    assert all(v.exact for v in score(right.captions, right.pictures))
+    assert all(v.exact for v in WORLDS["shapes"].score(right.captions, right.pictures))
 
 
 def test_the_gradient_alone_begins_at_random_codes_of_its_own_seed(demo):

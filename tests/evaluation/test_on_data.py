@@ -14,7 +14,6 @@ from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import (
-    Networks,
     class_scores,
     distance_of_drawn,
     recall_of_captions,
@@ -51,12 +50,12 @@ FEATURES = SimpleNamespace(features=lambda x: torch.stack([red(x) / 100, 0 * red
 def scores(monkeypatch):
     """Scores of a VQGAN that paints what a function makes of the pictures."""
 
-    def measure(paint, networks: Networks, n: int = 8, **more) -> dict[str, float]:
+    def measure(paint, n: int = 8, *, clip=None, judge=None, **more) -> dict[str, float]:
         monkeypatch.setattr(
-            on_data, "reconstruct", lambda _, images: Reconstructed(paint(images), 0.5)
+            on_data, "reconstruct", lambda _, images: Reconstructed(paint(images), None, 0.5)
         )
         monkeypatch.setattr(on_data, "embed_pictures", lambda net, x: net.features(x))
-        return vqgan_on_data(None, source(n, **more), networks).scores
+        return vqgan_on_data(None, source(n, **more), clip=clip, judge=judge).scores
 
     return measure
 
@@ -74,47 +73,45 @@ def first_only(images: Tensor) -> Tensor:
 
 
 def test_who_repeats_the_pictures_keeps_every_class(scores):
-    found = scores(same, Networks(judge=JUDGE))
+    found = scores(same, judge=JUDGE)
     assert found["judge_class_kept"] == 1 and found["codes_used"] == 0.5
     assert found["judge_right"] == found["judge_right_on_originals"] == 7 / 8
 
 
 def test_who_always_paints_one_picture_keeps_its_class_only(scores):
-    found = scores(first_only, Networks(judge=JUDGE))
+    found = scores(first_only, judge=JUDGE)
     assert found["judge_class_kept"] == 2 / 8  # of those in which the judge sees it
     assert found["judge_right"] == 3 / 8  # of those that are of it
     assert found["judge_right_on_originals"] == 7 / 8
 
 
 def test_without_labels_the_judge_still_says_whether_its_class_is_kept(scores):
-    found = scores(first_only, Networks(judge=JUDGE), labels=False)
+    found = scores(first_only, judge=JUDGE, labels=False)
     assert found["judge_class_kept"] == 2 / 8 and "judge_right" not in found
 
 
 # --- distances -----------------------------------------------------------------------------------
 
-CLIP = Networks(clip=FEATURES)
-
 
 def test_who_repeats_the_pictures_is_at_no_distance(scores):
-    found = scores(same, CLIP)
+    found = scores(same, clip=FEATURES)
     assert found["clip_frechet"] == pytest.approx(0, abs=1e-9)
 
 
 def test_pictures_that_are_all_redder_are_as_far_as_their_features_moved(scores):
-    found = scores(lambda images: images + 50, CLIP)
+    found = scores(lambda images: images + 50, clip=FEATURES)
     stretched = 2**0.5  # unit vectors of two numbers are
     assert found["clip_frechet"] == pytest.approx((0.5 * stretched) ** 2, rel=1e-5)
 
 
 def test_a_single_picture_has_no_distance_and_is_an_error(scores):
     with pytest.raises(UserError, match="even: a single picture: .* needs 2 or more"):
-        scores(same, CLIP, 1)
+        scores(same, 1, clip=FEATURES)
 
 
 def test_two_pictures_are_enough_and_without_networks_one_is(scores):
-    assert "clip_frechet" in scores(same, CLIP, 2)
-    assert "ssim" in scores(same, Networks(), 1)
+    assert "clip_frechet" in scores(same, 2, clip=FEATURES)
+    assert "ssim" in scores(same, 1)
 
 
 # --- drawn from text ----------------------------------------------------------------------------
@@ -139,7 +136,7 @@ class Numbers(Painter):
 
 def test_the_judge_counts_the_classes_that_were_asked_for():
     captions = ["number 0", "number 1", "number 2"]
-    scores = class_scores(Numbers(), ["zero", "one", "two"], captions, Sighted(), seed=0, n=12)
+    scores = class_scores(Numbers(), ["zero", "one", "two"], captions, Sighted(), seed=0, each=4)
     assert scores["judge_agrees"] == pytest.approx(10 / 12, abs=1e-3)
     assert (scores["judge_agrees_zero"], scores["judge_agrees_one"]) == (1.0, 0.5)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minimodal.cli.which_clip import add_clip_flags, load_clip
+from minimodal.cli.common import add_clip_flags, load_clip
 from minimodal.data.preprocessing import MEAN, STD
 from minimodal.errors import UserError
 from minimodal.pretrained import load_huggingface_clip, load_openai_clip, load_taming_transformer

@@ -7,7 +7,7 @@ import pytest
 from helpers.marks import at_once
 
 from minimodal.shapes.language import DRAWS, captions, parse
-from minimodal.shapes.oracle import Reading, Verdict, matches, read, score
+from minimodal.shapes.oracle import Reading, Verdict, matches, read
 from minimodal.shapes.source import ShapesSource
 from minimodal.shapes.world import (
     BACKGROUNDS,
@@ -22,7 +22,9 @@ from minimodal.shapes.world import (
     render,
     swap,
 )
+from minimodal.shapes.worlds import WORLDS
 
+score = WORLDS["shapes"].score
 GROUNDS = np.array(list(BACKGROUNDS.values()), dtype=np.uint8)
 PALETTE = np.array(list(COLORS.values()), dtype=np.uint8)
 

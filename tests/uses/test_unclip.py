@@ -18,8 +18,8 @@ from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_uint8
 from minimodal.data.images import ImageSource, resize_all
 from minimodal.errors import UserError
-from minimodal.training.tasks.embeddings import embed_source
 from minimodal.uses import unclip as tools
+from minimodal.uses.embedding import embed_source
 from minimodal.uses.unclip import UnCLIP
 
 HOW = Sampler("ddim", steps=4)

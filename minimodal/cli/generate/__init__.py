@@ -11,16 +11,12 @@ from collections.abc import Sequence
 
 from minimodal.cli.common import Parser, run_command
 from minimodal.cli.generate import dalle, unclip, vqgan_clip, vqgan_prior
-from minimodal.cli.generate.shared import add_common_flags, check, places, show
+from minimodal.cli.generate.shared import add_common_flags, check, show
+from minimodal.files import folders
 from minimodal.training.distributed import pick_device
 
 ABOUT = "draw pictures for prompts"
-METHODS = {
-    "dalle": dalle,
-    "vqgan-prior": vqgan_prior,
-    "vqgan-clip": vqgan_clip,
-    "unclip": unclip,
-}
+METHODS = {"dalle": dalle, "vqgan-prior": vqgan_prior, "vqgan-clip": vqgan_clip, "unclip": unclip}
 
 
 def make_parser(method: str, prog: str = "generate.py") -> Parser:
@@ -47,14 +43,14 @@ def read_arguments(argv: Sequence[str], prog: str) -> argparse.Namespace:
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    """Load, draw and show."""
     check(arguments)
     device, method = pick_device(arguments.device), METHODS[arguments.method]
     loaded = method.load(arguments, device)
-    with places(arguments):  # before the drawing: it takes longest
+    out, gif = arguments.out, getattr(arguments, "gif", None) or arguments.out
+    # Made before the drawing, which takes longest; those that stay empty go again.
+    with folders(out.with_suffix(""), out.parent, gif.parent):
         show(arguments, method.draw(arguments, loaded, device))
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "generate.py") -> int:
-    """The command; returns the exit status."""
     return run_command(lambda argv: generate(read_arguments(argv, prog)), argv)

@@ -27,7 +27,6 @@ from minimodal.runs import load as load_run
 
 
 def add_flags(parser: Parser) -> None:
-    """The flags of the method."""
     add_sampling_flags(parser)
     add_rerank_flags(parser)
     add = parser.add_argument
@@ -54,7 +53,6 @@ def load(arguments: argparse.Namespace, device: str) -> tuple[DALLE, CLIP | None
 
 
 def draw(arguments: argparse.Namespace, loaded: tuple[DALLE, CLIP | None], device: str) -> Drawn:
-    """All pictures, chosen and judged."""
     dalle, clip = loaded
     model = dalle.run["model"]
     sampling = sampling_of(arguments, model.get("sampling", {}))

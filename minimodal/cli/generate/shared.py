@@ -21,13 +21,11 @@ from tqdm import tqdm
 
 from minimodal.blocks.painter import Request
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.cli.common import Parser, check_seed
-from minimodal.cli.which_clip import add_merges_flag
+from minimodal.cli.common import Parser, add_merges_flag, check_name, check_seed
 from minimodal.clip import CLIP
 from minimodal.drawing import grid, save_png, to_picture
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import rerank
-from minimodal.files import folders
 from minimodal.runs import load
 from minimodal.shapes.worlds import WORLDS, AnyVerdict
 
@@ -47,7 +45,6 @@ def read_seeds(text: str) -> list[int]:
 
 
 def add_common_flags(parser: Parser) -> None:
-    """The flags of every method."""
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="captions; classes or nothing for vqgan-prior")
     add("--run", type=Path, default=Path("runs/demo"), metavar="RUN",
@@ -108,7 +105,6 @@ def add_complete_flags(parser: Parser) -> None:
 
 
 def check_complete(arguments: argparse.Namespace) -> None:
-    """Refuse a rectangle without its picture."""
     if arguments.redraw and not arguments.complete:
         raise UserError("--redraw needs the picture: --complete IMG")
 
@@ -119,7 +115,6 @@ def each(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Say what is wrong with the common flags before anything is loaded."""
     if arguments.n < 1:
         raise UserError(f"-n {arguments.n}: expected 1 or more pictures a prompt")
     prompts = max(len(arguments.prompts), 1)
@@ -131,8 +126,9 @@ def check(arguments: argparse.Namespace) -> None:
             "fewer"
         )
     check_seed(arguments.seed)
-    if arguments.out.suffix.lower() != ".png":
-        raise UserError(f"--out {arguments.out}: expected a name that ends in .png")
+    check_name(arguments.out)
+    if gif := getattr(arguments, "gif", None):
+        check_name(gif, "--gif", ".gif")
     for prompt in arguments.prompts:
         if not prompt.strip():
             raise UserError("a prompt is empty; say what to draw, such as 'a red circle'")
@@ -226,21 +222,16 @@ def judged(
     kind, world, *_ = f"{data}::".split(":")
     if kind != "shapes" or pictures.shape[-1] != pictures.shape[-2]:
         return None
-    shown = [prompt for prompt in prompts for _ in range(len(pictures) // len(prompts))]
-    readable, wanted, oracle = [], [], WORLDS.get(world, WORLDS["shapes"])
-    given = () if first is None else (first.numpy(),)
-    for i, prompt in enumerate(shown):
+    n, verdicts, wanted = len(pictures) // len(prompts), [], {}
+    oracle, given = WORLDS.get(world, WORLDS["shapes"]), () if first is None else (first.numpy(),)
+    for prompt in dict.fromkeys(prompts):
         try:
-            wanted.append(oracle.parse(prompt, *given))
-            readable.append(i)
+            wanted[prompt] = oracle.parse(prompt, *given)
         except UserError as error:
-            if prompt not in shown[:i]:
-                print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
-    verdicts: Verdicts = [None] * len(shown)
-    if readable:
-        found = oracle.score(wanted, pictures[readable].numpy())
-        for i, verdict in zip(readable, found, strict=True):
-            verdicts[i] = verdict
+            print(f"no verdict for '{prompt[:60]}': {error}", file=sys.stderr)
+    for prompt, drawn in zip(prompts, pictures.split(n), strict=True):
+        known = prompt in wanted
+        verdicts += oracle.score([wanted[prompt]] * n, drawn.numpy()) if known else [None] * n
     return verdicts
 
 
@@ -259,18 +250,6 @@ def in_rows(
     return grid(pictures, shown, verdicts, notes=notes, **how)
 
 
-@contextmanager
-def places(arguments: argparse.Namespace) -> Iterator[None]:
-    """Make the folders for what is written; those that stay empty go again."""
-    gif = getattr(arguments, "gif", None)
-    files = {"--out": arguments.out} | ({"--gif": gif} if gif else {})
-    with folders(arguments.out.with_suffix(""), *(file.parent for file in files.values())):
-        for flag, file in files.items():
-            if file.is_dir():
-                raise UserError(f"{flag} {file} is a folder; give the name of a picture in it")
-        yield
-
-
 def asked(arguments: argparse.Namespace) -> dict[str, str]:
     """What a picture's file says about how it was made: the prompts, and all settings as JSON."""
     apart = ("prompts", "out", "json", "gif", "resume", "device")
@@ -282,7 +261,6 @@ def asked(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def show(arguments: argparse.Namespace, drawn: Drawn) -> None:
-    """Write the grid and the single pictures, and say so in words or as JSON."""
     prompts, n, (pictures, verdicts, scores, seeds) = arguments.prompts or [""], arguments.n, drawn
     told_in_file = asked(arguments)
     shown = in_rows(pictures, prompts, n, verdicts=verdicts, scores=scores)

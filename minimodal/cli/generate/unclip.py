@@ -109,8 +109,6 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError("--strength is for --begin IMG or --edit")
         if not 0 <= arguments.strength <= 1:
             raise UserError(f"--strength {arguments.strength}: expected from 0 to 1")
-    if arguments.gif and arguments.gif.suffix.lower() != ".gif":
-        raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
     for item in arguments.mix or []:
         weight_of(item)
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import pickle
+import re
 import sys
 from dataclasses import replace
 from itertools import accumulate, chain
@@ -25,11 +26,10 @@ from minimodal.blocks.drawers import check_drawer, make_drawer
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import SamplingConfig
-from minimodal.cli.common import Parser
+from minimodal.cli.common import Parser, add_merges_flag
 from minimodal.cli.generate.shared import Drawn, in_rows, judged
 from minimodal.cli.generate.vqgan_prior import read_size
 from minimodal.cli.pool import pool_of, prior_of, told
-from minimodal.cli.which_clip import add_merges_flag
 from minimodal.data.images import open_rgb
 from minimodal.drawing import save_gif, save_png, to_picture
 from minimodal.errors import UserError
@@ -53,13 +53,10 @@ OF_STEPS = "drawer gif every size cutouts chunk against resume zoom shift".split
 
 def read_shift(text: str) -> tuple[float, float]:
     """`2,-1` as pixels to the right and down."""
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError:
-        x = y = math.inf
-    if not (abs(x) < 1e4 and abs(y) < 1e4):
+    if not re.fullmatch(r"-?\d{1,4}(\.\d+)?,-?\d{1,4}(\.\d+)?", text):
         raise argparse.ArgumentTypeError(f"'{text[:60]}': expected pixels X,Y such as 2,-1")
-    return x, y
+    x, y = text.split(",")
+    return float(x), float(y)
 
 
 def add_flags(parser: Parser) -> None:
@@ -143,8 +140,6 @@ def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
         raise UserError(f"--zoom {arguments.zoom:g}: expected a factor from 0.1 to 10")
     if (arguments.zoom or arguments.shift) and not (arguments.gif or arguments.every):
         raise UserError("--zoom and --shift move the picture between frames: give --gif or --every")
-    if arguments.gif and arguments.gif.suffix.lower() != ".gif":
-        raise UserError(f"--gif {arguments.gif}: expected a name that ends in .gif")
     return stories
 
 
@@ -238,6 +233,7 @@ class Work:
 
     def __init__(self, arguments: argparse.Namespace, loaded: Loaded, device: str) -> None:
         self.arguments, self.loaded, self.device = arguments, loaded, device
+        self.on_shapes = str(loaded.clips[0].run.get("data")).startswith("shapes")
         self.place = arguments.out.with_suffix(".state.pt")
         self.pictures: list[Tensor] = []  # (3, H, W) uint8, that are finished
         self.frames: list[list[Tensor]] = []  # of each picture
@@ -310,6 +306,7 @@ class Work:
                     loaded.prior, wanted[number // a.n], pool, seed=self.seed(number),
                     skip=number % a.n, config=None if a.search == 0 else config,
                     seconds=a.search or math.inf,
+                    enough=pools.ENOUGH if self.on_shapes else math.inf,
                 ).codes[:1]  # fmt: skip
                 found[number] = to_float(loaded.painter.decode(codes.to(self.device)))
         return found
@@ -327,12 +324,11 @@ class Work:
             start = start_of(a, self.loaded, story, self.seed(number), self.device)
         drawer = make_drawer(a.drawer or "vqgan", start, vqgan=self.loaded.painter.vqgan)
         ends = [0, *accumulate(chapter.steps or a.steps for chapter in story)]
-        on_shapes = str(self.loaded.clips[0].run.get("data")).startswith("shapes")
         native = multiplies_bfloat16(torch.device(self.device))
         config = replace(settings(a, story), bfloat16=native)
         optimisation = Optimisation(
             drawer, self.loaded.guides(story[0]), config, seed=self.seed(number),
-            views=CAPTION_TRUE if on_shapes else PHOTOGRAPHS,
+            views=CAPTION_TRUE if self.on_shapes else PHOTOGRAPHS,
         )  # fmt: skip
         if self.inside is not None:
             optimisation.restore(self.inside)

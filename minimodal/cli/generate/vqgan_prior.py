@@ -17,7 +17,6 @@ from minimodal.vqgan_prior import VQGANPrior
 
 
 def add_flags(parser: Parser) -> None:
-    """The flags of the method."""
     add_sampling_flags(parser)
     add = parser.add_argument
     add("--size", metavar="WxH",
@@ -54,7 +53,6 @@ def load(arguments: argparse.Namespace, device: str) -> VQGANPrior:
 
 
 def draw(arguments: argparse.Namespace, prior: VQGANPrior, device: str) -> Drawn:
-    """All pictures."""
     size, complete = read_size(arguments.size), None
     if arguments.complete is not None:
         complete = read_picture(arguments.complete)

@@ -6,14 +6,13 @@ Arrays (N, …) in and out. Codes (`codes.py`) and embeddings (`embeddings.py`) 
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.data.sources import DataSource
 from minimodal.errors import UserError
 from minimodal.files import make_folder, write_atomically
 
@@ -53,16 +52,6 @@ def cached(
         except UserError as error:  # beside someone else's checkpoint, perhaps, or on a full disk
             print(f"{error}; next time the pictures are encoded again", file=sys.stderr)
     return made
-
-
-def first_pictures(source: DataSource, n: int, *, some: int, flip: bool) -> Iterator[Tensor]:
-    """A source's first n pictures as bytes, `some` at a time; with flip their mirror images after
-    all of them."""
-    for mirrored in (False, True) if flip else (False,):
-        for start in range(0, n, some):
-            images = source.images(np.arange(start, min(start + some, n)))
-            images = images[..., ::-1] if mirrored else images
-            yield torch.from_numpy(np.ascontiguousarray(images))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -14,10 +14,10 @@ from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.pixels import to_float
-from minimodal.data.sources import DataSource
+from minimodal.data.sources import DataSource, first_pictures
 from minimodal.files import make_folder
 from minimodal.training.checkpoint import save_config, write_weights
-from minimodal.training.tasks.cached import cached, copy_files, first_pictures
+from minimodal.training.tasks.cached import cached, copy_files
 from minimodal.training.tasks.unseen import EVALUATION_PICTURES
 from minimodal.vqgan import VQGAN
 

@@ -25,11 +25,11 @@ from minimodal.training.tasks.embeddings import (
     Embedded,
     caption_embeddings,
     copy_clip,
-    embed_source,
     unseen_embeddings,
 )
 from minimodal.training.tasks.unseen import tile
 from minimodal.unclip.decoder import Conditions, Decoder, read_captions, tell
+from minimodal.uses.embedding import embed_source
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class DecoderTask(Task):
         """16 unseen pictures, and below each what their embeddings and captions are decoded to."""
         device, numbers = model.no_embedding.device, np.arange(16) % len(self.val)
         pictures = torch.from_numpy(self.val.images(numbers))
-        z = embed_source(self.embedded.clip, self.embedded.val, n=min(16, len(self.val)))
+        z = embed_source(self.embedded.clip, self.embedded.val, min(16, len(self.val)))
         told = self.told([self.val.all_captions(i)[0] for i in numbers], z[numbers], model)
         generator = torch.Generator(device).manual_seed(self.seed)
         x = model.draw(told, self.training.sampling, generator=generator)

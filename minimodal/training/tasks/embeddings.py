@@ -1,22 +1,20 @@
-"""Pictures as CLIP's embeddings, once: what unCLIP's parts are trained on.
+"""A data source's pictures as CLIP's embeddings: what unCLIP's parts are trained on.
 
-uint8 pictures (B, 3, H, W) of a data source in, unit vectors (N, E) out, kept in a file beside the
-CLIP. Read `minimodal/clip.py` and `tasks/cached.py` before.
+`opening.embed_data` makes them, once. Unit vectors (N, E) out. Read `uses/embedding.py` before.
 """
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from minimodal.clip import CLIP
 from minimodal.data.sources import DataSource
-from minimodal.training.tasks.cached import copy_files, first_pictures
+from minimodal.training.tasks.cached import copy_files
 from minimodal.training.tasks.common import draws
 from minimodal.training.tasks.unseen import EVALUATION_PICTURES
-from minimodal.uses.embedding import embed_captions, embed_pictures
+from minimodal.uses.embedding import embed_captions, embed_source
 
 SUMMARIES = 2048  # captions whose embeddings' statistics are taken
 
@@ -41,23 +39,13 @@ class Embedded(NamedTuple):
         return {"pictures": len(self.embeddings), "clip": self.digest, "data": data}
 
 
-@torch.no_grad()
-def embed_source(clip: CLIP, source: DataSource, *, n: int, flip: bool = False) -> Tensor:
-    """The embeddings of a source's first n pictures.
-
-    returns: (N, E) float32 unit vectors; with flip the mirror images' follow, N = 2 n
-    """
-    chunks = first_pictures(source, n, some=256, flip=flip)
-    return torch.cat([embed_pictures(clip, pictures).float().cpu() for pictures in chunks])
-
-
 def unseen_embeddings(embedded: Embedded) -> Tensor:
     """The embeddings of the pictures that scores are measured on.
 
     returns: (N, E) float32
     """
     n = min(EVALUATION_PICTURES, len(embedded.val))
-    return embed_source(embedded.clip, embedded.val, n=n)
+    return embed_source(embedded.clip, embedded.val, n)
 
 
 def caption_embeddings(embedded: Embedded, seed: int) -> Tensor:
