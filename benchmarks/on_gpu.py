@@ -4,13 +4,13 @@
     python benchmarks/on_gpu.py --tiny --device cpu  # the same at toy size: what CI runs
 
 First checks, which pass or fail: each task takes two steps in float32 and in bfloat16, is resumed,
-and scores and draws; the device gives what the CPU gives; the codebook's update is exact, and the
-same twice; a group of one process gathers; drawing with and without torch.compile draws the same.
-Then measurements: a matmul's peak and the memory's bandwidth; training steps of CLIP ViT-B/32, of
-VQGAN f16 at 256 pixels, of a DALL·E of 125 million parameters on 256 + 1024 tokens, of unCLIP's
-decoder of 64 pixels, as a share of that peak; DALL·E's drawing at batch 1 and 64 beside the floor,
-the time to read weights and cache once a token. A failure is told and does not stop the rest; the
-exit status is then 1.
+and scores and draws; the device gives what the CPU gives; with --deterministic each task learns a
+batch twice with the same bits; the codebook's update is exact; a group of one process gathers;
+drawing with and without torch.compile draws the same. Then measurements: a matmul's peak and the
+memory's bandwidth; training steps of CLIP ViT-B/32, of VQGAN f16 at 256 pixels, of a DALL·E of 125
+million parameters on 256 + 1024 tokens, of unCLIP's decoder of 64 pixels, as a share of that peak;
+DALL·E's drawing at batch 1 and 64 beside the floor, the time to read weights and cache once a
+token. A failure is told and does not stop the rest; the exit status is then 1.
 
 The result is printed and replaces the section "On a GPU" of benchmarks/RESULTS.md; with --tiny it
 is only printed.
@@ -19,6 +19,7 @@ is only printed.
 import argparse
 import datetime
 import io
+import os
 import platform
 import signal
 import statistics
@@ -42,8 +43,9 @@ from clip_step import timed
 from torch import Tensor, nn
 
 from minimodal.blocks.quantizer import Codebook, nearest
+from minimodal.cli.doctor import overfit
 from minimodal.cli.train import main as train
-from minimodal.training import distributed, probe
+from minimodal.training import distributed, guards, probe
 from minimodal.training.checkpoint import newest_state, read_metrics
 from minimodal.training.recipes import SYSTEMS
 from minimodal.unclip.decoder import Decoder, DecoderConfig
@@ -123,6 +125,20 @@ def check_against_cpu(setting: Setting) -> Iterator[Row]:
         )
         assert abs(here - there) <= 2e-3 * abs(there), f"{system}: {here} here, {there} on the CPU"
         yield Row(f"{system}: first loss against the CPU's", f"{abs(here / there - 1):.1e} off")
+
+
+def check_deterministic(setting: Setting) -> Iterator[Row]:
+    """With --deterministic, each system learns a batch twice with the same losses, and no operator
+    is refused."""
+    guards.repeat_exactly()
+    try:
+        places = (setting.folder / name for name in ("once", "again"))
+        once, again = (overfit(setting.device, place) for place in places)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for system, losses in once.items():
+        assert losses == again[system], f"{system}: {losses}, then {again[system]}"
+        yield Row(f"{system}, --deterministic: the same twice, bit for bit", "yes")
 
 
 def check_codebook(setting: Setting) -> Iterator[Row]:
@@ -311,7 +327,7 @@ def bytes_read(shape: dalle_generate.Shape, batch: int, dtype: torch.dtype) -> f
 # A further system's check is in check_tasks by itself; its measurement is a function beside those
 # above and a name here.
 PARTS: tuple[Callable[[Setting], Iterator[Row]], ...] = (
-    check_tasks, check_against_cpu, check_codebook, check_group, check_drawing,
+    check_tasks, check_against_cpu, check_deterministic, check_codebook, check_group, check_drawing,
     measure_device, measure_clip, measure_vqgan, measure_dalle, measure_decoder, measure_drawing,
 )  # fmt: skip
 
@@ -370,6 +386,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device here; --tiny --device cpu runs it at toy size")
     torch.set_float32_matmul_precision("high")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
 
     def over(number: int, frame: object) -> None:
         raise OutOfTime
