@@ -6,8 +6,8 @@ The network is the demo's decoder of code vectors (--pixels: the recipe's of pix
 weights. `textbook` is what most programs do. Training: a table of 1,000 times, the mean squared
 error, AdamW as torch has it, averages one weight after the other. Sampling: a pass with the
 condition and one without at each of 16 steps of DDIM. Ours is the same step and the same walk, in
-float32 and as a decoder trained in bfloat16 draws; the other pair guides where the demo's recipe
-does, in the first steps only, with one pass in the others.
+float32 and as a decoder trained in bfloat16 draws; the other pair guides in the first five steps
+only (`--guide-to 0.75`), with one pass in the others.
 With denoising-diffusion-pytorch installed a training step of its U-Net of the same widths is timed
 too. Rounds are interleaved in turning order (`clip_step.timed`); ratios are the medians of the
 rounds' own. How few steps suffice is in `unclip_study.py --only samplers`.
@@ -178,7 +178,7 @@ def main() -> None:
         print(f"sampling {B}, {STEPS} steps, guidance {GUIDANCE}")
         conditions = told(config, B, device)
         walks = {"textbook": textbook_walk(model, conditions)}
-        for guide_to, where in ((0.0, ""), (DEMOS.training.guide_to, ", first steps")):
+        for guide_to, where in ((0.0, ""), (0.75, ", first steps")):
             for precision in ("float32", "bfloat16"):
                 walks[f"ours {precision}{where}"] = our_walk(
                     model, conditions, bfloat16=precision == "bfloat16", guide_to=guide_to

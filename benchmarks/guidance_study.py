@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from minimodal.blocks.cutouts import CAPTION_TRUE, PHOTOGRAPHS, Draws, Views, see
 from minimodal.blocks.drawers import Drawer, VQGANDrawer, make_drawer, tables
 from minimodal.blocks.pixels import to_float, to_uint8
-from minimodal.blocks.quantizer import put_together
 from minimodal.cli.pool import pool_of, prior_of
 from minimodal.evaluation.guided import prompts_of
 from minimodal.evaluation.judge import load_judge
@@ -377,7 +376,7 @@ def flips(guide: Guide, vqgan: nn.Module, *, top: int = 64) -> Callable[[Parents
                 at, factor = at - gains[factor].numel(), factor + 1
             place, code = divmod(at, len(books[factor]))
             parts[factor].view(-1)[place] = code
-        return put_together(parts, p.sizes)
+        return vqgan.quantizer.combined(parts)
 
     return flip
 

@@ -202,16 +202,10 @@ class DALLE(nn.Module):
 
     @torch.no_grad()
     def generate_codes(
-        self,
-        text: Tensor,
-        *,
-        generator: Generators,
-        sampling: SamplingConfig = SamplingConfig(),
-        use_cache: bool = True,
-        known: Tensor | None = None,
-        keep: Tensor | None = None,
+        self, text: Tensor, *, generator: Generators, sampling: SamplingConfig = SamplingConfig(),
+        use_cache: bool = True, known: Tensor | None = None, keep: Tensor | None = None,
         progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Continue captions with picture tokens: code_n ~ p(code_n | text, code_<n), one after one.
 
         text: (B, T) int64 caption tokens, pad_id after the caption
@@ -263,17 +257,10 @@ class DALLE(nn.Module):
         return self.tokenizer(texts, length, truncate=truncate, start_and_end=False)
 
     def generate(
-        self,
-        prompts: str | list[str],
-        n: int = 1,
-        *,
-        generator: torch.Generator,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        guidance: float = 1.0,
+        self, prompts: str | list[str], n: int = 1, *, generator: torch.Generator,
+        temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, guidance: float = 1.0,
         allow_unseen: bool = False,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Draw n pictures for each prompt; `draw` takes all else that one can ask for.
 
         generator: a torch.Generator on the model's device
@@ -284,15 +271,10 @@ class DALLE(nn.Module):
         return self.draw(prompts, Request(n, generator), sampling, allow_unseen=allow_unseen)
 
     def draw(
-        self,
-        prompts: str | list[str],
-        request: Request,
-        sampling: SamplingConfig = SamplingConfig(),
-        *,
-        given: Given = NOTHING,
-        truncate: bool = False,
-        allow_unseen: bool = False,
-    ) -> Tensor:
+        self, prompts: str | list[str], request: Request,
+        sampling: SamplingConfig = SamplingConfig(), *, given: Given = NOTHING,
+        truncate: bool = False, allow_unseen: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Draw `request.n` pictures for each prompt; a prompt's pictures follow one another.
 
         given: a picture to complete, or the first picture of pairs

@@ -30,20 +30,10 @@ def verdict_line(verdict: AnyVerdict) -> tuple[str, tuple[int, int, int]]:
     return "wrong: " + ", ".join(wrong), WRONG
 
 
-def printable(text: str, font: Font) -> str:
-    """A text without what would break the drawing; letters that the font lacks become boxes."""
-    text = " ".join(text.split())[:200]
-    try:
-        font.getlength(text)
-    except (UnicodeEncodeError, ValueError):  # Pillow's oldest built-in font has Latin letters only
-        text = text.encode("latin-1", "replace").decode("latin-1")
-    return text
-
-
 def wrap(text: str, font: Font, width: int) -> list[str]:
     """A text as lines of at most `width` pixels; a word that is longer is cut."""
     lines = [""]
-    for word in printable(text, font).split():
+    for word in " ".join(text.split())[:200].split():
         joined = f"{lines[-1]} {word}".strip()
         if font.getlength(joined) <= width:
             lines[-1] = joined
@@ -67,15 +57,10 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def grid(
-    pictures: Tensor,
-    captions: Sequence[str] | None = None,
-    verdicts: Sequence[AnyVerdict | None] | None = None,
-    *,
-    notes: Sequence[str] | None = None,
-    columns: int = 4,
-    each: int | None = None,
-    tile: int = 128,
-) -> Image.Image:
+    pictures: Tensor, captions: Sequence[str] | None = None,
+    verdicts: Sequence[AnyVerdict | None] | None = None, *, notes: Sequence[str] | None = None,
+    columns: int = 4, each: int | None = None, tile: int = 128,
+) -> Image.Image:  # fmt: skip
     """Pictures as tiles, each with its caption, its note and its verdict below.
 
     pictures: (N, 3, H, W) uint8

@@ -5,6 +5,18 @@ The commands print that line to stderr and exit with status 2; Python callers ma
 ValueError that it is.
 """
 
+from math import inf
+from typing import Any
+
 
 class UserError(ValueError):
     """Bad input: a missing file, an impossible option, a damaged run folder."""
+
+
+def check_range(settings: Any, low: float, high: float, *names: str) -> None:
+    """Refuse settings of a configuration that are no numbers from `low` to `high` (inf: any)."""
+    for name in names:
+        value = getattr(settings, name)
+        if not (low <= value <= high and value < inf):
+            wanted = f"{low} or more" if high == inf else f"{low} to {high}"
+            raise UserError(f"{name} {value}: expected {wanted}")

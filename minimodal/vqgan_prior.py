@@ -145,16 +145,10 @@ class VQGANPrior(nn.Module):
 
     @torch.no_grad()
     def generate_codes(
-        self,
-        labels: Tensor,
-        *,
-        generator: Generators,
-        sampling: SamplingConfig = SamplingConfig(),
-        size: tuple[int, int] | None = None,
-        start: Tensor | None = None,
-        use_cache: bool = True,
+        self, labels: Tensor, *, generator: Generators, sampling: SamplingConfig = SamplingConfig(),
+        size: tuple[int, int] | None = None, start: Tensor | None = None, use_cache: bool = True,
         progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Draw sᵢ ~ p(sᵢ | s₍<ᵢ₎, c) for grids of any size, row by row, with a sliding window.
 
         labels: (B,) int64 class numbers, -1 for none
@@ -214,15 +208,10 @@ class VQGANPrior(nn.Module):
         return self.class_names.index(name)
 
     def draw(
-        self,
-        classes: list[str] | None,
-        request: Request,
-        sampling: SamplingConfig = SamplingConfig(),
-        *,
-        size: tuple[int, int] | None = None,
-        complete: Tensor | None = None,
-        keep: float = 0.5,
-    ) -> Tensor:
+        self, classes: list[str] | None, request: Request,
+        sampling: SamplingConfig = SamplingConfig(), *, size: tuple[int, int] | None = None,
+        complete: Tensor | None = None, keep: float = 0.5,
+    ) -> Tensor:  # fmt: skip
         """Draw `request.n` pictures of each class, or of anything without classes.
 
         size: width and height in pixels; by default those of training

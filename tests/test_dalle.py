@@ -197,7 +197,7 @@ def make_task(**training) -> DALLETask:
     ("training", "words"),
     [
         ({"caption_dropout": 0.0, "guidance": 2.0}, "guidance 2.0 needs empty captions"),
-        ({"max_text_length": -1}, "max_text_length -1: expected at least 1"),
+        ({"max_text_length": -1}, "max_text_length -1: expected 1 or more"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(training, words):

@@ -569,6 +569,12 @@ FOLLOWED = Margins(
 DONE = set()  # of CALLS, in this process
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """The shapes are those of any number of steps."""
+    monkeypatch.setattr(tools, "SAMPLER", tools.SAMPLER._replace(steps=2))
+
+
 @pytest.mark.parametrize("call", range(len(CALLS)), ids=lambda n: CALLS[n][0].__qualname__)
 def test_a_docstring_and_its_margin_tell_the_shapes(call):
     function, arguments, symbols = CALLS[call]

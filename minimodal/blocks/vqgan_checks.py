@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 
 QUANTIZERS = ("ema", "gradient", "gumbel")
 GONE = ("sphere", "fsq")  # docs/results.md has what they reached
@@ -17,9 +17,7 @@ def check_config(c: Any) -> None:
     sizes = (c.image_size, c.patch, c.channels, c.depth, c.code_width)
     if min(*sizes, *c.multipliers, *c.codes) < 1 or not (c.multipliers and c.codes):
         raise UserError("a VQGAN's sizes, multipliers and codes are numbers of 1 or more")
-    for name in ("decoder_depth", "latent_width"):
-        if getattr(c, name) < 0:
-            raise UserError(f"{name} {getattr(c, name)}: expected 0 or more")
+    check_range(c, 0, math.inf, "decoder_depth", "latent_width")
     if c.image_size % c.factor:
         raise UserError(f"image size {c.image_size} is not a multiple of {c.factor}")
     if missing := [size for size in c.attention if size not in c.resolutions]:

@@ -19,7 +19,6 @@ from minimodal.training.distributed import pick_device
 from minimodal.uses.reading import caption_scores, describe
 
 ABOUT = "what a DALL·E says that pictures show"
-MOST = 1024  # candidates that are written at once: more than help, less than memory holds
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +28,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a demo folder or a dalle run (default: runs/demo)")  # fmt: skip
     add("--labels", metavar="A,B,…",
         help="captions to choose from (default: none, it writes its own)")  # fmt: skip
-    add("--candidates", type=int, default=64, metavar="N",
-        help="captions that each round of the search writes (default: 64)")  # fmt: skip
-    add("--rounds", type=int, default=8, metavar="R", help="rounds of the search (default: 8)")
     add("--seed", type=int, default=0, metavar="S", help="(default: 0)")
     add("--allow-unseen", action="store_true",
         help="labels may have words, too, that no caption of the training had")  # fmt: skip
@@ -43,13 +39,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     labels = [] if arguments.labels is None else read_labels(arguments.labels)
     check_seed(arguments.seed)
-    for name in ("candidates", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: expected 1 or more")
-    if arguments.candidates > MOST:
-        raise UserError(
-            f"--candidates {arguments.candidates}: expected {MOST} or fewer; more --rounds try more"
-        )
     device = pick_device(arguments.device)
     dalle = load(find(arguments.run, "dalle", flag="--run"), kind="dalle").to(device)
     if not arguments.allow_unseen:
@@ -70,9 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         generator = torch.Generator(device).manual_seed(arguments.seed)
         for one in codes:
-            best = describe(
-                dalle, one, generator=generator, n=arguments.candidates, rounds=arguments.rounds
-            )
+            best = describe(dalle, one, generator=generator)
             found.append({"caption": best.caption, "log_likelihood": best.score})
     status = 1 if refused else 0
     if arguments.json:

@@ -7,10 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-from minimodal.cli.common import add_clip_flags, check_choice, load_clip, read_each, read_labels
+from minimodal.cli.common import add_clip_flags, load_clip, read_each, read_labels
 from minimodal.data.images import opened
-from minimodal.errors import UserError
-from minimodal.uses.zero_shot import ZeroShotClassifier, check_labels, check_templates, read_lines
+from minimodal.uses.zero_shot import ZeroShotClassifier, check_templates, read_lines
 
 ABOUT = "which of some labels goes with a picture"
 
@@ -18,36 +17,23 @@ ABOUT = "which of some labels goes with a picture"
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("pictures", nargs="+", metavar="IMG", help="picture files")
-    labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", metavar="A,B,…",
-        help="what there is to choose from (no default: this or --labels-file)")  # fmt: skip
-    labels.add_argument("--labels-file", type=Path, metavar="FILE",
-        help="the labels, one a line (no default)")  # fmt: skip
+    add("--labels", required=True, metavar="A,B,…", help="what to choose from (no default)")
     add("--template", action="append", default=[], metavar="TEXT",
         help="a caption with {} for the label; several are averaged (default: what fits the "
              "CLIP's training data, 'a photo of a {}' for an original)")  # fmt: skip
     add("--templates", type=Path, metavar="FILE",
         help="templates, one a line (default: none)")  # fmt: skip
-    add("--top", type=int, metavar="K", help="show the K likeliest labels (default: all)")
     add("--json", action="store_true", help="print one JSON object instead of words")
     add_clip_flags(parser)
     parser.set_defaults(rest="pictures")
 
 
-def labels_of(arguments: argparse.Namespace) -> list[str]:
-    if arguments.labels_file is not None:
-        return check_choice(check_labels(read_lines(arguments.labels_file)), "one a line")
-    return read_labels(arguments.labels)
-
-
 def run(arguments: argparse.Namespace) -> int:
-    labels, templates = labels_of(arguments), arguments.template
+    labels, templates = read_labels(arguments.labels), arguments.template
     if arguments.templates is not None:
         templates = templates + read_lines(arguments.templates)
     if templates:
         check_templates(templates)
-    if arguments.top is not None and arguments.top < 1:
-        raise UserError(f"--top {arguments.top}: expected 1 or more labels")
     clip = load_clip(arguments)
     if not arguments.allow_unseen:
         clip.words.check([*labels, *(template.format("") for template in templates)])
@@ -56,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     def likeliest(name: str) -> dict[str, float]:
         with opened(name) as picture:
             row = classifier.probabilities([picture])[0]  # (N,)
-        order = row.argsort(descending=True, stable=True)[: arguments.top].tolist()
+        order = row.argsort(descending=True, stable=True).tolist()
         return {classifier.labels[i]: float(row[i]) for i in order}
 
     read, refused = read_each(arguments.pictures, likeliest)

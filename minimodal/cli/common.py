@@ -158,18 +158,16 @@ def load_clip(arguments: argparse.Namespace) -> CLIP:
     return load(path, kind="clip", merges=arguments.merges, activation=how).to(device)
 
 
-def check_choice(labels: list[str], how: str) -> list[str]:
-    """Labels, if there are several to choose from."""
-    if len(labels) == 1:
-        raise UserError(f"'{labels[0][:60]}' alone is 100 % of any picture: give others, {how}")
-    return labels
-
-
 def read_labels(text: str) -> list[str]:
-    """What `--labels A,B,…` says."""
+    """`cat,dog` as labels, of which there have to be several to choose from."""
     if not text.strip():
         raise UserError("--labels is empty; give labels such as --labels 'cat,dog'")
-    labels = check_choice(check_labels(text.split(",")), "with commas between them")
+    labels = check_labels(text.split(","))
+    if len(labels) == 1:
+        raise UserError(
+            f"'{labels[0][:60]}' alone is 100 % of any picture: give others, with commas between "
+            "them"
+        )
     if odd := next(filter(BETWEEN.search, labels), None):
         print(f"--labels: '{odd[:60]}' is taken for one: commas part labels", file=sys.stderr)
     return labels

@@ -127,14 +127,12 @@ class Beside:
         far_end.close()
 
     def send(self, what: Any) -> None:
-        """Tell the process something."""
         try:
             self.pipe.send(what)
         except OSError:
             self.receive()  # which says that it has ended
 
     def receive(self) -> Any:
-        """What the process says next."""
         try:
             return self.pipe.recv()
         except EOFError:

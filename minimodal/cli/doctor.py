@@ -20,11 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from minimodal.data.loading import open_data
-from minimodal.errors import UserError
+from minimodal.data.sources import first_pictures
 from minimodal.training.between import begin
 from minimodal.training.checkpoint import git_commit, save_weights, versions
 from minimodal.training.distributed import Distributed, pick_device
@@ -34,6 +33,7 @@ from minimodal.training.probe import matmul_peak
 from minimodal.training.recipes import SYSTEMS, recipe_for, scale_events
 
 ABOUT = "whether all is installed and learns, how fast this machine is, what is wrong with data"
+IMAGE_SIZE = 64  # at which pictures are read
 LOOKED_AT = 20_000  # pictures of each split: the Shapes world has no end of them
 TWICE = 0.02  # share of pictures that are there twice from which on it is worth a word
 STEPS, BATCH = 30, 4  # in which each system learns a batch of so many pictures, at these sizes
@@ -45,8 +45,6 @@ PEAK_SIZE = 512  # of the matrices: large enough for a CPU's full speed, quick w
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", nargs="?", metavar="SPEC", help="data to look at, as for train.py")
-    add("--image-size", type=int, default=64, metavar="S",
-        help="pixels at which pictures are read (default: 64)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--json", action="store_true", help="print one JSON object instead of words")
 
@@ -93,21 +91,19 @@ def overfit(device: torch.device, folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def look_at(spec: str, *, split: str, image_size: int) -> dict[str, Any]:
+def look_at(spec: str, split: str) -> dict[str, Any]:
     """What a split holds, by counting."""
-    source = open_data(spec, image_size=image_size, split=split)
+    source = open_data(spec, image_size=IMAGE_SIZE, split=split)
     n = min(len(source), LOOKED_AT)
-    hashes = Counter()
-    for first in range(0, n, 256):
-        images = source.images(np.arange(first, min(first + 256, n)))
-        hashes.update(hashlib.sha1(np.ascontiguousarray(image)).digest() for image in images)
+    parts = first_pictures(source, n, some=256, flip=False)
+    different = {hashlib.sha1(picture.numpy()).digest() for part in parts for picture in part}
     captions = [source.all_captions(i) for i in range(n)] if source.has_captions else []
     words = [len(caption.split()) for several in captions for caption in several]
     common = Counter(several[0] for several in captions if several).most_common(1)
     return {
         "pictures": len(source),
         "looked_at": n,
-        "pictures_twice": n - len(hashes),
+        "pictures_twice": n - len(different),
         "captions": len(words),
         "different_captions": len({c for several in captions for c in several}),
         "words": [min(words), statistics.median(words), max(words)] if words else None,
@@ -175,14 +171,9 @@ def as_words(found: dict[str, Any]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.image_size < 1:
-        raise UserError(f"--image-size {arguments.image_size}: expected 1 or more")
     found: dict[str, Any] = {"versions": versions(), "git_commit": git_commit()}
     if arguments.data is not None:  # first: a mistyped path is soon found
-        found["data"] = {
-            split: look_at(arguments.data, split=split, image_size=arguments.image_size)
-            for split in ("train", "val")
-        }
+        found["data"] = {split: look_at(arguments.data, split) for split in ("train", "val")}
     device = torch.device(pick_device(arguments.device))
     found["machine"] = machine(device)
     # What is printed on the way to a training belongs to no run that anybody will see.

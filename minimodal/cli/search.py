@@ -8,14 +8,13 @@ pictures, later ones what has changed; read `uses/search.py` for how. Pictures a
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minimodal.cli.common import add_clip_flags, check_name, load_clip
+from minimodal.cli.common import add_clip_flags, check_name, load_clip, read_each
 from minimodal.clip import CLIP
 from minimodal.data.images import centre_square, open_rgb
 from minimodal.drawing import grid, save_png
@@ -95,19 +94,17 @@ def query_of(clip: CLIP, arguments: argparse.Namespace, weights: list[float]) ->
 
 
 def draw(out: Path, files: list[Path], scores: list[float]) -> None:
-    """The pictures that were found as a grid, with names and scores."""
-    tiles, captions = [], []
-    for file, score in zip(files, scores, strict=True):
-        try:
-            tiles.append(centre_square(open_rgb(file, at_least=TILE), TILE))
-        except UserError as error:  # it was there when the index was made
-            print(f"left out of the grid: {error}", file=sys.stderr)
-            continue
-        captions.append(f"{score:.3f} {file.name}")
-    if not tiles:
-        raise UserError(f"{out} is not written: none of the pictures can be read any longer")
+    """The pictures that were found as a grid, with names and scores; those that are there yet."""
+
+    def tile(name: str) -> np.ndarray:
+        return centre_square(open_rgb(name, at_least=TILE), TILE)
+
+    score = dict(zip(map(str, files), scores, strict=True))
+    read, _ = read_each(list(score), tile)
+    tiles = torch.from_numpy(np.stack([pixels for _, pixels in read]))
+    captions = [f"{score[name]:.3f} {Path(name).name}" for name, _ in read]
     columns = min(8, math.ceil(math.sqrt(len(tiles))))
-    save_png(grid(torch.from_numpy(np.stack(tiles)), captions, columns=columns, tile=TILE), out)
+    save_png(grid(tiles, captions, columns=columns, tile=TILE), out)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """unCLIP's runs: how generate.py loads them, and how `train.py demo --with unclip` makes them.
 
 The demo trains a prior and a decoder of code vectors on its own CLIP and VQGAN. Both have their
-recipes' own steps: half an hour of one core where bfloat16 is native, 46 minutes elsewhere.
+recipes' own steps: 27 minutes of one core where bfloat16 is native, 48 elsewhere.
 Read `cli/demo.py` and `evaluation/unclip.py` before.
 """
 
@@ -99,14 +99,6 @@ def train_unclip(out: Path, seed: int, device: str) -> None:
         )  # fmt: skip
 
 
-def draw_row(unclip: UnCLIP, how: Sampler, out: Path, seed: int) -> None:
-    """unclip.png: two rows of seen captions, one of held-out ones, and the verdicts."""
-    captions = captions_to_show(seed)
-    pictures = draw_with(unclip, how)(captions, 1, seed)
-    verdicts = WORLDS["shapes"].score(captions, pictures.numpy())
-    save_png(grid(pictures, captions, verdicts, columns=8), out / "unclip.png")
-
-
 def add_unclip(out: Path, seed: int, device: str, *, n: int = 200) -> None:
     """Train, score and draw; the scores join the demo's scoreboard."""
     began, path = time.time(), out / "scoreboard.json"
@@ -120,7 +112,10 @@ def add_unclip(out: Path, seed: int, device: str, *, n: int = 200) -> None:
         unclip, how = load_unclip(out / "decoder", device, prior=out / "prior")
         with torch.no_grad():
             board["unclip"] = unclip_scores(unclip, how, seed=seed, n=n)
-        draw_row(unclip, how, out, seed)
+        captions = captions_to_show(seed)  # two rows of seen ones, one of held-out ones
+        pictures = draw_with(unclip, how)(captions, 1, seed)
+        verdicts = WORLDS["shapes"].score(captions, pictures.numpy())
+        save_png(grid(pictures, captions, verdicts, columns=8), out / "unclip.png")
         board["unclip_weights"] = weights
         board["seconds"]["unclip"] = round(time.time() - began, 1)
         write_json(path, board)

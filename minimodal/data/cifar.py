@@ -5,11 +5,9 @@ PATH is the unpacked folder, or the one that contains it:
     cifar-10-batches-py/   data_batch_1 … data_batch_5, test_batch, batches.meta
     cifar-100-python/      train, test, meta
 
-The files are pickles, which `pickles.py` reads without running what they say.
-
 The pictures, uint8 (N, 3, 32, 32), have a class and no captions: captions are templates filled
 with the class name. The official test rows are the split "val". Read images.py and pickles.py
-before.
+before, which reads such files without running what they say.
 """
 
 import os
@@ -22,14 +20,8 @@ from minimodal.data.images import ImageSource, first_n, resize_all
 from minimodal.data.pickles import ARRAYS, Array, Restricted
 from minimodal.errors import UserError
 
-TEMPLATES = (
-    "{}",
-    "a photo of {}",
-    "a picture of {}",
-    "a small photo of {}",
-    "a blurry photo of {}",
-    "a low resolution photo of {}",
-)
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "a small photo of {}",
+             "a blurry photo of {}", "a low resolution photo of {}")  # fmt: skip
 
 
 def _plain(value):
@@ -57,9 +49,6 @@ def read_pickle(path: str | os.PathLike) -> dict:
         raise UserError(
             f"{path}: not a CIFAR file, or a damaged one ({error}); unpack the archive again"
         ) from error
-
-
-# --- pictures, labels, names ---------------------------------------------------------------------
 
 
 def _read_batch(path: Path, label_key: str, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,14 +79,9 @@ def class_captions(name: str) -> tuple[str, ...]:
 
 
 def open_cifar(
-    path: str | os.PathLike,
-    classes: int,
-    *,
-    image_size: int = 32,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-) -> ImageSource:
+    path: str | os.PathLike, classes: int, *, image_size: int = 32, split: str = "train",
+    limit: int | None = None, seed: int = 0,
+) -> ImageSource:  # fmt: skip
     """CIFAR-10 (`classes` 10) or CIFAR-100 (100, fine labels) as a data source."""
     within, meta = "cifar-10-batches-py", "batches.meta"
     names_key, label_key, train, test = "label_names", "labels", "data_batch_[1-5]", "test_batch"

@@ -159,15 +159,9 @@ def say_used(
 
 
 def open_folder(
-    path: str | os.PathLike,
-    *,
-    image_size: int = 256,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-    table: Path | None = None,
-    name: str = "folder",
-) -> ImageSource:
+    path: str | os.PathLike, *, image_size: int = 256, split: str = "train",
+    limit: int | None = None, seed: int = 0, table: Path | None = None, name: str = "folder",
+) -> ImageSource:  # fmt: skip
     """A folder of pictures as a data source; `has_captions` is False where it has none at all.
 
     `split` may be "all", too; `table` as in `read_folder`, `name` that of the source
@@ -220,14 +214,9 @@ PARTS = ("train2017", "val2017", "train2014", "val2014")
 
 
 def open_coco(
-    path: str | os.PathLike,
-    part: str | None = None,
-    *,
-    image_size: int = 256,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-) -> ImageSource:
+    path: str | os.PathLike, part: str | None = None, *, image_size: int = 256,
+    split: str = "train", limit: int | None = None, seed: int = 0,
+) -> ImageSource:  # fmt: skip
     """COCO captions (Lin et al., 2014; Chen et al., 2015), as the official archives unpack:
 
     PATH/annotations/captions_train2017.json    PATH/train2017/*.jpg    or all of them
@@ -251,11 +240,6 @@ def open_coco(
             " captions in other forms, such as Karpathy's"
         )
     return open_folder(
-        path / wanted,
-        image_size=image_size,
-        split=split if divide else "all",
-        limit=limit,
-        seed=seed,
-        table=path / table.format(wanted),
-        name="coco",
-    )
+        path / wanted, image_size=image_size, split=split if divide else "all", limit=limit,
+        seed=seed, table=path / table.format(wanted), name="coco",
+    )  # fmt: skip

@@ -1,12 +1,9 @@
 """Picture files become uint8 arrays, and arrays with captions become a data source.
 
-Bottom up: `opened` opens one file of any common kind, `open_rgb` makes it an upright RGB picture;
-`decode` crops it to a square, uint8 (3, S, S); `load_images` does so for a whole data set, up front
-and in memory, so that a broken file is named at once. More than 5 % of them stop with a list.
-
-`ImageSource` is what CIFAR, COCO and a folder turn into: pictures uint8 (N, 3, S, S) and, for
-each, the captions it has. `split_by_name` and `first_n` choose pictures deterministically.
-Read nothing before this file; `loading.py` shows how it is used.
+`load_images` decodes a whole data set, up front and in memory, so that a broken file is named at
+once; more than 5 % of them stop with a list. `ImageSource` is what CIFAR, COCO, a folder and shards
+turn into: pictures uint8 (N, 3, S, S) and, for each, the captions it has. Read nothing before;
+`loading.py` shows how it is used.
 """
 
 import hashlib
@@ -218,13 +215,9 @@ def _check_memory(count: int, size: int, *, what: str) -> None:
 
 
 def load_images(
-    paths: Sequence[str | os.PathLike],
-    size: int,
-    *,
-    workers: int = 2,
-    what: str = "pictures",
+    paths: Sequence[str | os.PathLike], size: int, *, workers: int = 2, what: str = "pictures",
     total: int | None = None,
-) -> LoadedImages:
+) -> LoadedImages:  # fmt: skip
     """Decode picture files into one array, with threads; skip and name the broken ones.
 
     `what` says in messages which data set this is. More broken files than 5 % of

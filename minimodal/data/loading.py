@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 from minimodal.data.cifar import open_cifar
 from minimodal.data.folder import PARTS, open_coco, open_folder
-from minimodal.data.images import ImageSource, join_sources
+from minimodal.data.images import join_sources
+from minimodal.data.sources import DataSource
 from minimodal.data.tar import open_tar, shards_of
 from minimodal.errors import UserError
-from minimodal.shapes.source import ENDLESS, WorldSource
+from minimodal.shapes.source import ENDLESS
 from minimodal.shapes.worlds import WORLDS
 
 KINDS = ("shapes", "cifar10", "cifar100", "coco", "folder", "tar")
@@ -92,7 +93,7 @@ def parse_spec(spec: str) -> Spec:
 
 def open_data(
     spec: str, *, image_size: int, split: str = "train", limit: int | None = None, seed: int = 0
-) -> ImageSource | WorldSource:
+) -> DataSource:
     """Open what a data SPEC names, at `image_size`; `split` is "train" or "val".
 
     `limit`, and `:N` in the SPEC, keep the first N of a seeded shuffle (the smaller where both

@@ -37,19 +37,16 @@ def windows_1252(byte: int) -> str:
         return chr(byte)
 
 
-def standard_forms() -> dict[int, str]:
-    """What is written another way: C1 controls, Latin ligatures, full width, curly quotes."""
-    compatible = [chr(i) for i in range(0xFF01, 0xFFF0)] + list("ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬆ")
-    table = {ord(char): unicodedata.normalize("NFKC", char) for char in compatible}
-    table |= {ord("ﬅ"): "ſt", ord("ŉ"): "'n"}
-    table |= dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'")
-    table |= dict.fromkeys(range(0x201C, 0x2020), '"')
-    for byte in range(0x80, 0xA0):
-        table[byte] = table.get(ord(windows_1252(byte)), windows_1252(byte))
-    return table
-
-
-STANDARD_FORMS = standard_forms()
+# What is written another way: Latin ligatures, full width, curly quotes, C1 controls.
+COMPATIBLE = [chr(i) for i in range(0xFF01, 0xFFF0)] + list("ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬆ")
+STANDARD_FORMS = {
+    **{ord(char): unicodedata.normalize("NFKC", char) for char in COMPATIBLE},
+    **{ord("ﬅ"): "ſt", ord("ŉ"): "'n"},
+    **dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'"),
+    **dict.fromkeys(range(0x201C, 0x2020), '"'),
+}
+C1 = {byte: windows_1252(byte) for byte in range(0x80, 0xA0)}
+STANDARD_FORMS |= {byte: STANDARD_FORMS.get(ord(char), char) for byte, char in C1.items()}
 
 
 def resolve_entity(match: re.Match[str]) -> str:
@@ -105,16 +102,12 @@ def clean(text: str) -> str:
 BYTE_OF = {windows_1252(byte): byte for byte in range(256)}
 
 
-def pair_of_sets(first: int, last: int) -> str:
-    """A pattern for one character that stands for a byte of first..last in either set."""
-    either = {f(byte) for byte in range(first, last + 1) for f in (chr, windows_1252)}
-    return "[" + re.escape("".join(sorted(either))) + "]"
-
-
 # Plausible as it stands, though its bytes are UTF-8: a capital with the punctuation behind it
 # (CAFÉ’S, OLÉ…). The last is a "™" read wrongly, which ftfy happens to leave alone.
 PLAUSIBLE = re.compile("[Â-ß][’…]|[Ä-ÍÏÑ-ß][”–—™›®»·´\xa0\xad]|â„¢")
-REST = pair_of_sets(0x80, 0xBF)
+# One character that stands for a byte from 0x80 to 0xBF in either set.
+EITHER = {f(byte) for byte in range(0x80, 0xC0) for f in (chr, windows_1252)}
+REST = f"[{re.escape(''.join(sorted(EITHER)))}]"
 MOJIBAKE = re.compile(f"[Â-ß]{REST}|[à-ï]{REST}{{2}}|[ð-ô]{REST}{{3}}|(?:^|[a-z]\\s?)[ÂÃ] ")
 
 

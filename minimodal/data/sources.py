@@ -1,45 +1,25 @@
 """What a task knows of its data: a source of captioned pictures, and which of them a step is on.
 
-`images(indices)` gives uint8 (B, 3, S, S), `captions(indices, rng)` one string for each.
-`batch_indices` tells from (seed, t) alone which pictures step number t trains on: resuming needs a
-step number and no replay. Where sources come from is in `loading.py`.
+Of N pictures `images(indices)` gives uint8 (B, 3, S, S), `captions(indices, rng)` one string for
+each and `all_captions(index)` every one of one picture (or a few, where there is no end of them);
+`class_names` and `labels` (N,) may be None, `group` consecutive pictures stay together in a batch,
+and `fingerprint()` is a hash of all that decides pictures and captions. `batch_indices` tells from
+(seed, t) alone which pictures step number t trains on: resuming needs a step number and no replay.
+Where sources come from is in `loading.py`.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
+from minimodal.shapes.source import WorldSource
 
-
-class DataSource(Protocol):
-    """Captioned pictures, whatever they come from."""
-
-    name: str  # "shapes", "cifar10", "coco", "folder", …
-    image_size: int  # S
-    class_names: tuple[str, ...] | None
-    labels: np.ndarray | None  # (N,) int64, with class_names
-    has_captions: bool
-    group: int  # so many consecutive pictures stay together in a batch
-
-    def __len__(self) -> int:
-        """N, the number of pictures."""
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """Pictures as bytes. indices: (B,); returns: (B, 3, S, S) uint8"""
-
-    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption per picture, drawn by rng."""
-
-    def all_captions(self, index: int) -> list[str]:
-        """Every caption of a picture (or a few, where there is no end of them)."""
-
-    def fingerprint(self) -> str:
-        """A hash of all that decides the pictures and captions."""
+DataSource = ImageSource | WorldSource
 
 
 def first_pictures(source: DataSource, n: int, *, some: int, flip: bool) -> Iterator[Tensor]:

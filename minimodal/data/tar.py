@@ -5,9 +5,8 @@
 The files of a sample have the same name up to the first dot: a picture (.jpg, .png, .webp, …),
 captions (.txt, one a line; where there is none, .json with a "caption") and a class (.cls, used
 where no sample has a caption). Opening goes through the shards once and keeps the captions and
-where each picture lies: found by its number, it is the same one in a resumed training. Nothing is
-unpacked onto the disk and no link followed. Pictures uint8 (B, 3, S, S) come out. Read images.py
-and folder.py before.
+where each picture lies. Nothing is unpacked onto the disk and no link followed. Pictures uint8
+(B, 3, S, S) come out. Read images.py and folder.py before.
 """
 
 import hashlib
@@ -158,32 +157,22 @@ class Pixels:
                 content = file.read(size)
             try:
                 pictures[k] = images.decode(content, self.shape[3])
-            except UserError as error:
-                self.say_broken(i, error)
+            except UserError as error:  # damaged behind its beginning, and said once
                 pictures[k] = 127  # not another picture, whose caption would be a wrong one
+                if i not in self.broken:
+                    print(f"{self.names[i]!a}: {error}; grey stands in its place", file=sys.stderr)
+                self.broken.add(i)
+                if len(self.broken) > images.BROKEN_SHARE * len(self):
+                    share = f"{len(self.broken)} of {len(self)} pictures are broken, more than"
+                    last = f"{images.BROKEN_SHARE:.0%}, the last {self.names[i]!a}"
+                    raise UserError(f"{share} {last}. Mend or remove them.") from None
         return pictures
-
-    def say_broken(self, i: int, error: UserError) -> None:
-        """Name a picture that is damaged behind its beginning, once; too many are an error."""
-        if i in self.broken:
-            return
-        self.broken.add(i)
-        print(f"{self.names[i]!a}: {error}; grey stands in its place", file=sys.stderr)
-        if len(self.broken) > images.BROKEN_SHARE * len(self):
-            raise UserError(
-                f"{len(self.broken)} of {len(self)} pictures are broken, more than "
-                f"{images.BROKEN_SHARE:.0%}, the last {self.names[i]!a}. Mend or remove them."
-            )
 
 
 def open_tar(
-    path: str | os.PathLike,
-    *,
-    image_size: int = 256,
-    split: str = "train",
-    limit: int | None = None,
-    seed: int = 0,
-) -> images.ImageSource:
+    path: str | os.PathLike, *, image_size: int = 256, split: str = "train",
+    limit: int | None = None, seed: int = 0,
+) -> images.ImageSource:  # fmt: skip
     """Shards as a data source; a tenth, by name, is the split "val"."""
     shards, found = [Path(shard) for shard in shards_of(os.fspath(path))], Found()
     if missing := [shard for shard in shards if not shard.is_file()]:

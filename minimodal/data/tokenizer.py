@@ -222,9 +222,6 @@ class Tokenizer:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
 
-    def __repr__(self) -> str:
-        return f"Tokenizer(vocab_size={self.vocab_size}, lower={self.lower})"
-
     @property
     def vocab_size(self) -> int:
         """V: specials, bytes and merges."""
@@ -275,15 +272,9 @@ class Tokenizer:
         return spell(ids, self._bytes)
 
     def __call__(
-        self,
-        texts: str | list[str],
-        context_length: int,
-        *,
-        truncate: bool = False,
-        start_and_end: bool = True,
-        dropout: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> Tensor:
+        self, texts: str | list[str], context_length: int, *, truncate: bool = False,
+        start_and_end: bool = True, dropout: float = 0.0, rng: np.random.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
         """Texts as rows of equal length: start, text, end, padding; or text, padding.
 
         With `truncate` a text that is too long loses its tail (the end token stays the last);

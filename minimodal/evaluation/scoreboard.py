@@ -10,6 +10,7 @@ Models in, dicts of numbers between 0 and 1 out. Captions state every attribute.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -135,11 +136,10 @@ def replace_one(scenes: Scenes, what: str, rng: np.random.Generator) -> Scenes:
 
     what: "color" or "shape"
     """
-    values = {name: getattr(scenes, name) for name in Scenes.__dataclass_fields__}
-    changed = values[what].copy()
+    changed = getattr(scenes, what).copy()
     size = len(COLORS) if what == "color" else len(SHAPES)
     changed[:, 0] = (changed[:, 0] + rng.integers(1, size, len(scenes))) % size
-    return Scenes(**(values | {what: changed}))
+    return replace(scenes, **{what: changed})
 
 
 def clip_scores(clip: CLIP, *, seed: int = 0, n: int = 1000, sets: int = 8) -> dict[str, float]:

@@ -6,10 +6,8 @@ last one marked as the end of a word ("</w>"), are merged by the merges of a fil
 that file (or an installed package that has it), then texts; out: int64 (B, T).
 
 Ids: the 256 bytes, the same 256 at the end of a word, the merges, start, end; 49408 in the
-original. Padding is 0, the id of "!" too: CLIP looks at the end token and never behind it.
-
-The original mends text with the package ftfy; here `data/mending.py` does. Read that and
-data/tokenizer.py first.
+original. Padding is 0, the id of "!" too: CLIP looks at the end token and never behind it. Read
+data/tokenizer.py and data/mending.py, which mends text as the original's package ftfy, first.
 """
 
 import gzip
@@ -45,8 +43,6 @@ PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 BYTES = (*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE))
 SYMBOLS = [*map(chr, PRINTABLE), *map(chr, range(0x100, 0x200 - len(PRINTABLE)))]
 
-# --- pieces --------------------------------------------------------------------------------------
-
 ASCII_PIECES = re.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'(?:[stmd]|re|ve|ll)|[a-z]+|[0-9]|[^\sa-z0-9]+"
 )
@@ -71,9 +67,6 @@ def unicode_pieces() -> re.Pattern[str]:
 def split(word: str) -> list[str]:
     """The pieces of a word of a cleaned text; no merge crosses their borders."""
     return (ASCII_PIECES if word.isascii() else unicode_pieces()).findall(word)
-
-
-# --- the tokenizer -------------------------------------------------------------------------------
 
 
 class CLIPTokenizer:
@@ -142,9 +135,6 @@ class CLIPTokenizer:
             texts, self.encode, context_length, start=[self.start_id], end=[self.end_id],
             pad=self.pad_id, truncate=truncate,
         )  # fmt: skip
-
-
-# --- the merges file -----------------------------------------------------------------------------
 
 
 def find_merges() -> Path:

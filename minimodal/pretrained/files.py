@@ -1,14 +1,12 @@
 """Tensors out of foreign files, without running what the files say.
 
-`read_tensors` understands safetensors, what `torch.save` writes (read with weights_only=True) and
-TorchScript archives, in which OpenAI published CLIP: those name classes of the archive's own code,
-which torch would compile. Checkpoints of Lightning keep their callbacks and settings as objects of
-its classes. Both are read by `data/pickles.py`: a class becomes an empty object that collects its
-attributes, and what is a tensor at path a.b.c is called "a.b.c".
+`read_tensors` understands safetensors, what `torch.save` writes (read with weights_only=True),
+TorchScript archives, in which OpenAI published CLIP and which torch would compile, and checkpoints
+of Lightning, which hold objects of its classes. The last two are read by `data/pickles.py`: a class
+becomes an empty object. What is a tensor at path a.b.c is called "a.b.c"; in these names a model is
+found by a tensor that all of its kind have (ANCHORS), however it was wrapped.
 
-Checkpoints wrap their model in dictionaries and in modules of other names; here all of it is one
-level of dotted names, in which a model is found by a tensor that all of its kind have (ANCHORS).
-A path or a state dict in, names and tensors of one model out. Read nothing before.
+A path or a state dict in, names and tensors of one model out.
 """
 
 import pickle
@@ -43,8 +41,6 @@ def _walk(stored: Any) -> Iterator[tuple[str, Tensor]]:
             todo += [((*path, str(name)), part) for name, part in parts]
 
 
-# --- one model of what is stored -----------------------------------------------------------------
-
 # Of each kind of model a tensor that all have; what stands before its name is where the model lies.
 ANCHORS = (
     "transformer.tok_emb.weight",  # a transformer of taming, ahead of the VQGAN in its checkpoint
@@ -76,8 +72,6 @@ def one_model(stored: Any, *, source: str) -> dict[str, Tensor]:
         print(f"{source}: its model is what lies under {place!r}{more}", file=sys.stderr)
     return {n.removeprefix(place): t for n, t in tensors.items() if n.startswith(place)}
 
-
-# --- any file ------------------------------------------------------------------------------------
 
 SAFETENSORS = b"\0\0\0\0{"  # the end of its header's length and the header's start
 STARTS = {  # what is often taken for a checkpoint, by its first bytes

@@ -4,8 +4,8 @@
     model.safetensors    vision_model.…, text_model.…, visual_projection, text_projection
 
 config.json leaves out what is at its default, so the defaults are here. What it says of sizes has
-to be what the weights say. A folder, a file in one,
-or a state dict in; our CLIP out. Read `naming.py` before.
+to be what the weights say. A folder, a file in one, or a state dict in; our CLIP out. Read
+`naming.py` before.
 """
 
 import sys
@@ -37,14 +37,10 @@ SIZES = {
 }  # fmt: skip
 USUAL_HEADS = {"vision": ("hidden_size", 768, 12), "text": ("hidden_size", 512, 8)}
 END_TOKEN = 49407
-
-
 BLOCK = BlockNames(
     "layer_norm1", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attn.out_proj", "layer_norm2", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
-
-
 NAMES = {
     "vision": Names(
         "vision_model.embeddings.patch_embedding.weight",
@@ -73,8 +69,8 @@ def read(
     found, sizes = read_tower(tensors, NAMES[name])
     width = sizes[f"{name}_width"]
     hidden = round(width * sizes[f"{name}_mlp_ratio"])
-    said.check({field: sizes[ours] for field, ours in SIZES[name].items()})
-    said.check({"intermediate_size": hidden, "num_channels": 3})
+    known = {field: sizes[ours] for field, ours in SIZES[name].items()}
+    said.check(known | {"intermediate_size": hidden, "num_channels": 3})
     usual = USUAL_HEADS[name] if config.fields else None
     sizes |= {
         f"{name}_heads": heads_of(width, said, "num_attention_heads", usual=usual),

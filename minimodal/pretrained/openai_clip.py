@@ -7,10 +7,8 @@
 
 Sizes are read off the shapes. What those cannot tell: OpenAI's towers use QuickGELU and OpenCLIP's
 the exact GELU, and heads are 64 wide, unless their configuration, or the name of the model in their
-training's params.txt, says otherwise.
-
-A file or a state dict in, our CLIP out, equal to the original to float32's rounding. Read
-`naming.py` before.
+training's params.txt, says otherwise. A file or a state dict in, our CLIP out, equal to the
+original to float32's rounding. Read `naming.py` before.
 """
 
 import re
@@ -52,8 +50,6 @@ ITS_MODELS = re.compile(
     r"(RN\d+(x\d+)?|ViT-(?P<size>\w+)-\d+(-\d+|-plus(-\d+)?|-alt)?)(?P<quick>-quickgelu)?"
 )
 HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}
-
-
 BLOCK = BlockNames("ln_1", ("attn.in_proj",), "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 

@@ -49,11 +49,10 @@ class Stated:
     def integers(self, name: str) -> list[int] | None:
         """A list of whole numbers."""
         values = self.fields.get(name)
-        if name not in self.fields:
-            return None
-        if not isinstance(values, (list, tuple)) or any(type(v) is not int for v in values):
+        good = isinstance(values, (list, tuple)) and all(type(v) is int for v in values)
+        if name in self.fields and not good:
             raise self.wrong(name, "a list of whole numbers, such as [16]")
-        return list(values)
+        return values
 
     def colour(self, name: str, default: tuple[float, ...], *, least: float) -> tuple[float, ...]:
         """A number for each of red, green and blue."""

@@ -8,10 +8,8 @@
 In checkpoints of its transformers all of these begin with `first_stage_model.`, and the
 transformer's own names with `transformer.`. Sizes are read off the shapes; what those cannot tell
 is β, and the resolution that pictures had in training: weights work at any, but data are opened and
-scored at this one.
-
-A file or a state dict in, our VQGAN out, equal to the original to float32's rounding. Read
-`naming.py` and `minimodal/vqgan.py` before.
+scored at this one. A file or a state dict in, our VQGAN out, equal to the original to float32's
+rounding. Read `naming.py` and `minimodal/vqgan.py` before.
 """
 
 import sys
@@ -36,27 +34,8 @@ RESOLUTION = 256  # of the pictures in training, where nothing says it
 NOT_WEIGHTS = ("num_batches_tracked", "cluster_size", "embed_avg", "colorize")
 
 
-# --- what the config says ------------------------------------------------------------------------
-
-
-def flat_config(config: str | Path | Mapping[str, Any] | Stated | None, *, source: str) -> Stated:
-    """A configuration of the original as one level of names: its own nesting is taken apart.
-
-    It may be the whole (`model: params: …`), the parameters alone, or `ddconfig` alone.
-    """
-    here = as_stated(config, source=source)
-    for key in ("model", "params", "first_stage_config", "first_stage", "params"):
-        if key in here.fields:
-            here = here.part(key, filled=True)
-    here.fields |= here.part("ddconfig", filled=True).fields
-    return here
-
-
-# --- the autoencoder -----------------------------------------------------------------------------
-
-
-def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
-    """The fields of a VQGANConfig that shapes tell, checked against the configuration."""
+def read_sizes(tensors: Tensors, stated: Stated) -> VQGANConfig:
+    """The shape of a VQGAN that its tensors tell, checked against the configuration."""
     if "quantize.used" in tensors or stated.fields.get("remap") is not None:
         raise tensors.stranger("its codes are remapped (quantize.used): they have other numbers")
     channels, pixels = tensors.shape("encoder.conv_in.weight", 4)[:2]
@@ -89,25 +68,16 @@ def read_sizes(tensors: Tensors, stated: Stated) -> dict[str, Any]:
     if levels > 1:
         found["resamp_with_conv"] = "encoder.down.0.downsample.conv.weight" in tensors
     stated.check(found)
-    resolutions = stated.integers("attn_resolutions")
-    if resolutions is not None:
+    if (resolutions := stated.integers("attn_resolutions")) is not None:
         name = f"attn_resolutions (at resolution {size}: attention at levels)"
         said = {name: [n for n in range(levels) if size // 2**n in resolutions]}
         Stated(said, source=tensors.source, file=stated.file).check({name: attended})
-    return {
-        "image_size": size,
-        "channels": channels,
-        "multipliers": tuple(multipliers),
-        "depth": depth,
-        "decoder_depth": depth + 1,
-        "attention": tuple(size // 2**n for n in attended),
-        "middle_attention": True,
-        "latent_width": latent_width,
-        "quantizer": "gumbel" if gumbel else "gradient",
-        "codes": (codes,),
-        "code_width": code_width,
-        "beta": stated.number("beta", 0.25),
-    }
+    return VQGANConfig(
+        image_size=size, channels=channels, multipliers=tuple(multipliers), depth=depth,
+        decoder_depth=depth + 1, attention=tuple(size // 2**n for n in attended),
+        middle_attention=True, latent_width=latent_width, codes=(codes,), code_width=code_width,
+        quantizer="gumbel" if gumbel else "gradient", beta=stated.number("beta", 0.25),
+    )  # fmt: skip
 
 
 def residual(tensors: Tensors, ours: str, theirs: str) -> Weights:
@@ -180,9 +150,6 @@ def build_discriminator(state: Weights, *, source: str) -> PatchDiscriminator:
     )
 
 
-# --- from outside --------------------------------------------------------------------------------
-
-
 def is_taming(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the names of this file."""
     inside = ("quantize.embedding.weight", "quantize.embed.weight")
@@ -191,7 +158,12 @@ def is_taming(tensors: Mapping[str, Tensor]) -> bool:
 
 def convert(state: Weights, config: Any, *, source: str) -> VQGAN:
     """A VQGAN from tensors with the original's names, and its configuration or None."""
-    stated = flat_config(config, source=source)
+    # It may be the whole (`model: params: …`), the parameters alone, or `ddconfig` alone.
+    stated = as_stated(config, source=source)
+    for key in ("model", "params", "first_stage_config", "first_stage", "params"):
+        if key in stated.fields:
+            stated = stated.part(key, filled=True)
+    stated.fields |= stated.part("ddconfig", filled=True).fields
     # It may be a part of a transformer's checkpoint.
     inner = {n.removeprefix(FIRST_STAGE): t for n, t in state.items() if n.startswith(FIRST_STAGE)}
     state = inner or state
@@ -205,7 +177,7 @@ def convert(state: Weights, config: Any, *, source: str) -> VQGAN:
         )
     kept = {n: t for n, t in state.items() if not n.startswith(("loss.", AVERAGES))}
     tensors = Tensors(kept, source=source, what="VQGAN")
-    sizes = VQGANConfig(**read_sizes(tensors, stated))
+    sizes = read_sizes(tensors, stated)
     found = half(tensors, "encoder", sizes) | half(tensors, "decoder", sizes)
     found |= read_quantizer(tensors, sizes)
     tensors.finish(ignore=NOT_WEIGHTS)

@@ -81,13 +81,6 @@ def apply(scenes: Scenes, edits: Edits) -> Scenes:
 # --- drawing edits ----------------------------------------------------------------------------
 
 
-def _fits(scenes: Scenes) -> np.ndarray:
-    """returns: (N,) bool, True where two objects leave a gap between them."""
-    apart = np.maximum(*(np.abs(v[:, 0] - v[:, 1]) for v in (scenes.x, scenes.y)))
-    reach = np.array(RADIUS)[scenes.size].sum(axis=1)  # of one object: not used
-    return (scenes.count == 1) | (apart >= reach + GAP)
-
-
 def _draw_edits(draws: Draws, scenes: Scenes) -> tuple[Edits, np.ndarray]:
     """An edit for each scene, and whether it can be said and done at all, (N,) bool."""
     kind = draws.below(len(KINDS))
@@ -121,7 +114,9 @@ def draw_pairs(seed: int, indices: np.ndarray, *, stream: int = 0, pairs: str = 
         edits, good = _draw_edits(Draws(seed, numbers, stream=stream + 12), before)
         after = apply(before, edits)
         one, other = (np.column_stack([*vars(scenes).values()]) for scenes in (before, after))
-        good &= _fits(after) & (one != other).any(axis=1)
+        apart = np.maximum(*(np.abs(v[:, 0] - v[:, 1]) for v in (after.x, after.y)))
+        reach = np.array(RADIUS)[after.size].sum(axis=1)  # of one object: not used
+        good &= ((after.count == 1) | (apart >= reach + GAP)) & (one != other).any(axis=1)
         if pairs != "all":
             good &= has_held_out(after) == (pairs == "held_out")
         return before, edits, good

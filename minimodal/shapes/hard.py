@@ -205,18 +205,18 @@ class HardSource(WorldSource):
     draw = staticmethod(draw_hard)
     paint = staticmethod(render_hard)
 
-    def _captions(self, indices: np.ndarray, rng: np.random.Generator, full: bool) -> list[str]:
+    def captions(
+        self, indices: np.ndarray, rng: np.random.Generator, *, full: bool = False
+    ) -> list[str]:
+        """One caption per picture; unless `full`, sizes, colours and the ground are left out at
+        times."""
         scenes = self.scenes(indices)
         draws = rng.random((len(scenes), 10))
         return [hard_caption(scenes, i, draws[i], full=full) for i in range(len(scenes))]
 
-    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One caption per picture; sizes, colours and the ground are left out at times."""
-        return self._captions(indices, rng, full=False)
-
     def full_captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
         """Captions that state every size and colour and the ground."""
-        return self._captions(indices, rng, full=True)
+        return self.captions(indices, rng, full=True)
 
     def all_captions(self, index: int) -> list[str]:
         """Five captions of one picture, the first of them a full one; always the same."""

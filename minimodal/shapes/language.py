@@ -23,25 +23,15 @@ from minimodal.errors import UserError
 from minimodal.shapes.world import BACKGROUNDS, COLORS, OPPOSITE, RELATIONS, SHAPES, SIZES, Scenes
 
 # The first word of each row is the name; the others are synonyms.
-SHAPE_WORDS = (
-    ("circle", "disc"),
-    ("square", "box"),
-    ("triangle",),
-    ("star",),
-    ("cross", "plus"),
-    ("ring", "donut"),
-)
+SHAPE_WORDS = (("circle", "disc"), ("square", "box"), ("triangle",), ("star",), ("cross", "plus"),
+               ("ring", "donut"))  # fmt: skip
 COLOR_WORDS = tuple(
     {"purple": ("purple", "violet"), "cyan": ("cyan", "turquoise")}.get(c, (c,)) for c in COLORS
 )
 SIZE_WORDS = (("small", "little", "tiny"), ("large", "big"))
 BACKGROUND_WORDS = (("white",), ("black",), ("gray", "grey"))
-RELATION_WORDS = (
-    ("left of", "to the left of"),
-    ("right of", "to the right of"),
-    ("above", "over"),
-    ("below", "under", "beneath"),
-)
+RELATION_WORDS = (("left of", "to the left of"), ("right of", "to the right of"), ("above", "over"),
+                  ("below", "under", "beneath"))  # fmt: skip
 WITH_WORDS = ("to its left", "to its right", "above it", "below it")
 PLURALS = {"box": "boxes", "cross": "crosses", "plus": "pluses"}
 
@@ -115,17 +105,14 @@ def _noun(size: int, color: int, shape: int, draws: list[float]) -> str:
 def _names(row: tuple, draws: list[float], style: Style) -> list[str]:
     """The objects without articles, in the order of their slots; "two red stars" is one name."""
     count, shape, color, size, _ = row
-    if style is not FULL:
-        color = [-1 if draws[6 + k] < style.omit_color else c for k, c in enumerate(color)]
-        size = [-1 if draws[8 + k] < style.omit_size else s for k, s in enumerate(size)]
-    if count == 1:
-        return [_noun(size[0], color[0], shape[0], draws[0:3])]
+    color = [-1 if draws[6 + k] < style.omit_color else c for k, c in enumerate(color)]
+    size = [-1 if draws[8 + k] < style.omit_size else s for k, s in enumerate(size)]
     if shape[0] == shape[1] and draws[10] < style.use_plural:
         size_if_shared = size[0] if size[0] == size[1] else -1
         color_if_shared = color[0] if color[0] == color[1] else -1
-        words = _noun(size_if_shared, color_if_shared, shape[0], draws[0:3]).split()
+        words = _noun(size_if_shared, color_if_shared, shape[0], draws).split()
         return [" ".join(["two", *words[:-1], plural(words[-1])])]
-    return [_noun(size[k], color[k], shape[k], draws[3 * k : 3 * k + 3]) for k in (0, 1)]
+    return [_noun(size[k], color[k], shape[k], draws[3 * k :]) for k in range(count)]
 
 
 def _body(names: list[str], relation: int, draws: list[float], style: Style, joint: str) -> str:
@@ -190,14 +177,10 @@ def _loose(row: tuple, ground: str, draws: list[float], style: Style, *, unsaid:
 
 
 def captions(
-    scenes: Scenes,
-    draws: np.ndarray,
-    *,
-    full: bool = False,
-    omit_background: float | np.ndarray | None = None,
-    loose: float = 0.0,
+    scenes: Scenes, draws: np.ndarray, *, full: bool = False,
+    omit_background: float | np.ndarray | None = None, loose: float = 0.0,
     unsaid: float | np.ndarray | None = None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """One caption per scene.
 
     draws: (N, DRAWS) uniform in [0, 1), (N, LOOSE_DRAWS) where some are loose; equal rows choose

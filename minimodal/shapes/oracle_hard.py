@@ -11,7 +11,6 @@ Pictures (N, 3, S, S) uint8 in, of any size. Read `oracle.py` before.
 
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,18 +31,10 @@ _GROUNDS = np.array([rgb[0] for rgb in BACKGROUNDS.values()], dtype=np.float32)
 _S = 32
 
 
-class _Templates(NamedTuple):
-    """masks: (T, 1024) coverage of every shape, size and place; inner: (T, 1024) 1 where it is
-    whole; squared: (T, 1024); what: (T, 4) shape, size, y, x"""
-
-    masks: np.ndarray
-    squared: np.ndarray
-    inner: np.ndarray
-    what: np.ndarray
-
-
 @lru_cache(maxsize=1)
-def _templates() -> _Templates:
+def _templates() -> tuple[np.ndarray, ...]:
+    """Every shape, size and place, (T, 4) shape, size, y, x; its coverage, the squares of that, and
+    1 where it is whole, (T, 1024) each."""
     what = [
         (shape, size, y, x)
         for size, radius in enumerate(RADIUS)
@@ -51,7 +42,7 @@ def _templates() -> _Templates:
     ]
     masks = [coverage(_S, shape, size, float(x), float(y)) / 64 for shape, size, y, x in what]
     stacked = np.array(masks, dtype=np.float32).reshape(len(masks), -1)
-    return _Templates(stacked, stacked**2, (stacked > 0.75).astype(np.float32), np.array(what))
+    return np.array(what), stacked, stacked**2, (stacked > 0.75).astype(np.float32)
 
 
 def _grow(mask: np.ndarray) -> np.ndarray:
@@ -93,14 +84,12 @@ def _ground_level(picture: np.ndarray) -> np.ndarray:
     """The grey level of the ground: the median of what has no colour. returns: (N,)"""
     flat = picture.reshape(len(picture), 3, -1)
     grey = flat.max(axis=1) - flat.min(axis=1) <= COLORED
-    return np.array(
-        [np.median(one[:, k].mean(axis=0)) if k.any() else -1e9
-         for one, k in zip(flat, grey, strict=True)]
-    )  # fmt: skip
+    return np.array([np.median(one[:, k].mean(axis=0)) if k.any() else -1e9
+                     for one, k in zip(flat, grey, strict=True)])  # fmt: skip
 
 
 def _read_chunk(pictures: np.ndarray) -> list[Reading]:
-    picture, t = to_32(pictures), _templates()
+    picture, (what, templates, squares, inner) = to_32(pictures), _templates()
     N = len(picture)
     level = _ground_level(picture)
     near, others, covered, colored = _evidence(picture, level)
@@ -113,9 +102,9 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
     others = others.reshape(mine.shape).astype(np.float32)
     share = np.maximum(covered[rows, colors].reshape(mine.shape), mine * 0.9) * weight
     # The squared error of every template, without the part that is the same for all.
-    error = weight @ t.squared.T - 2 * share @ t.masks.T + HIDDEN * others @ t.inner.T  # (M, T)
+    error = weight @ squares.T - 2 * share @ templates.T + HIDDEN * others @ inner.T  # (M, T)
     best = error.argmin(axis=1)
-    masks = t.masks[best]  # (M, 1024)
+    masks = templates[best]  # (M, 1024)
     both = (mine * (masks > 0.3)).sum(axis=1)
     union = np.maximum(mine, (masks > 0.85) * (others == 0)).sum(axis=1)
     clear = both / union.clip(1) >= MIN_AGREEMENT
@@ -128,7 +117,7 @@ def _read_chunk(pictures: np.ndarray) -> list[Reading]:
     for row in range(N):
         objects, whole = [], stray[row] <= MAX_STRAY
         for m in np.flatnonzero(rows == row):
-            shape, size, y, x = t.what[best[m]].tolist()
+            shape, size, y, x = what[best[m]].tolist()
             objects.append(named(shape, colors[m], size, x, y, clear=clear[m]))
             whole &= left[m] <= MAX_LEFT
         distance = np.abs(_GROUNDS - level[row])

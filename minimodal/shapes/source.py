@@ -109,6 +109,7 @@ class ShapesSource(WorldSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.contrast and self.pairs == "held_out":
+            # A held-out pair loses itself when colours are exchanged.
             raise UserError("shapes: contrast groups need pairs 'seen' or 'all', not 'held_out'")
         if self.contrast and self.length % 4:
             rest = f"length {self.length} has a rest"

@@ -20,29 +20,18 @@ import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLORS = {
-    "red": (225, 25, 35),
-    "green": (30, 160, 50),
-    "blue": (40, 70, 230),
-    "yellow": (255, 225, 40),
-    "purple": (130, 30, 160),
-    "orange": (255, 125, 0),
-    "cyan": (40, 210, 225),
+    "red": (225, 25, 35), "green": (30, 160, 50), "blue": (40, 70, 230), "yellow": (255, 225, 40),
+    "purple": (130, 30, 160), "orange": (255, 125, 0), "cyan": (40, 210, 225),
     "pink": (255, 130, 190),
-}
+}  # fmt: skip
 SIZES = ("small", "large")
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
 RELATIONS = ("left", "right", "above", "below")  # where slot 0 is, seen from slot 1
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 RADIUS = (4, 7)  # of a size, in pixels of a 32 x 32 picture
 LATTICE = (8, 12, 16, 20, 24)
-HELD_OUT = (
-    ("red", "star"),
-    ("green", "ring"),
-    ("blue", "triangle"),
-    ("yellow", "circle"),
-    ("purple", "square"),
-    ("orange", "cross"),
-)
+HELD_OUT = (("red", "star"), ("green", "ring"), ("blue", "triangle"), ("yellow", "circle"),
+            ("purple", "square"), ("orange", "cross"))  # fmt: skip
 
 # (colour, shape) as indices
 ALL_PAIRS = np.argwhere(np.ones((len(COLORS), len(SHAPES)), dtype=bool))  # (48, 2)
@@ -193,7 +182,7 @@ def _two_pairs(pairs: str, *, one_color: bool) -> np.ndarray:
 
     returns: (M, 2, 2)
     """
-    allowed = ~IS_HELD_OUT if pairs == "seen" else np.ones_like(IS_HELD_OUT)
+    allowed = ~IS_HELD_OUT | (pairs == "all")
     each = np.argwhere(allowed)  # (colour, shape)
     return np.array(
         [((c, s), (d, t)) for c, s in each for d, t in each
@@ -207,7 +196,7 @@ def _other_shapes(pairs: str) -> np.ndarray:
 
     returns: (colours, shapes, 60)
     """
-    allowed = ~IS_HELD_OUT if pairs == "seen" else np.ones_like(IS_HELD_OUT)
+    allowed = ~IS_HELD_OUT | (pairs == "all")
     table = np.zeros((*allowed.shape, 60), np.int64)
     for c, s in np.ndindex(allowed.shape):
         others = [t for t in range(len(SHAPES)) if t != s and allowed[c, t]]
@@ -224,14 +213,10 @@ def draw_contrast(seed: int, indices: np.ndarray, *, stream: int, pairs: str = "
     quarter of these groups both objects have one colour: then their shapes alone tell them apart.
     pairs: "seen" or "all"
     """
-    if pairs not in ("seen", "all"):  # a held-out pair loses itself when colours are exchanged
-        raise ValueError(f"contrast groups with pairs={pairs!r}: expected 'seen' or 'all'")
-    indices = np.asarray(indices)
     member = indices % 4
     draws = Draws(seed, indices // 4, stream=stream)
     two, alike = (_two_pairs(pairs, one_color=one) for one in (False, True))
-    related, kind = draws.below(2) == 1, draws.below(4)
-    one_color = draws.below(4) == 0
+    related, kind, one_color = draws.below(2) == 1, draws.below(4), draws.below(4) == 0
     pair = two[draws.below(len(two))]  # (N, 2, 2)
     pair = np.where(one_color[:, None, None], alike[draws.below(len(alike))], pair)
     other = _other_shapes(pairs)[pair[:, 0, 0], pair[:, 0, 1], draws.below(60)]
@@ -265,15 +250,9 @@ def statements(scenes: Scenes) -> np.ndarray:
     objects = (scenes.shape * len(COLORS) + scenes.color) * len(SIZES) + scenes.size  # (N, 2)
     one, first, second = scenes.count == 1, objects[:, 0], objects[:, 1]
     turn = ~one & ((first > second) | ((first == second) & (scenes.relation % 2 == 1)))
-    return np.stack(
-        [
-            np.where(turn, second, first),
-            np.where(one, -1, np.where(turn, first, second)),
-            np.where(turn, scenes.relation ^ 1, scenes.relation),
-            scenes.background,
-        ],
-        axis=1,
-    )
+    lesser, other = np.where(turn, second, first), np.where(turn, first, second)
+    relation = np.where(turn, scenes.relation ^ 1, scenes.relation)
+    return np.stack([lesser, np.where(one, -1, other), relation, scenes.background], axis=1)
 
 
 def without_relation(scenes: Scenes) -> np.ndarray:
@@ -317,8 +296,7 @@ def _inside(shape: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if name == "cross":
         narrow, wide = np.minimum(np.abs(u), np.abs(v)), np.maximum(np.abs(u), np.abs(v))
         return (narrow <= 0.36) & (wide <= 1)
-    squared = u * u + v * v
-    return (squared <= 1) & (squared >= 0.55**2)
+    return (u * u + v * v <= 1) & (u * u + v * v >= 0.55**2)
 
 
 @lru_cache(maxsize=4096)

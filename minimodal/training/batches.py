@@ -5,57 +5,46 @@ flows through: for each step a list of micro-batches, each a dict of CPU tensors
 `batch`; out come the same on the device.
 """
 
-import contextlib
-import queue
-import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from minimodal.training.contract import Task
 
+AHEAD = 2  # steps
+
 
 class Batches:
     """The batches of the steps from `first` on, prepared by one thread, two steps ahead."""
 
     def __init__(self, task: Task, rows: list[slice], *, first: int, end: int | None, pin: bool):
-        self.queue: queue.Queue = queue.Queue(maxsize=2)
-        self.closed = threading.Event()
-        self.thread = threading.Thread(
-            target=self.work,
-            args=(task, rows),
-            kwargs={"step": first, "end": end, "pin": pin},
-            name="batches",
-            daemon=True,
-        )
-        self.thread.start()
+        self.task, self.rows, self.pin, self.step, self.end = task, rows, pin, first, end
+        self.pool = ThreadPoolExecutor(1, "batches")
+        self.ahead: deque[Future] = deque()
+        for _ in range(AHEAD):
+            self.begin()
 
-    def work(self, task: Task, rows: list[slice], *, step: int, end: int | None, pin: bool) -> None:
-        """The thread: an error travels through the queue to whoever asks for the batch."""
-        try:
-            while not self.closed.is_set() and step != end:
-                batches = [task.batch(step, part) for part in rows]
-                if pin:
-                    batches = [{k: v.pin_memory() for k, v in b.items()} for b in batches]
-                self.put(batches)
-                step += 1
-        except BaseException as error:
-            self.put(error)
+    def begin(self) -> None:
+        """Let the thread prepare one more step, if there is one."""
+        if self.step != self.end:
+            self.ahead.append(self.pool.submit(self.prepare, self.step))
+            self.step += 1
 
-    def put(self, item: list[dict] | BaseException) -> None:
-        """Wait for room in the queue, but not for ever."""
-        while not self.closed.is_set():
-            with contextlib.suppress(queue.Full):
-                return self.queue.put(item, timeout=0.1)
+    def prepare(self, step: int) -> list[dict[str, Tensor]]:
+        """The thread's work; an error waits for whoever asks for the batch."""
+        batches = [self.task.batch(step, part) for part in self.rows]
+        if self.pin:
+            batches = [{k: v.pin_memory() for k, v in b.items()} for b in batches]
+        return batches
 
     def next(self, device: torch.device) -> list[dict[str, Tensor]]:
         """The micro-batches of the next step, on their way to the device."""
-        item = self.queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return [{k: v.to(device, non_blocking=True) for k, v in b.items()} for b in item]
+        batches = self.ahead.popleft().result()
+        self.begin()
+        return [{k: v.to(device, non_blocking=True) for k, v in b.items()} for b in batches]
 
     def close(self) -> None:
         """End the thread."""
-        self.closed.set()
-        self.thread.join()
+        self.pool.shutdown(cancel_futures=True)

@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from minimodal.errors import UserError
 from minimodal.files import asking, digest, make_folder, write_atomically
@@ -112,13 +113,8 @@ def save_state(out: Path, state: dict[str, Any], *, keep: int = 2) -> None:
 
 def copied(value: Any) -> Any:
     """A state whose tensors are copies on the CPU, which later steps leave as they are."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {name: copied(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copied(inner) for inner in value)
-    return value
+    cpu = torch.device("cpu")
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to(cpu, copy=True), value)
 
 
 class Writer:

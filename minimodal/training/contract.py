@@ -5,16 +5,16 @@ or precision. A task gives nets, batches and losses; `tasks/` has one for each s
 batch is a dict of tensors whose first dimension is this process's share of a micro-batch.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,20 @@ class TrainConfig:
     keep: int = 2  # newest states; a damaged one is passed over for the one before
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "limit", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} {value}: expected at least 1")
-        for name in ("minutes", "warmup", "weight_decay", "clip_norm", "min_lr_ratio",
-                     "evaluate_every", "sample_every", "checkpoint_every",
-                     "checkpoint_minutes"):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+        counts = ("steps", "batch_size", "accumulate", "log_every", "keep")
+        check_range(self, 1, inf, *counts, *(() if self.limit is None else ("limit",)))
+        check_range(
+            self, 0, inf, "minutes", "warmup", "weight_decay", "clip_norm", "min_lr_ratio",
+            "evaluate_every", "sample_every", "checkpoint_every", "checkpoint_minutes",
+        )  # fmt: skip
+        check_range(self, 0, 2**32 - 1, "seed")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)}: expected from 0 to below 1")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
+        if not 0 < self.lr < inf:
             raise UserError(f"lr {self.lr}: expected a number above 0")
         if not (self.skip_spikes == 0 or self.skip_spikes > 1):
             raise UserError(f"skip_spikes {self.skip_spikes}: expected more than 1, or 0 for none")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed {self.seed}: expected from 0 to {2**32 - 1}")
-        if not math.isfinite(self.minutes):
-            raise UserError(f"minutes {self.minutes}: expected a number")
         if self.optimizer not in ("adamw", "muon"):
             raise UserError(f"optimizer {self.optimizer}: expected adamw or muon")
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -169,10 +163,3 @@ class Task(ABC):
     def save_files(self, out: Path) -> None:
         """Write files that the model needs beside its weights, such as a tokenizer."""
         return None
-
-
-class Interrupted(SystemExit):
-    """Ctrl-C, SIGTERM, a closed terminal: the state is saved; the process ends with status 130."""
-
-    def __init__(self) -> None:
-        super().__init__(130)

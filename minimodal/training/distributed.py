@@ -132,7 +132,7 @@ def gather(x: Tensor) -> Tensor:
     x: (b, ...) this rank's rows, as many on each rank
     returns: (B, ...) the global batch's rows
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized():
         return x
     return _Gather.apply(x)
 
@@ -143,7 +143,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     x: (...) of the same shape on each rank
     returns: (...)
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized():
         return x
     total = x.detach().clone()
     dist.all_reduce(total)
@@ -152,7 +152,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 def agree(stop: bool, seconds: float) -> tuple[bool, float]:
     """Whether any rank wants to stop, and rank 0's clock: all ranks must take the same turn."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized():
         return stop, seconds
     mine = seconds if dist.get_rank() == 0 else 0.0
     values = torch.tensor([float(stop), mine], dtype=torch.float64)
@@ -167,7 +167,7 @@ def barrier() -> None:
 
 def from_main(value: Any) -> Any:
     """Rank 0's value of a small Python object."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))

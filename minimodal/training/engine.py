@@ -13,7 +13,6 @@ is in `between.py`.
 import contextlib
 import math
 import time
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,31 +36,20 @@ from minimodal.training.between import (
     struck,
     summary,
 )  # fmt: skip
-from minimodal.training.contract import Interrupted, Phase, Task, TrainConfig
+from minimodal.training.contract import Task, TrainConfig
 from minimodal.training.optim import lr_at
 from minimodal.training.prepare import (
-    Trained,
     Training,
     build,
+    exchange,
     first_state,
     measure,
     micro_rows,
     select,
     wrap,
 )  # fmt: skip
-from minimodal.training.progress import Progress, Signals
+from minimodal.training.progress import Interrupted, Progress, Signals
 from minimodal.training.sharding import whole
-
-__all__ = ["Interrupted", "Phase", "Task", "TrainConfig", "run", "train_step"]
-
-
-def exchange(training: Training, trained: Trained, now: bool) -> AbstractContextManager:
-    """Whether the processes exchange gradients after this micro-batch or keep them for the last."""
-    if training.nets is not None:
-        training.nets.set_requires_gradient_sync(now)
-    elif training.here.world > 1 and not now:
-        return trained.module.no_sync()
-    return contextlib.nullcontext()
 
 
 def train_step(
@@ -145,10 +133,7 @@ def loop(
     config, here, pace = training.config, training.here, training.pace
     done = pace.progress(training.step)
     while done < 1:
-        lr = lr_at(
-            training.step, done, lr=config.lr, warmup=config.warmup,
-            min_lr_ratio=config.min_lr_ratio,
-        )  # fmt: skip
+        lr = lr_at(training.step, done, config)
         step = training.step + 1
         logging = step == 1 or due(config.log_every, step)
         look = logging or here.device.type == "cpu"  # on CUDA looking waits for the device

@@ -63,13 +63,9 @@ def encode_data(
     weights = digest(vqgan_run if original else vqgan_run / "model.safetensors")
     kept = vqgan_run.with_name(f"{vqgan_run.name}.codes") if original else vqgan_run / "codes"
     codes = cached_codes(
-        place_of(kept, weights, train.fingerprint(), pictures, flip),
-        vqgan,
-        train,
-        n=pictures,
-        flip=flip,
-        write=here.main,  # several writers would take each other's files away
-    )
+        place_of(kept, weights, train.fingerprint(), pictures, flip), vqgan, train,
+        n=pictures, flip=flip, write=here.main,
+    )  # fmt: skip
     return Encoded(train, val, vqgan, vqgan_run, weights, codes, pictures)
 
 
@@ -88,15 +84,14 @@ def embed_data(recipe: Recipe, spec: str, clip_run: Path, device: str) -> Embedd
     train, val = open_both(spec, size, limit, captions=True)
     pictures = min(len(train), recipe.training.pool)
     weights = digest(clip_run / "model.safetensors")
-    described = weights, train.fingerprint(), pictures, flip, size
+    kept = clip_run / "embeddings"
     embeddings = cached(
-        place_of(clip_run / "embeddings", *described),
+        place_of(kept, weights, train.fingerprint(), pictures, flip, size),
         lambda: embed_source(clip, train, pictures, flip=flip),
-        shape=(pictures * (2 if flip else 1), clip.config.embed_width),
-        dtype=np.float32,
+        shape=(pictures * (1 + flip), clip.config.embed_width), dtype=np.float32,
         what=f"{pictures} pictures into embeddings",
         write=here.main,  # several writers would take each other's files away
-    )
+    )  # fmt: skip
     return Embedded(train, val, clip, clip_run, weights, embeddings, pictures)
 
 

@@ -7,7 +7,7 @@ comes out; the engine sets `lr` before every step.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.transformer import Transformer
 from minimodal.blocks.unet import UNet
+from minimodal.training.contract import TrainConfig
 from minimodal.training.sharding import share, share_states, whole
 
 
-def parameter_groups(nets: Iterable[nn.Module], weight_decay: float) -> list[dict]:
+def parameter_groups(
+    nets: Iterable[nn.Module], weight_decay: float, *, without: Iterable[Tensor] = ()
+) -> list[dict]:
     """Split the trainable parameters into those that weight decay pulls to zero and the rest.
 
     Decayed are the weights of linear maps and convolutions. Embeddings, positions, norms, biases
     and scales are not: pulling a rarely used embedding to zero loses what it has learned.
     """
-    decayed, kept, seen = [], [], set()
+    decayed, kept, seen = [], [], {id(parameter) for parameter in without}
     for net in nets:
         for module in net.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -193,30 +196,22 @@ def inner_matrices(net: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizer(
-    nets: Iterable[nn.Module],
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
+    nets: Sequence[nn.Module], *, lr: float, betas: tuple[float, float], weight_decay: float,
     muon: bool = False,
-) -> torch.optim.AdamW | Together:
+) -> torch.optim.AdamW | Together:  # fmt: skip
     """AdamW over the trainable parameters of `nets`; with `muon`, that for the inner matrices."""
-    nets = list(nets)
-    matrices = {id(w): w for net in nets for w in inner_matrices(net)} if muon else {}
-    groups = parameter_groups(nets, weight_decay)
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in matrices]
-    groups = [group for group in groups if group["params"]]
+    matrices = [weight for net in nets for weight in inner_matrices(net)] if muon else []
+    groups = parameter_groups(nets, weight_decay, without=matrices)
     adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     adamw.register_load_state_dict_pre_hook(share_states)
     if not matrices:
         return adamw
-    both = Together(adamw, Muon(list(matrices.values()), lr=lr, weight_decay=weight_decay))
-    both.optimizers[1].register_load_state_dict_pre_hook(share_states)
-    return both
+    inner = Muon(matrices, lr=lr, weight_decay=weight_decay)
+    inner.register_load_state_dict_pre_hook(share_states)
+    return Together(adamw, inner)
 
 
-def lr_at(step: int, progress: float, *, lr: float, warmup: int, min_lr_ratio: float) -> float:
+def lr_at(step: int, progress: float, config: TrainConfig) -> float:
     """The learning rate of a step: linear warm-up times a cosine that ends at a share of the peak.
 
         lr(s, p) = lr · min(1, (s + 1) / warmup) · (r + (1 - r) · (1 + cos πp) / 2)
@@ -224,6 +219,6 @@ def lr_at(step: int, progress: float, *, lr: float, warmup: int, min_lr_ratio: f
     The warm-up counts steps and the cosine counts `progress` (0 to 1), so that a run limited by
     time, which does not know its number of steps, follows the same formula.
     """
-    warm = min(1.0, (step + 1) / max(1, warmup))
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
     cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    return lr * warm * (min_lr_ratio + (1 - min_lr_ratio) * cosine)
+    return config.lr * warm * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)

@@ -9,7 +9,7 @@ through in the task's own shapes: (b, ...) with the rows of this process's micro
 import copy
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,12 +227,9 @@ def build(
             raise ValueError(f"phase {phase.name} trains nets that no checkpoint would hold")
         betas = phase.betas or (config.beta1, config.beta2)
         optimizer = make_optimizer(
-            phase.nets,
-            lr=config.lr,
-            betas=betas,
-            weight_decay=config.weight_decay,
+            phase.nets, lr=config.lr, betas=betas, weight_decay=config.weight_decay,
             muon=config.optimizer == "muon",
-        )
+        )  # fmt: skip
         spikes = Spikes(config.skip_spikes).to(here.device) if config.skip_spikes else None
         module = PhaseLoss(task, phase)
         phases.append(Trained(phase, list(found.values()), optimizer, module, spikes=spikes))
@@ -308,3 +305,12 @@ def wrap(training: Training) -> None:
                 trained.module = DistributedDataParallel(
                     trained.module, broadcast_buffers=False, find_unused_parameters=trained.unused
                 )
+
+
+def exchange(training: Training, trained: Trained, now: bool) -> AbstractContextManager:
+    """Whether the processes exchange gradients after this micro-batch or keep them for the last."""
+    if training.nets is not None:
+        training.nets.set_requires_gradient_sync(now)
+    elif training.here.world > 1 and not now:
+        return trained.module.no_sync()
+    return nullcontext()

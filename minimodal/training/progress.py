@@ -24,6 +24,13 @@ BAR_SECONDS = 0.1
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # which Windows does not have
 
 
+class Interrupted(SystemExit):
+    """Ctrl-C, SIGTERM, a closed terminal: the state is saved; the process ends with status 130."""
+
+    def __init__(self) -> None:
+        super().__init__(130)
+
+
 class Signals:
     """Remembers the first Ctrl-C, SIGTERM or closed terminal; the second Ctrl-C aborts at once."""
 

@@ -246,12 +246,12 @@ def refresh(clip: CLIP, folder: Path) -> tuple[Index, Changes]:
     stored = read_index(path, model, width=clip.config.embed_width)
     wanted = [name for name, stamp in present.items() if stored.stamps.get(name) != stamp]
     found: dict[str, Tensor | str] = {}
-    try:  # disable=None: no bar where stderr is no terminal
-        with tqdm(total=len(wanted), unit="picture", disable=None, leave=False) as bar:
-            rows = embed_files(clip, [folder / name for name in wanted])
-            for name, row in zip(wanted, rows, strict=True):
-                found[name] = row
-                bar.update()
+    rows = embed_files(clip, [folder / name for name in wanted])
+    # disable=None: no bar where stderr is no terminal
+    bar = tqdm(rows, total=len(wanted), unit="picture", disable=None, leave=False)
+    try:
+        for name, row in zip(wanted, bar, strict=True):
+            found[name] = row
     finally:
         index = merge(stored, present, found)
         if index.embeddings is not stored.embeddings:

@@ -171,8 +171,6 @@ class UnCLIP:
         returns: (N, 3, S, S) uint8
         """
         prior = self.need_prior()
-        if start.time < 1:
-            how = how._replace(guide_to=0.0)  # begun late, it would hold in a few steps or in none
         request.check(len(prompts))
         texts = [prompt for prompt in prompts for _ in range(request.n)]
         pictures, tokens = [], self.clip.tokenize(texts, truncate=True).to(self.device)

@@ -20,6 +20,16 @@ def test_a_new_network_says_nothing():
     assert found.shape == (2, 4, 8, 8) and not found.any()
 
 
+def test_norms_read_features_as_they_are_fast_on_whatever_the_strides_of_the_picture():
+    net, contiguous = make_unet(), []
+    for part in net.modules():
+        if isinstance(part, torch.nn.GroupNorm):
+            part.register_forward_pre_hook(lambda part, x: contiguous.append(x[0].is_contiguous()))
+    x = noise(2, 3, 8, 8).to(memory_format=torch.channels_last)  # as looked up code vectors are
+    net(x, noise(2, 6), noise(2, 3, 5))
+    assert len(contiguous) > 10 and all(contiguous)
+
+
 def test_time_vector_and_tokens_both_matter():
     net = shake(make_unet())
     x, vector, tokens = noise(1, 3, 8, 8), noise(1, 6), noise(1, 3, 5)

@@ -36,7 +36,7 @@ OF_UNCLIP = {
     "between two": "--interpolate|a.png|photos/b.png",
     "an edit": "--edit|a.png|a red circle|a blue square",
 }
-HERE = ["generate", "classify", "search", "reconstruct", "caption", "which_clip"]
+HERE = ["generate", "classify", "search", "reconstruct", "caption", "common"]
 
 
 class NoThreads(contextlib.AbstractContextManager):

@@ -46,9 +46,7 @@ def test_it_tells_what_is_installed_and_how_fast_it_is(capsys):
 
 
 def test_it_counts_pictures_captions_and_copies_and_names_what_is_broken(folder, capsys):
-    assert (
-        main(["doctor", f"folder:{folder}", "--device", "cpu", "--json", "--image-size", "8"]) == 0
-    )
+    assert main(["doctor", f"folder:{folder}", "--device", "cpu", "--json"]) == 0
     printed = capsys.readouterr()
     splits = json.loads(printed.out)["data"].values()
     assert sum(split["pictures"] for split in splits) == 40
@@ -58,7 +56,7 @@ def test_it_counts_pictures_captions_and_copies_and_names_what_is_broken(folder,
 
 
 def test_it_says_what_to_mend_in_words(folder, capsys):
-    assert main(["doctor", f"folder:{folder}", "--device", "cpu", "--image-size", "8"]) == 0
+    assert main(["doctor", f"folder:{folder}", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "pictures have the caption 'a dog'" in said and "are there twice" in said
 
@@ -88,7 +86,7 @@ def test_what_does_not_learn_is_said_and_is_the_exit_status(monkeypatch, capsys)
 
 def test_of_an_endless_world_it_looks_at_the_first(monkeypatch):
     monkeypatch.setattr(doctor, "LOOKED_AT", 300)
-    found = doctor.look_at("shapes", split="train", image_size=32)
+    found = doctor.look_at("shapes", "train")
     assert found["looked_at"] == 300 < found["pictures"]
     assert found["pictures_twice"] < 300 and found["words"][2] > found["words"][0]
 

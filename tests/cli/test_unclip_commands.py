@@ -145,6 +145,7 @@ def test_a_picture_of_another_size_is_resized_and_that_is_said(draw):
         ),
         (["a red circle", "--steps", "0"], "steps 0: expected from 1 to 1000"),
         (["a red circle", "--steps", "2000"], "steps 2000: expected from 1 to 1000"),
+        (["a red circle", "--guide-to", "2"], "guide_to 2.0: expected from 0 to 1"),
         (["a red circle", "--guidance", "-1"], "guidance -1.0: expected 0 or more"),
         (["a red circle", "--sampler", "ddim", "--eta", "2"], "eta 2.0: expected from 0 to 1"),
         (["a red circle", "--sampler", "euler"], "invalid choice: 'euler'"),
@@ -226,8 +227,8 @@ def test_the_runs_own_sampling_is_the_default_and_flags_win(draw, demo, tmp_path
 
     monkeypatch.setattr(Decoder, "draw", spy)
     draw("a red circle", "--run", run, "--eta", "0.5")
-    draw("a red circle", "--run", run, "--sampler", "2m", "--guidance", "0", "--steps", "3")
-    assert seen == [Sampler("ddim", 2, 0.5, 1.5), Sampler("2m", 3, 0.0, 0.0)]
+    draw("a red circle", "--run", run, "--sampler", "2m", "--guidance", "2", "--guide-to", "0.75")
+    assert seen == [Sampler("ddim", 2, 0.5, 1.5), Sampler("2m", 2, 0.0, 2.0, guide_to=0.75)]
 
 
 @pytest.mark.parametrize("trained", ["bfloat16", "float32"])

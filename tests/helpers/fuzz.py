@@ -100,7 +100,7 @@ NONSENSE = ("-0", "1.5", "", "x", "1e3", "0x1", "٣", "1_0", "1e400", "-" + "9" 
 HUGE = ("9" * 25, str(2**62))
 # Larger numbers of these are no mistakes, but take as long as they say.
 LONG = {
-    "steps", "minutes", "accumulate", "batch_size", "n", "rerank", "rounds", "candidates",
+    "steps", "minutes", "accumulate", "batch_size", "n", "rerank",
     "cutouts", "search", "k", "image_size", "size", "pool", "limit",
 }  # fmt: skip
 # They print and leave; the last wants a compiler and minutes.

@@ -7,6 +7,7 @@ from torch import nn
 
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.transformer import Transformer
+from minimodal.training.contract import TrainConfig
 from minimodal.training.optim import (
     Muon,
     lr_at,
@@ -16,28 +17,28 @@ from minimodal.training.optim import (
 )
 from minimodal.training.probe import autocast
 
-SCHEDULE = {"lr": 2.0, "warmup": 4, "min_lr_ratio": 0.1}
+SCHEDULE = TrainConfig(lr=2.0, warmup=4, min_lr_ratio=0.1)
 
 
 def test_warm_up_is_linear_and_reaches_the_peak():
-    rates = [lr_at(step, 0.0, **SCHEDULE) for step in range(6)]
+    rates = [lr_at(step, 0.0, SCHEDULE) for step in range(6)]
     assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
 
 
 def test_cosine_is_halfway_at_half_time_and_ends_at_its_share_of_the_peak():
-    assert lr_at(100, 0.5, **SCHEDULE) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
-    assert lr_at(100, 0.25, **SCHEDULE) == pytest.approx(
+    assert lr_at(100, 0.5, SCHEDULE) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert lr_at(100, 0.25, SCHEDULE) == pytest.approx(
         2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
     )
-    assert lr_at(100, 1.0, **SCHEDULE) == pytest.approx(0.2)
+    assert lr_at(100, 1.0, SCHEDULE) == pytest.approx(0.2)
 
 
 def test_schedule_stays_at_its_end_when_time_is_over():
-    assert lr_at(100, 1.2, **SCHEDULE) == lr_at(100, 1.0, **SCHEDULE)
+    assert lr_at(100, 1.2, SCHEDULE) == lr_at(100, 1.0, SCHEDULE)
 
 
 def test_no_warm_up_starts_at_the_peak():
-    assert lr_at(0, 0.0, lr=1.0, warmup=0, min_lr_ratio=0.0) == 1.0
+    assert lr_at(0, 0.0, TrainConfig(lr=1.0, warmup=0)) == 1.0
 
 
 class Everything(nn.Module):

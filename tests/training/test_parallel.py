@@ -68,9 +68,10 @@ def check_losses(one: Path, other: Path, *, rel: float = 1e-5) -> None:
 
 SCRIPT = """
 import sys, test_parallel
+from helpers.marks import CPU_SHARES
 for kind in sys.argv[2:]:
     test_parallel.train(kind, sys.argv[1])
-    if kind in test_parallel.SHARED and test_parallel.CPU_SHARES:
+    if kind in test_parallel.SHARED and CPU_SHARES:
         test_parallel.train(kind, sys.argv[1] + "/shares", fsdp=True)
 """
 

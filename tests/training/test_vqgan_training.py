@@ -18,6 +18,7 @@ from minimodal.training.checkpoint import newest_state, read_metrics
 from minimodal.training.engine import run
 from minimodal.training.recipes import recipe_for, vqgan
 from minimodal.training.tasks.vqgan import VQGANTask, VQGANTraining
+from minimodal.training.tasks.vqgan_options import place_codes
 
 KINDS = ("ema", "gradient", "gumbel")
 
@@ -143,7 +144,7 @@ ALL = slice(0, 8)
 def placed(kind: str, **training) -> VQGANTask:
     """A task whose codes are where its latents are."""
     task = make(kind, **training)
-    task.place_codes(0)
+    place_codes(task, 0)
     return task
 
 

@@ -501,7 +501,7 @@ def test_a_picture_that_goes_after_the_search_is_left_out_of_the_grid(run, folde
 
     monkeypatch.setattr(command, "refresh", late)
     status, out, err = run("pics", "red", "--out", "grid.png", "--json")
-    assert status == 0 and "left out of the grid: pics/green.png" in err
+    assert status == 0 and "left out: pics/green.png" in err
     assert len(json.loads(out)["results"]) == 4 and Path("grid.png").exists()
 
 

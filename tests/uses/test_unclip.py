@@ -13,7 +13,7 @@ from helpers.tiny import (
     pictures,
 )
 
-from minimodal.blocks.diffusion import Sampler, Start
+from minimodal.blocks.diffusion import Sampler
 from minimodal.blocks.painter import Request
 from minimodal.blocks.pixels import to_uint8
 from minimodal.data.images import ImageSource, resize_all
@@ -151,16 +151,6 @@ def test_a_decoder_that_is_not_told_the_caption_does_not_heed_it():
     told = model.draw(prompts, Request(1, seeds=[3, 3]), HOW)
     assert (deaf[0].int() - deaf[1].int()).abs().max() <= 1
     assert (told[0].int() - told[1].int()).abs().max() > 5
-
-
-def test_a_walk_that_begins_in_a_picture_is_guided_to_its_end(monkeypatch):
-    model, seen = make_unclip(), []
-    monkeypatch.setattr(model, "paint", lambda told, chunk, how, start: seen.append(how) or two())
-    how = HOW._replace(guidance=2.0, guide_to=0.75)
-    x = model.latents(two()[:1])
-    for start in (Start(), model.noised(x, noise(*x.shape), time=0.6)):
-        model.draw(["a red circle"], asked(1), how, start=start)
-    assert [one.guide_to for one in seen] == [0.75, 0.0]
 
 
 def test_a_walk_from_a_picture_without_noise_ends_where_it_begins():

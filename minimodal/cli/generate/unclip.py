@@ -55,6 +55,9 @@ def add_flags(parser: Parser) -> None:
         help="noise that DDIM adds on the way, 0 to 1 (default: 0)")  # fmt: skip
     add("--guidance", type=float, metavar="S",
         help="how much the prompt counts; 1 is plain (default: the run's own)")  # fmt: skip
+    add("--guide-to", type=float, metavar="T",
+        help="guidance from time 1, noise, down to this one: the first steps alone are faster, and "
+             "worse for what no caption of the training had (default: 0, all steps)")  # fmt: skip
     add("--no-caption", action="store_true",
         help="the decoder sees embeddings alone, not the words of prompts and --edit")  # fmt: skip
     add("--prior", type=Path, metavar="RUN", help="(default: the one beside the decoder)")
@@ -128,7 +131,8 @@ def weight_of(item: str) -> tuple[str, float]:
 
 def sampler_of(arguments: argparse.Namespace, own: Sampler) -> Sampler:
     """How to denoise: by the flags, and where they say nothing as the run has it."""
-    asked = {"name": arguments.sampler, "steps": arguments.steps, "guidance": arguments.guidance}
+    asked = {"name": arguments.sampler, "steps": arguments.steps, "guidance": arguments.guidance,
+             "guide_to": arguments.guide_to}  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
     how = own._replace(**given, eta=arguments.eta)
     how.check()

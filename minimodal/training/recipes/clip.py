@@ -26,27 +26,15 @@ def clip_shapes() -> Recipe:
     """
     return Recipe(
         CLIPConfig(
-            patch_size=8,
-            stem=(32, 64, 128),
-            vision_width=128,
-            vision_depth=3,
-            vision_heads=4,
-            text_width=128,
-            text_depth=3,
-            text_heads=4,
-            embed_width=128,
+            patch_size=8, stem=(32, 64, 128), vision_width=128, vision_depth=3, vision_heads=4,
+            text_width=128, text_depth=3, text_heads=4, embed_width=128,
         ),
         CLIPTraining(vocab=512, difference_weight=1.0),
         TrainConfig(
-            steps=3000,
-            batch_size=64,
-            optimizer="muon",
-            lr=6e-4,
-            warmup=100,
-            ema_decay=0.99,
+            steps=3000, batch_size=64, optimizer="muon", lr=6e-4, warmup=100, ema_decay=0.99,
             checkpoint_every=500,
         ),
-    )
+    )  # fmt: skip
 
 
 def clip_small() -> Recipe:
@@ -60,17 +48,12 @@ def clip_small() -> Recipe:
     recipe = clip_shapes()
     return Recipe(
         replace(
-            recipe.model,
-            stem=(32, 64, 128),
-            stem_depth=1,
-            vision_depth=1,
-            text_width=64,
-            text_depth=1,
-            text_heads=2,
-        ),  # fmt: skip
+            recipe.model, stem=(32, 64, 128), stem_depth=1, vision_depth=1, text_width=64,
+            text_depth=1, text_heads=2,
+        ),
         CLIPTraining(flip=True, shift=2, same_class=True),
         replace(recipe.engine, steps=6000, lr=1e-3, warmup=200, weight_decay=0.1, ema_decay=0.995),
-    )
+    )  # fmt: skip
 
 
 def clip_photos() -> Recipe:
@@ -79,17 +62,11 @@ def clip_photos() -> Recipe:
     recipe = clip_small()
     return recipe._replace(
         model=replace(
-            recipe.model,
-            image_size=64,
-            stem=(48, 96, 192),
-            stem_depth=0,
-            vision_depth=3,
-            text_width=128,
-            text_depth=2,
-            text_heads=4,
-        ),  # fmt: skip
+            recipe.model, image_size=64, stem=(48, 96, 192), stem_depth=0, vision_depth=3,
+            text_width=128, text_depth=2, text_heads=4,
+        ),
         training=CLIPTraining(vocab=4096, shift=4),
-    )
+    )  # fmt: skip
 
 
 def build(

@@ -28,15 +28,10 @@ def dalle_shapes() -> Recipe:
         DALLEConfig(width=128, depth=3, heads=4),
         DALLETraining(vocab=512, pool=24_576, temperature=0.25, guidance=1.25),
         TrainConfig(
-            steps=3000,
-            batch_size=32,
-            optimizer="muon",
-            lr=8e-4,
-            warmup=100,
-            ema_decay=0.99,
+            steps=3000, batch_size=32, optimizer="muon", lr=8e-4, warmup=100, ema_decay=0.99,
             checkpoint_every=1000,
         ),
-    )
+    )  # fmt: skip
 
 
 def dalle_hard() -> Recipe:

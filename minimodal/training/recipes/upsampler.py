@@ -4,7 +4,6 @@ Read `minimodal/unclip/upsampler.py` before.
 """
 
 from pathlib import Path
-from typing import Any
 
 from minimodal.runs import rebuild
 from minimodal.training.contract import Recipe, TrainConfig
@@ -35,14 +34,9 @@ def build(recipe: Recipe, spec: str, runs: dict[str, Path], device: str = "cpu")
     return UpsamplerTask(recipe, *open_both(spec, recipe.model.image_size, recipe.engine.limit))
 
 
-def restore(stored: dict[str, Any], path: Path) -> Upsampler:
-    """The model of a run."""
-    return Upsampler(rebuild(UpsamplerConfig, stored))
-
-
 SYSTEM = System(
     about="unCLIP: larger pictures from small ones",
     recipes={"shapes": upsampler_shapes, "": upsampler_photos},
     build=build,
-    restore=restore,
+    restore=lambda stored, path: Upsampler(rebuild(UpsamplerConfig, stored)),
 )

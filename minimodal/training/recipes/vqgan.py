@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from minimodal.runs import rebuild
 from minimodal.training.contract import Recipe, TrainConfig
@@ -20,31 +19,17 @@ def vqgan_shapes() -> Recipe:
     """
     return Recipe(
         VQGANConfig(
-            patch=4,
-            channels=96,
-            multipliers=(1,),
-            depth=1,
-            encoder_kernel=1,
-            decoder_kernel=1,
-            codes=(64, 40),
-            code_width=16,
-            codebook_decay=0.98,
+            patch=4, channels=96, multipliers=(1,), depth=1, encoder_kernel=1, decoder_kernel=1,
+            codes=(64, 40), code_width=16, codebook_decay=0.98,
         ),
         VQGANTraining(
-            warm_start=330,
-            discriminator_start=1670,
-            gan_start=1810,
-            gan_ramp=80,
+            warm_start=330, discriminator_start=1670, gan_start=1810, gan_ramp=80,
         ),
         TrainConfig(
-            steps=2000,
-            batch_size=8,
-            optimizer="muon",
-            lr=2e-3,
-            ema_decay=0.99,
+            steps=2000, batch_size=8, optimizer="muon", lr=2e-3, ema_decay=0.99,
             checkpoint_every=1000,
         ),
-    )
+    )  # fmt: skip
 
 
 def vqgan_hard() -> Recipe:
@@ -93,11 +78,6 @@ def build(
     return VQGANTask(recipe, train, val, perceptual=open_perceptual(recipe.training))
 
 
-def restore(stored: dict[str, Any], path: Path) -> VQGAN:
-    """The model of a run."""
-    return VQGAN(rebuild(VQGANConfig, stored))
-
-
 SYSTEM = System(
     about="pictures as grids of codes",
     recipes={
@@ -108,6 +88,6 @@ SYSTEM = System(
         "": vqgan_photos,
     },
     build=build,
-    restore=restore,
+    restore=lambda stored, path: VQGAN(rebuild(VQGANConfig, stored)),
     events=("warm_start", "gumbel_steps", "discriminator_start", "gan_start", "gan_ramp"),
 )

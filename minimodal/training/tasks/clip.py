@@ -8,6 +8,7 @@ negatives) is a matter of the data source, which keeps groups of pictures togeth
 """
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from minimodal.blocks.contrastive_rows import Everyone, large_loss
 from minimodal.clip import CLIP, contrastive_loss
 from minimodal.data.preprocessing import normalize
 from minimodal.data.sources import DataSource, batch_indices
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 from minimodal.files import write_atomically
 from minimodal.training.captions import Words
 from minimodal.training.contract import Recipe, Task
@@ -48,9 +49,7 @@ class CLIPTraining:
     def __post_init__(self) -> None:
         if self.loss not in ("softmax", "sigmoid"):
             raise UserError(f"loss {self.loss}: expected softmax or sigmoid")
-        for name in ("shift", "loss_rows", "difference_weight"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+        check_range(self, 0, inf, "shift", "loss_rows", "difference_weight")
 
 
 def shift_all(images: np.ndarray, shifts: np.ndarray) -> np.ndarray:

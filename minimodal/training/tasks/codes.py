@@ -16,7 +16,7 @@ from torch import Tensor
 from minimodal.blocks.pixels import to_float
 from minimodal.data.sources import DataSource, first_pictures
 from minimodal.files import make_folder
-from minimodal.training.checkpoint import save_config, save_weights
+from minimodal.training.checkpoint import save_config, write_weights
 from minimodal.training.tasks.cached import cached, copy_files
 from minimodal.training.tasks.unseen import EVALUATION_PICTURES
 from minimodal.vqgan import VQGAN
@@ -78,22 +78,18 @@ def cached_codes(
 ) -> Tensor:
     """`tokenize_pictures`, once: kept in a file whose name stands for the weights and the data.
 
+    write: whether this process does: several would take each other's files away
     returns: (N, h, w) int32
     """
     w, (height, width) = vqgan.config.grid, source.images(np.arange(1)).shape[2:]
-
-    def make() -> Tensor:
-        device = vqgan.last_layer.device
-        return tokenize_pictures(vqgan, source, n=n, flip=flip, device=device)
-
     return cached(
         path,
-        make,
-        shape=(n * (2 if flip else 1), w * height // width, w),  # of pairs h = 2 w
-        dtype=np.int32,
-        what=f"{n} pictures into codes",
-        write=write,
-    )
+        lambda: tokenize_pictures(
+            vqgan, source, n=n, flip=flip, device=vqgan.last_layer.device
+        ),
+        shape=(n * (1 + flip), w * height // width, w),  # of pairs h = 2 w
+        dtype=np.int32, what=f"{n} pictures into codes", write=write,
+    )  # fmt: skip
 
 
 def copy_vqgan(encoded: Encoded, out: Path) -> None:
@@ -106,9 +102,9 @@ def copy_vqgan(encoded: Encoded, out: Path) -> None:
     if not run.is_dir():
         model = {**asdict(vqgan.config), "training": {}}
         save_config(out / "vqgan", {"kind": "vqgan", "model": model, "data": "", "train": {}})
-        keep = vqgan.discriminator
-        vqgan.discriminator = None  # no part of what draws
-        save_weights(out / "vqgan", vqgan)
-        vqgan.discriminator = keep
+        weights = vqgan.state_dict().items()  # the discriminator is no part of what draws
+        write_weights(
+            out / "vqgan", {k: v for k, v in weights if not k.startswith("discriminator.")}
+        )
         return
     copy_files(run, out / "vqgan", "config.json", "model.safetensors")

@@ -5,6 +5,7 @@ A trained VQGAN turns the pictures into codes once; training then never touches 
 """
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.dalle import DALLE
 from minimodal.data.sources import batch_indices
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 from minimodal.files import write_atomically
 from minimodal.training.captions import Words, torn
 from minimodal.training.contract import Recipe, Task
@@ -42,13 +43,8 @@ class DALLETraining:
     guidance: float = 1.0  # that generate.py samples with by default
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise UserError(f"pool {self.pool}: expected at least 1")
-        if self.max_text_length < 1:
-            raise UserError(f"max_text_length {self.max_text_length}: expected at least 1")
-        for name in ("caption_dropout", "bpe_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
+        check_range(self, 1, inf, "pool", "max_text_length")
+        check_range(self, 0, 1, "caption_dropout", "bpe_dropout")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
         if self.guidance != 1 and self.caption_dropout == 0:
             raise UserError(

@@ -47,7 +47,6 @@ class DecoderTraining:
     guidance: float = 1.0  # that generate.py samples with by default
     sampler: str = "2m"  # that generate.py samples by by default
     sampling_steps: int = 16  # that generate.py takes by default
-    guide_to: float = 0.0  # guidance holds from noise (time 1) down to this time
 
     def __post_init__(self) -> None:
         if self.pool < 1:
@@ -67,9 +66,7 @@ class DecoderTraining:
     @property
     def sampling(self) -> Sampler:
         """How generate.py samples by default."""
-        return Sampler(
-            self.sampler, self.sampling_steps, guidance=self.guidance, guide_to=self.guide_to
-        )
+        return Sampler(self.sampler, self.sampling_steps, guidance=self.guidance)
 
 
 class DecoderTask(Task):
@@ -203,7 +200,7 @@ class DecoderTask(Task):
     def config(self) -> dict[str, Any]:
         """The model's configuration, how it is sampled, and what else shaped the training."""
         how = self.training.sampling
-        sampling = {name: getattr(how, name) for name in ("name", "steps", "guidance", "guide_to")}
+        sampling = {name: getattr(how, name) for name in ("name", "steps", "guidance")}
         return {**super().config(), "sampling": sampling}
 
     def save_files(self, out: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from minimodal.blocks.diffusion import training_times
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.data.sources import DataSource, batch_indices
-from minimodal.errors import UserError
+from minimodal.errors import check_range
 from minimodal.evaluation.metrics import psnr
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.common import draws, flip_some, seeded
@@ -29,8 +29,7 @@ class UpsamplerTraining:
     blur: float = 0.6  # half of the small pictures are blurred, by up to so many pixels
 
     def __post_init__(self) -> None:
-        if not 0 <= self.blur <= 4:
-            raise UserError(f"blur {self.blur}: expected 0 to 4")
+        check_range(self, 0, 4, "blur")
 
 
 class UpsamplerTask(Task):

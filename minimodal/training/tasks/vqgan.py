@@ -35,6 +35,7 @@ from minimodal.training.tasks.vqgan_options import (
     check_training,
     joint_weight,
     moved_distance,
+    place_codes,
 )
 from minimodal.vqgan import VQGAN, Reconstruction
 
@@ -116,7 +117,7 @@ class VQGANTask(Task):
     def before_step(self, step: int, batches: list[dict]) -> None:
         """Place the codes where no warm start's end has; λ of several micro-batches is theirs."""
         if self.when(step) >= self.warm_start:
-            self.place_codes(step)
+            place_codes(self, step)
         if len(batches) > 1 and self.game_weight(step) > 0:
             joint_weight(self, batches, step)
 
@@ -162,24 +163,21 @@ class VQGANTask(Task):
         decoded, codes, latents = self.reconstruct(images, batch, step)
         batch["decoded"], batch["latents"] = decoded.detach(), latents.detach().float()
         reconstruction, metrics = self.reconstruction_loss(decoded, images, step)
-        if self.gumbel is None:
-            metrics["commitment"] = codes.loss.detach()
-            loss = reconstruction + codes.loss
-        else:
-            metrics["kl"] = codes.loss.detach()
-            loss = reconstruction + self.gumbel.schedule(self.when(step))[1] * codes.loss
+        weight = 1.0 if self.gumbel is None else self.gumbel.schedule(self.when(step))[1]
+        metrics["kl" if self.gumbel else "commitment"] = codes.loss.detach()
+        loss = reconstruction + weight * codes.loss
         if self.when(step) < self.warm_start:
             # L1 alone is content with the background for long: it pays nothing for a faint trace
             # of a small object, where the squared error does.
             loss = loss + self.training.warm_mse * F.mse_loss(decoded, images)
         if self.game_weight(step) > 0:
             adversarial = generator_loss(self.discriminator(decoded).float())
-            term, weight = weigh(
+            term, balance = weigh(
                 reconstruction, adversarial, decoded, self.model.last_layer,
                 average=self.average, weight=batch.get("lambda"),
             )  # fmt: skip
-            loss = loss + self.game_weight(step) * weight * term
-            metrics |= {"lambda": weight, "adversarial": adversarial.detach()}
+            loss = loss + self.game_weight(step) * balance * term
+            metrics |= {"lambda": balance, "adversarial": adversarial.detach()}
         return loss, metrics
 
     def discriminator_loss(
@@ -200,7 +198,7 @@ class VQGANTask(Task):
         """The codes follow the encoder; at the end of the warm start k-means places them."""
         if self.when(step) < self.warm_start:
             if self.when(step + 1) >= self.warm_start:
-                self.place_codes(step)
+                place_codes(self, step)
             return {}
         latents = self.gather(torch.cat([batch["latents"] for batch in batches]))
         quantizer = self.model.quantizer
@@ -213,19 +211,6 @@ class VQGANTask(Task):
     def draws(self, step: int) -> torch.Generator:
         """A generator of the step; on the CPU, the same on every process and device."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-
-    def place_codes(self, step: int) -> None:
-        """Put the codes where the encoder's latents of real pictures are, unless they are there."""
-        quantizer = self.model.quantizer
-        if self.placed or any(counts.any() for counts in quantizer.usage_counts):
-            self.placed = True
-            return
-        images = self.train.images(
-            batch_indices(len(self.train), 1024, 0, seed=self.seed, group=self.train.group)
-        )
-        parts = torch.from_numpy(images).to(self.model.last_layer.device).split(128)
-        latents = self.whole(lambda: torch.cat([self.model.latents(to_float(p)) for p in parts]))
-        quantizer.start(latents.float(), self.draws(step))
 
     def evaluate(self, model: VQGAN) -> dict[str, float]:
         """PSNR of unseen pictures, and how their codes are used."""

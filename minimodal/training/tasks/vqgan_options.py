@@ -1,11 +1,11 @@
 """What VQGAN's training can do beside its default, and which settings it refuses.
 
-Noise and schedule of DALL·E 1's relaxed codes (`--quantizer gumbel`), a network's view of the
-difference between pictures (`--perceptual`), λ of several micro-batches (`--accumulate`). A reader
-of the default training needs none of it. Read `tasks/vqgan.py` before.
+Where codes are placed, noise and schedule of DALL·E 1's relaxed codes (`--quantizer gumbel`), a
+network's view of the difference between pictures (`--perceptual`), λ of several micro-batches
+(`--accumulate`). A reader of the losses needs none of it. Read `tasks/vqgan.py` before.
 """
 
-import math
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,18 @@ from minimodal.blocks.discriminator import balance, generator_loss, pull
 from minimodal.blocks.perceptual import PerceptualDistance
 from minimodal.blocks.pixels import to_float
 from minimodal.blocks.vqgan_checks import check_size
-from minimodal.errors import UserError
+from minimodal.data.sources import batch_indices
+from minimodal.errors import UserError, check_range
 from minimodal.training.contract import Recipe
 
 
 def check_training(training: Any) -> None:
     """Refuse values of a VQGANTraining that no training can have."""
-    for name in ("warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
-                 "discriminator_start", "gan_ramp", "discriminator_lr", "gumbel_steps",
-                 "perceptual_layers", "perceptual_shift"):  # fmt: skip
-        if not 0 <= getattr(training, name) < math.inf:
-            raise UserError(f"{name} {getattr(training, name)}: expected 0 or more")
+    check_range(
+        training, 0, inf, "warm_start", "warm_mse", "gumbel_kl", "perceptual_weight", "gan_weight",
+        "discriminator_start", "gan_ramp", "discriminator_lr", "gumbel_steps", "perceptual_layers",
+        "perceptual_shift",
+    )  # fmt: skip
     check_size(channels=training.discriminator_channels, depth=training.discriminator_depth)
     if not 0 < training.gumbel_temperature <= 1:
         raise UserError(f"gumbel_temperature {training.gumbel_temperature}: expected 0 to 1")
@@ -55,6 +56,18 @@ def check_pictures(
             f"discriminator_depth {halvings}: pictures of {image_size} pixels are too "
             "small for so many halvings"
         )
+
+
+def place_codes(task: Any, step: int) -> None:
+    """Put the codes where the encoder's latents of real pictures are, unless they are there."""
+    source, model = task.train, task.model
+    if task.placed or any(counts.any() for counts in model.quantizer.usage_counts):
+        task.placed = True
+        return
+    images = source.images(batch_indices(len(source), 1024, 0, seed=task.seed, group=source.group))
+    parts = torch.from_numpy(images).to(model.last_layer.device).split(128)
+    latents = task.whole(lambda: torch.cat([model.latents(to_float(part)) for part in parts]))
+    model.quantizer.start(latents.float(), task.draws(step))
 
 
 class Gumbel:

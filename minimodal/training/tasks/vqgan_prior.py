@@ -15,7 +15,7 @@ from torch import Tensor
 from minimodal.blocks.pixels import to_uint8
 from minimodal.blocks.sampling import SamplingConfig
 from minimodal.data.sources import DataSource, batch_indices
-from minimodal.errors import UserError
+from minimodal.errors import check_range
 from minimodal.training.contract import Phase, Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan, unseen_codes
 from minimodal.training.tasks.common import draws, seeded
@@ -35,10 +35,8 @@ class VQGANPriorTraining:
     guidance: float = 1.0  # that generate.py samples with by default
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise UserError(f"pool {self.pool}: expected at least 1")
-        if not 0 <= self.class_dropout <= 1:
-            raise UserError(f"class_dropout {self.class_dropout}: expected 0 to 1")
+        check_range(self, 1, math.inf, "pool")
+        check_range(self, 0, 1, "class_dropout")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
 
 
