@@ -402,7 +402,8 @@ def searched(folder: Path, n: int, only: str) -> None:
             guide = make_guide(clip, [Prompt(text)])
             moves.ALONE["flip"] = flips(guide, prior.painter.vqgan)
             config = replace(plain, moves=chosen)
-            found.append(find(prior, [guide], pool, seed=1 + i, config=config).codes[:1])
+            how = {"config": config, "enough": math.inf}  # all tries, in each row
+            found.append(find(prior, [guide], pool, seed=1 + i, **how).codes[:1])
         right = exact(WORLDS["shapes"].score(texts, prior.painter.decode(torch.cat(found)).numpy()))
         seconds = (time.process_time() - began) / n
         print(f"search, {name}: right {right.mean():.1%}, {seconds:.1f} CPU s", flush=True)
