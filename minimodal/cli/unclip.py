@@ -103,13 +103,14 @@ def add_unclip(out: Path, seed: int, device: str, *, n: int = 200) -> None:
     """Train, score and draw; the scores join the demo's scoreboard."""
     began, path = time.time(), out / "scoreboard.json"
     train_unclip(out, seed, device)
-    if not distributed.start(device).main:
+    here = distributed.start(device)
+    if not here.main:
         return
     board = json.loads(path.read_text())
     weights = {name: digest(out / name / "model.safetensors") for name in UNCLIP}
     if board.get("unclip_weights") != weights:
         print("scoring unCLIP", file=sys.stderr)
-        unclip, how = load_unclip(out / "decoder", device, prior=out / "prior")
+        unclip, how = load_unclip(out / "decoder", here.device.type, prior=out / "prior")
         with torch.no_grad():
             board["unclip"] = unclip_scores(unclip, how, seed=seed, n=n)
         captions = captions_to_show(seed)  # two rows of seen ones, one of held-out ones

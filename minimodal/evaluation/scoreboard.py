@@ -341,10 +341,11 @@ def baseline_scores(
 
 def format_scoreboard(board: dict) -> str:
     """A table for the terminal."""
+    no_scores = ("seconds", "machine", "plan", "unclip_weights")
     lines = [
         f"{system:10s} {name:28s} {value:8.4g}"
         for system, scores in board.items()
-        if isinstance(scores, dict) and system not in ("seconds", "machine", "plan")
+        if isinstance(scores, dict) and system not in no_scores
         for name, value in scores.items()
     ]
     if spent := board.get("seconds"):

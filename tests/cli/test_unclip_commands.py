@@ -16,6 +16,7 @@ from minimodal.blocks.diffusion import Sampler
 from minimodal.cli.generate import main
 from minimodal.cli.main import main as commands
 from minimodal.cli.unclip import add_unclip, load_unclip
+from minimodal.evaluation.scoreboard import format_scoreboard
 from minimodal.files import digest
 from minimodal.training.contract import TrainConfig
 from minimodal.training.engine import run as train
@@ -273,12 +274,13 @@ def test_the_demo_adds_unclip_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("minimodal.cli.unclip.recipe_for", lambda name, data: recipe(name))
     monkeypatch.setattr("minimodal.cli.unclip.on_codes", lambda vqgan: recipe("decoder"))
-    add_unclip(out, 0, "cpu", n=8)
+    add_unclip(out, 0, "auto", n=8)
     board = json.loads((out / "scoreboard.json").read_text())
     wanted = {"seen", "seen_one_object", "held_out_one_object", "true_embedding_one_object", "edit"}
     assert wanted <= board["unclip"].keys() and (out / "unclip.png").exists()
+    assert "edit" in format_scoreboard(board)  # as the demo shows it when it is called again
     before = (out / "scoreboard.json").stat().st_mtime_ns
-    add_unclip(out, 0, "cpu", n=8)
+    add_unclip(out, 0, "auto", n=8)
     assert (out / "scoreboard.json").stat().st_mtime_ns == before
 
 

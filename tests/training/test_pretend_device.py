@@ -264,7 +264,7 @@ def test_autocast_casts_as_on_cuda_where_the_cpu_would_not():
 # ---- the engine around the steps
 
 
-@pytest.mark.parametrize("kind", at_once(KINDS, "vqgan", "clip"))
+@pytest.mark.parametrize("kind", at_once(KINDS, "vqgan"))
 def test_a_run_there_saves_resumes_and_waits_between_steps_only_to_log(folder, kind, monkeypatch):
     quiet = replace(ENGINE, steps=4, log_every=100, checkpoint_every=0, accumulate=1)
     longer = replace(quiet, steps=6)
