@@ -5,7 +5,7 @@ The commands print that line to stderr and exit with status 2; Python callers ma
 ValueError that it is.
 """
 
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 
@@ -19,4 +19,5 @@ def check_range(settings: Any, low: float, high: float, *names: str) -> None:
         value = getattr(settings, name)
         if not (low <= value <= high and value < inf):
             wanted = f"{low} or more" if high == inf else f"{low} to {high}"
+            wanted += "" if isfinite(value) else ", and finite"
             raise UserError(f"{name} {value}: expected {wanted}")

@@ -223,6 +223,7 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1], H and W multiples of the factor
         returns: (B, C, h, w)
         """
+        check_sides(images, multiple=self.config.factor)
         z = self.encoder(images)  # (B, C', h, w)
         if self.appearance is not None:
             z = torch.cat([z, self.appearance(images)], dim=1)  # (B, C, h, w)
@@ -235,7 +236,6 @@ class VQGAN(nn.Module):
         images: (B, 3, H, W) in [-1, 1]
         returns: Codes with indices (B, h, w)
         """
-        check_sides(images, multiple=self.config.factor)
         with full_float32(images.device):
             return self.quantizer(self.latents(images))
 

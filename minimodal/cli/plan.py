@@ -4,7 +4,7 @@ Each stage's own step is timed for a moment, and drawing and encoding as well; t
 the steps that fit, as a share of their recipes', and at most twice those. CLIP and DALL·E, the last
 of each process, are also told by when to end (`training/pace.py`), so that the demo ends in time
 when another program takes a part of the CPU. A demo that was stopped goes on with its plan. Read
-`training/recipes.py` before, `cli/demo.py` after.
+`training/recipes/` before, `cli/demo.py` after.
 """
 
 import statistics

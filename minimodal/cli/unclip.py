@@ -5,7 +5,6 @@ recipes' own steps: 27 minutes of one core where bfloat16 is native, 48 elsewher
 Read `cli/demo.py` and `evaluation/unclip.py` before.
 """
 
-import json
 import sys
 import time
 from dataclasses import replace
@@ -19,7 +18,7 @@ from minimodal.drawing import grid, save_png
 from minimodal.errors import UserError
 from minimodal.evaluation.scoreboard import captions_to_show, format_scoreboard
 from minimodal.evaluation.unclip import draw_with, unclip_scores
-from minimodal.files import digest, write_json
+from minimodal.files import digest, read_json, write_json
 from minimodal.runs import find, load
 from minimodal.shapes.worlds import WORLDS
 from minimodal.training import distributed
@@ -106,7 +105,7 @@ def add_unclip(out: Path, seed: int, device: str, *, n: int = 200) -> None:
     here = distributed.start(device)
     if not here.main:
         return
-    board = json.loads(path.read_text())
+    board = read_json(path)
     weights = {name: digest(out / name / "model.safetensors") for name in UNCLIP}
     if board.get("unclip_weights") != weights:
         print("scoring unCLIP", file=sys.stderr)

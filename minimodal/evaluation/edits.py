@@ -3,7 +3,7 @@
 A first picture and a caption such as "the circle in blue" are given, and the oracle compares the
 second picture with the scene that the edit makes of the first. "seen": pairs of colour and shape
 that training had; "held out": the right second picture has one that it never had, be it copied
-from the first or made by the edit ("made"). Read `shapes/edits.py` and `oracle_edits.py`.
+from the first or made by the edit ("made"). Read `shapes/edits.py`.
 """
 
 from collections.abc import Callable, Sequence

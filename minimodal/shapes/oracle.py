@@ -31,7 +31,8 @@ from minimodal.shapes.world import (
     coverage,
 )
 
-# Measured on clean, noisy, blurred and spoilt pictures (tests/test_oracle.py); levels of 0 to 255.
+# Measured on clean, noisy, blurred and spoilt pictures (tests/shapes/test_oracle.py); levels are of
+# 0 to 255.
 MAX_BACKGROUND_ERROR = 60.0  # distance of the border's median from the background it is taken for
 MIN_AMPLITUDE = 0.65  # of an object, 1 where it has its template's full contrast
 MAX_UNEXPLAINED = 0.3  # of an object's energy, within its box and one pixel around

@@ -149,7 +149,9 @@ class UnCLIP:
         def on_step(x: Tensor, done: int) -> None:
             chunk.tell(done / how.steps)
             if chunk.request.partial is not None:
-                chunk.request.partial(self.decoder.decode(x, self.painter), chunk.rows.start)
+                with torch.autocast(self.device.type, enabled=False):  # as the picture itself
+                    shown = self.decoder.decode(x.float(), self.painter)
+                chunk.request.partial(shown, chunk.rows.start)
 
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             x = self.decoder.draw(

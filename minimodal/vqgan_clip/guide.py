@@ -149,10 +149,14 @@ def make_guide(
     """
     if not prompts:
         raise UserError("no prompt: expected at least one, such as 'a red circle'")
-    others = [Prompt(text) for text in against if text not in {p.content for p in prompts}]
+    others = [text for text in against if text not in {p.content for p in prompts}]
     if against and not others:
         raise UserError(f"no caption to hold against '{prompts[0].content}' but itself")
-    bank = torch.stack([embed_prompt(clip, p, read) for p in others]) if others else None
+    bank = None
+    if others:
+        tokens = clip.tokenize(others, truncate=True).to(clip.logit_scale.device)
+        bank = torch.cat([clip.encode_text(some) for some in tokens.split(256)]).float()
+        bank = F.normalize(bank, dim=-1)
     groups: dict[tuple, list[Prompt]] = {}
     for prompt in prompts:
         groups.setdefault((prompt.box, prompt.mask), []).append(prompt)

@@ -123,12 +123,10 @@ class Optimisation:
         shift: pixels to the right and down
         """
         pictures = self.drawer.pictures()
-        x, y = (
-            -2 * by / side / zoom for by, side in zip(shift, self.best.shape[:1:-1], strict=True)
-        )
-        back = pictures.new_tensor(
-            [[1 / zoom, 0, x], [0, 1 / zoom, y]]
-        )  # from a pixel to its source
+        W, H = self.best.shape[:1:-1]
+        x, y = -2 * shift[0] / W / zoom, -2 * shift[1] / H / zoom
+        # From a pixel to its source.
+        back = pictures.new_tensor([[1 / zoom, 0, x], [0, 1 / zoom, y]])
         grid = F.affine_grid(back.expand(len(pictures), 2, 3), pictures.shape, align_corners=False)
         how = {"padding_mode": "reflection", "align_corners": False}
         self.drawer.start(F.grid_sample(pictures, grid, **how))

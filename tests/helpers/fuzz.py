@@ -163,9 +163,9 @@ def _commands() -> dict[str, Command]:
         ("classify", "good.png --labels cat,dog --clip demo --allow-unseen --device cpu"),
         ("search", "photos cat --clip demo --allow-unseen --device cpu"),
         ("reconstruct", "good.png --vqgan demo --device cpu"),
-        ("caption", "good.png --run demo --candidates 2 --rounds 1 --device cpu"),
+        ("caption", "good.png --run demo --device cpu"),
         ("evaluate", "unclip-vqgan --data folder:photos -n 2 --device cpu"),
-        ("doctor", "--image-size 8 --device cpu"),
+        ("doctor", "--device cpu"),
     ):
         found[name] = Command(
             main.main, lambda n=name: _sub(main.make_parser(), n), (name,), tuple(words.split())
