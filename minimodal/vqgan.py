@@ -19,7 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.conv import Downsample, ResidualBlock, Upsample, make_norm, patches
+from minimodal.blocks.conv import (
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    check_sides,
+    make_norm,
+    patches,
+)
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.factors import AppearanceEncoder, self_similarity, window_side
 from minimodal.blocks.pixel_attention import PixelAttention
@@ -27,7 +34,7 @@ from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes
 from minimodal.blocks.quantizer_variants import make_quantizer
 from minimodal.blocks.tiles import in_tiles
-from minimodal.blocks.vqgan_checks import check_config, check_sides
+from minimodal.blocks.vqgan_checks import check_config
 
 
 @dataclass(frozen=True)

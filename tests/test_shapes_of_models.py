@@ -56,7 +56,6 @@ from minimodal.blocks import (
     sparse,
     transformer,
     unet,
-    vqgan_checks,
 )
 from minimodal.data import preprocessing
 from minimodal.data.tokenizer import Tokenizer
@@ -91,7 +90,6 @@ MODULES = (
     quantizer,
     codebook,
     nearest,
-    vqgan_checks,
     quantizer_variants,
     sampling,
     preprocessing,
@@ -216,7 +214,7 @@ CALLS = [
         {},
     ),
     (PATTERN.windows, dict(x=noise(2, 2, 9, 4)), {"h": 3, "S": 6}),
-    (vqgan_checks.check_sides, dict(images=IMAGES, multiple=8), {}),
+    (conv.check_sides, dict(images=IMAGES, multiple=8), {}),
     (conv.PositionNorm(8).forward, dict(x=MAP), {}),
     (conv.ResidualBlock(8, 12).forward, dict(x=MAP), {"C'": 12}),
     (

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minimodal.errors import UserError
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with up to 32 groups, as many as divide the channels."""
@@ -41,6 +43,20 @@ class PositionNorm(nn.Module):
 def make_norm(channels: int, *, local: bool) -> nn.Module:
     """The norm of a convolutional block: of each position alone, or of groups of channels."""
     return PositionNorm(channels) if local else group_norm(channels)
+
+
+def check_sides(images: Tensor, *, multiple: int) -> None:
+    """Refuse pictures that are no whole number of codes high and wide.
+
+    images: (B, 3, H, W)
+    """
+    H, W = images.shape[-2:]
+    if H % multiple or W % multiple:
+        good = [max(1, round(side / multiple)) * multiple for side in (W, H)]
+        raise UserError(
+            f"pictures of {W} x {H} pixels: this VQGAN needs multiples of {multiple} a side, such "
+            f"as {good[0]} x {good[1]}"
+        )
 
 
 def patches(images: Tensor, *, patch: int) -> Tensor:

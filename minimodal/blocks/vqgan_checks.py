@@ -1,9 +1,7 @@
-"""What VQGAN and its parts refuse: shapes that cannot be, and pictures that do not fit."""
+"""What VQGAN and its parts refuse: shapes that cannot be."""
 
 import math
 from typing import Any
-
-from torch import Tensor
 
 from minimodal.errors import UserError, check_range
 
@@ -50,20 +48,6 @@ def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: fl
         raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
     if kind == "ema" and len(sizes) > 2:
         raise UserError(f"codes {sizes}: expected one codebook or two")
-
-
-def check_sides(images: Tensor, *, multiple: int) -> None:
-    """Refuse pictures that are no whole number of codes high and wide.
-
-    images: (B, 3, H, W)
-    """
-    H, W = images.shape[-2:]
-    if H % multiple or W % multiple:
-        good = [max(1, round(side / multiple)) * multiple for side in (W, H)]
-        raise UserError(
-            f"pictures of {W} x {H} pixels: this VQGAN needs multiples of {multiple} a side, such "
-            f"as {good[0]} x {good[1]}"
-        )
 
 
 def check_size(*, channels: int, depth: int) -> None:
