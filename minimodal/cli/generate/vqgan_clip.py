@@ -108,8 +108,10 @@ class Loaded(NamedTuple):
 
     def guides(self, chapter: Chapter) -> list[Guide]:
         """What each CLIP wants in a chapter."""
-        how = {"read": open_rgb, "against": self.against}
-        return [make_guide(clip, chapter.prompts, **how) for clip in self.clips]
+        return [
+            make_guide(clip, chapter.prompts, read=open_rgb, against=self.against)
+            for clip in self.clips
+        ]
 
 
 def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
