@@ -60,7 +60,8 @@ def dalle(shape: Shape, device: str) -> DALLE:
         vocab_size=shape.text_vocab, text_length=shape.text, grid=shape.grid, codes=(shape.codes,),
         width=shape.width, depth=shape.depth, heads=shape.heads,
     )  # fmt: skip
-    return DALLE(config).to(device).eval()
+    with torch.device(device):
+        return DALLE(config).eval()
 
 
 def ours(shape: Shape, batch: int, device: str, dtype: torch.dtype) -> Draw:
@@ -154,24 +155,22 @@ def dalle_pytorch(shape: Shape, batch: int, device: str, dtype: torch.dtype) -> 
 PEERS = {"transformers": gpt2, "x-transformers": x_transformers, "dalle-pytorch": dalle_pytorch}
 
 
-def bandwidth(device: str) -> float:
-    """Bytes a second that the device's memory reads, by copying half a gigabyte."""
-    x = torch.empty(2**28, dtype=torch.bfloat16, device=device)
+def bandwidth(device: str, n: int = 2**28) -> float:
+    """Bytes a second that the device's memory reads and writes, by copying n numbers."""
+    x = torch.empty(n, dtype=torch.bfloat16, device=device)
     y = torch.empty_like(x)
     seconds = min(timed({"copy": lambda: y.copy_(x)}, 10, device)["copy"])
     return 2 * x.numel() * x.element_size() / seconds
 
 
-def floor(shape: Shape, batch: int, device: str, dtype: torch.dtype) -> float:
-    """The least seconds of a batch: each step reads the weights and the cache so far once."""
-    model = dalle(shape, device)
+def bytes_read(shape: Shape, batch: int, dtype: torch.dtype) -> float:
+    """What drawing a batch must read at least: for each token the weights and the cache so far."""
+    model = dalle(shape, "meta")
     heads = model.transformer, model.image_heads
     weights = sum(p.numel() for part in heads for p in part.parameters())
-    size = torch.finfo(dtype).bits // 8
-    read = shape.image * weights * size
     lengths = sum(1 + shape.text + n for n in range(shape.image))
-    read += 2 * shape.depth * shape.width * batch * lengths * size
-    return read / bandwidth(device)
+    values = shape.image * weights + 2 * shape.depth * shape.width * batch * lengths
+    return values * torch.finfo(dtype).bits / 8
 
 
 def main() -> None:
@@ -208,7 +207,7 @@ def main() -> None:
             f"minimodal / this: {statistics.median(ratios):.3f}"
         )
     if arguments.device == "cuda":
-        least = floor(*given)
+        least = bytes_read(shape, arguments.batch, dtype) / bandwidth(arguments.device)
         mine = statistics.median(times["minimodal"])
         print(f"floor {least:.4f} s: minimodal takes {mine / least:.2f} times that")
 

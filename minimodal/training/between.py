@@ -55,12 +55,11 @@ def check_finite(
         checkpoint.write_atomically(path, lambda file: torch.save(kept, file))
         # A loss of one process alone tells the others nothing, a gradient does.
         together = training.here.world == 1 or any(name.endswith("norm") for name in totals)
+        why = f"; {guards.culprit(training, batches)}" if together else ""
         raise UserError(
-            f"step {training.step}: {what}; train again with a lower --lr (now "
-            f"{training.config.lr:g}) in another --out; {out} "
+            f"step {training.step}: {what}{why}; the batch is in {path}; {out} "
             + ("keeps its last saved state" if saved else "has no saved state yet")
-            + f"; the batch is in {path}"
-            + (f", where {guards.culprit(training, batches)}" if together else "")
+            + f"; train again with a lower --lr (now {training.config.lr:g}) in another --out"
         )
 
 
