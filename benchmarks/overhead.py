@@ -81,8 +81,9 @@ def plain(training: Training, n: int) -> None:
             select(training.phases, phase)  # generator or discriminator
             with probe.autocast(HERE.device, config.precision):
                 loss = task.loss(batch, phase.phase.name, training.step)[0]
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm, foreach=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(phase.parameters, config.clip_norm, foreach=True)
+            with probe.autocast(HERE.device, config.precision):
                 phase.optimizer.step()
             phase.optimizer.zero_grad()
         with torch.no_grad():
