@@ -22,10 +22,10 @@ def time_features(t: Tensor, width: int) -> Tensor:
     t: (B,) from 0 to 1, read in thousandths, as the 1,000 steps of DDPM
     returns: (B, width)
     """
-    half = width // 2
+    half = (width + 1) // 2
     rates = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)  # (half,)
     angles = 1000 * t[:, None].float() * rates  # (B, half)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)[:, :width]
 
 
 class ConditionedBlock(nn.Module):

@@ -61,8 +61,10 @@ class DecoderConfig(DiffusionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = (self.image_size, self.patch, self.channels, self.depth, self.width)
-        if min(*sizes, *self.multipliers) < 1 or self.image_tokens < 0:
+        if min(*sizes, self.image_tokens, len(self.multipliers), *self.multipliers) < 1:
             raise UserError("a decoder's sizes are numbers of 1 or more")
+        if not self.grid and self.image_size % self.patch:
+            raise UserError(f"image size {self.image_size} is not a multiple of patch {self.patch}")
         if self.side % 2 ** (len(self.multipliers) - 1):
             raise UserError(
                 f"{self.side} feature pixels cannot be halved {len(self.multipliers) - 1} times: "

@@ -35,8 +35,9 @@ class EmbeddingSpace(nn.Module):
         """
         if scale not in SCALES:
             raise UserError(f"scale {scale}: expected {' or '.join(SCALES)}")
-        self.centre.copy_(embeddings.mean(0))
-        centred = (embeddings - self.centre.cpu()).double()
+        mean = embeddings.mean(0)
+        self.centre.copy_(mean)
+        centred = (embeddings - mean).double()
         vectors = torch.linalg.eigh(centred.mT @ centred).eigenvectors  # of rising eigenvalues
         self.basis.copy_(vectors.mT.flip(0))
         if scale == "paper":
@@ -45,8 +46,9 @@ class EmbeddingSpace(nn.Module):
             return
         # differs from the paper: each dimension by its own mean and deviation, since captions that
         # differ in one word lie close together on the sphere.
-        self.mean.copy_(embeddings.mean(0))
-        self.deviation.copy_(embeddings.std(0).clamp(min=1e-4))
+        self.mean.copy_(mean)
+        if len(embeddings) > 1:  # a single one has no deviation
+            self.deviation.copy_(embeddings.std(0).clamp(min=1e-4))
 
     def standardize(self, vectors: Tensor) -> Tensor:
         """Vectors as a network sees them.

@@ -26,7 +26,7 @@ def enough_components(embeddings: Tensor) -> int:
     """
     space = EmbeddingSpace(embeddings.shape[1])
     space.learn(embeddings, "standard")
-    spread = space.components(embeddings, embeddings.shape[1]).var(0)  # (E,)
+    spread = space.components(embeddings, embeddings.shape[1]).var(0, correction=0)  # (E,)
     kept = (spread / spread.sum()).cumsum(0)
     return min(int((kept < 1 - LOST).sum()) + 1, embeddings.shape[1])
 

@@ -38,7 +38,7 @@ class UpsamplerConfig(DiffusionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         sizes = (self.small_size, self.patch, self.channels, self.depth, self.width)
-        if min(*sizes, *self.multipliers) < 1:
+        if min(*sizes, len(self.multipliers), *self.multipliers) < 1:
             raise UserError("an up-sampler's sizes are numbers of 1 or more")
         if self.image_size % self.small_size or self.image_size == self.small_size:
             raise UserError(

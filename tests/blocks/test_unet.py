@@ -82,6 +82,10 @@ def test_a_token_like_a_position_is_attended_to_as_a_position():
     assert torch.allclose(layer(x), layer(x, doubled), atol=1e-5)
 
 
+def test_times_have_as_many_features_as_asked_for():
+    assert [time_features(torch.zeros(2), n).shape for n in (4, 5)] == [(2, 4), (2, 5)]
+
+
 def test_times_differ_in_their_features():
     found = time_features(torch.tensor([0.0, 0.5, 0.501]), 16)
     assert torch.equal(found[0], torch.cat([torch.ones(8), torch.zeros(8)]))

@@ -128,6 +128,12 @@ def test_embeddings_are_standardised_by_dimension_and_come_back():
     assert torch.allclose(space.undo(found), z, atol=1e-5)
 
 
+def test_a_single_embedding_is_moved_to_zero_and_no_other_becomes_nan():
+    space, z = EmbeddingSpace(10), units(2, 10)
+    space.learn(z[:1], "standard")
+    assert torch.equal(space.standardize(z), z - z[0])
+
+
 def test_the_papers_scale_is_one_factor_for_all():
     space, z = EmbeddingSpace(10), units(50, 10)
     space.learn(z, "paper")
@@ -151,6 +157,9 @@ def test_components_know_more_with_every_direction_and_all_of_them_everything():
         ({"attention": (3,)}, "attention at 3: expected one of"),
         ({"multipliers": (1, 1, 1, 1)}, "cannot be halved 3 times"),
         ({"channels": 0}, "1 or more"),
+        ({"image_tokens": 0}, "1 or more"),
+        ({"multipliers": (), "attention": ()}, "1 or more"),
+        ({"image_size": 9, "patch": 2, "attention": ()}, "image size 9 is not a multiple of patch"),
         ({"predicts": "score"}, "predicts score: expected x, noise, velocity"),
     ],
 )

@@ -55,7 +55,9 @@ def test_it_learns_to_enlarge_two_pictures():
     assert float((drawn - large).abs().mean()) < 0.15
 
 
-@pytest.mark.parametrize("sizes", [{"image_size": 48}, {"image_size": 32}, {"patch": 3}])
+@pytest.mark.parametrize(
+    "sizes", [{"image_size": 48}, {"image_size": 32}, {"patch": 3}, {"multipliers": ()}]
+)
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(UserError):
         UpsamplerConfig(small_size=32, **{"image_size": 64} | sizes)
