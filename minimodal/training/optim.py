@@ -44,9 +44,6 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-SPIKE_WINDOW = 101  # steps, whose gradients' norms tell what is usual
-
-
 # differs from the paper: AdamW as in the papers, or Muon (`--optimizer muon`; the Shapes world's
 # recipes) for the matrices of Transformers or a VQGAN's kernels: it learns in fewer steps.
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -98,11 +95,14 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
-                state = self.state[weight]
-                mean = state.setdefault("mean", torch.zeros_like(weight))
-                mean.lerp_(weight.grad, (1 - group["momentum"]) * taken)
+                state, grad = self.state[weight], weight.grad
+                if not state:
+                    state["mean"] = torch.zeros_like(weight)
+                if spike is not None:  # what is left out may be infinite: times 0 it would be NaN
+                    grad = torch.where(spike > 0, 0.0, grad)
+                mean = state["mean"].lerp_(grad, (1 - group["momentum"]) * taken)
                 # Nesterov's look ahead; where each process has a share, all make the whole.
-                update = whole(weight.grad.lerp(mean, group["momentum"])).flatten(1)
+                update = whole(grad.lerp(mean, group["momentum"])).flatten(1)
                 # The fused projection to queries, keys and values is three matrices.
                 fused = weight.ndim == 2 and weight.shape[0] == 3 * weight.shape[1]
                 parts = update.chunk(3 if fused else 1)
@@ -117,6 +117,9 @@ class Muon(torch.optim.Optimizer):
                 if spike is not None:
                     update = update * taken
                 weight.add_(update, alpha=-group["lr"] * longest**0.5)
+
+
+SPIKE_WINDOW = 101  # steps, whose gradients' norms tell what is usual
 
 
 class Spikes(nn.Module):
