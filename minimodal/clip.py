@@ -94,8 +94,7 @@ class ImageEncoder(nn.Module):
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         # As large as the patches themselves: places that start faint stay unlearned for long.
         self.positions = nn.Parameter(torch.randn(tokens, width) * 0.5)
-        # differs from the paper: one more norm in front of the image tower, as section 3.2 says and
-        # OpenAI's code does; figure 3 does not show it.
+        # One norm more than a Vision Transformer has (section 2.4).
         self.norm_in = nn.LayerNorm(width, eps=config.vision_norm_eps)
         self.transformer = Transformer(
             width, config.vision_depth, config.vision_heads, causal=False,

@@ -255,7 +255,7 @@ class VQGAN(nn.Module):
         return self.decoder(self.from_codes(z))
 
     def decode_unclamped(self, z: Tensor) -> Tensor:
-        """The same, of any size: in tiles where it is larger than a tile.
+        """Code vectors to pictures of any size, not clamped: a tile at a time if they are large.
 
         z: (B, C, h, w)
         returns: (B, 3, H, W)

@@ -92,6 +92,7 @@ class Codebook(nn.Module):
                 unused[:, None], self.codes, self.sums / self.counts.clamp(min=1e-9)[:, None]
             )
         )
+        # differs from the paper: codes that nothing uses are moved to where the error is largest.
         fresh = z[draw_far(distances, self.size, generator)]  # (K, D), only dead rows are used
         # A code moved to a new place starts with a fair share, or it would die again at once.
         share = len(z) / self.size

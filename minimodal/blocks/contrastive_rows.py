@@ -161,7 +161,7 @@ def rows_sigmoid(
     queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor,
     *, own: Tensor, others: Tensor, rows: int,
 ) -> Tensor:  # fmt: skip
-    """Each pair by itself, right or wrong (Zhai et al. 2023, SigLIP, equation 1).
+    """Each pair by itself, right or wrong (Zhai et al. 2023, SigLIP, algorithm 1).
 
         L = -1/b Σ_i Σ_j log σ( zᵢⱼ (s qᵢ·kⱼ + β) ),   zᵢⱼ = 1 for a pair and -1 otherwise
 

@@ -132,6 +132,9 @@ def along(values: Tensor, like: Tensor) -> Tensor:
 class DiffusionConfig:
     """How a system diffuses: the path, what its network says, what its loss compares, when."""
 
+    # differs from the paper: a straight path in continuous time instead of a cosine one of 1,000
+    # steps; x is predicted and velocities are compared, since noise, which the paper's decoder
+    # predicts, takes far longer to learn (docs/unclip.md).
     path: str = "straight"  # cosine, linear or straight
     predicts: str = "x"  # what the network gives: x, noise or velocity
     loss_on: str = "velocity"  # what the loss compares: x, noise or velocity
@@ -337,20 +340,19 @@ def walk(
     alphas, sigmas = path.coefficients(times)
     lam = torch.where(alphas < 1e-6, -torch.inf, (alphas / sigmas).log())  # (n,)
     before: Tensor | None = None
-    ends = len(times) - 2
-    for i in range(len(times) - 1):
+    for i in range(how.steps):
         t, s = (times[j].expand(len(x_t)) for j in (i, i + 1))  # (B,) each
         x = denoise(x_t, t)
         if how.threshold:
             x = threshold(x, how.threshold)
         # The last step goes to an infinite λ, where a line through two estimates is no help.
         use = x
-        if how.name == "2m" and before is not None and i < ends:
+        if how.name == "2m" and before is not None and i + 1 < how.steps:
             half = (lam[i + 1] - lam[i]) / (lam[i] - lam[i - 1]) / 2  # 1/2r
             use = (1 + half) * x - half * before
         before = x
-        fresh = normal(x_t, generator) if eta > 0 and i < ends else None
-        x_t = ddim_step(path, x_t, t, s, use, eta=eta if fresh is not None else 0.0, fresh=fresh)
+        fresh = normal(x_t, generator) if eta > 0 and i + 1 < how.steps else None
+        x_t = ddim_step(path, x_t, t, s, use, eta=eta, fresh=fresh)
         if held is not None:
             x_t = torch.where(held.keep, path.noised(held.x, held.noise, s), x_t)
         if on_step is not None:
@@ -393,7 +395,5 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     angle = cosine.clamp(-1, 1).acos()  # (B,)
     near = angle.sin() < 1e-6  # the same direction, or opposite ones, between which no way is best
     sine = angle.sin().clamp(min=1e-6)
-    weights = (((1 - share) * angle).sin() / sine, (share * angle).sin() / sine)
-    plain = (1 - share, share)
-    w, v = (torch.where(near, p, weight) for p, weight in zip(plain, weights, strict=True))
+    w, v = (torch.where(near, n, (n * angle).sin() / sine) for n in (1 - share, share))
     return along(w, a) * a + along(v, b) * b

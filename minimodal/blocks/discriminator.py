@@ -69,6 +69,8 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     fake: (B, 1, h, w) logits of decoded ones
     returns: ()
     """
+    # differs from the paper: hinge losses, as in the original's code, instead of the logarithms of
+    # equation 5.
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
@@ -107,6 +109,8 @@ def balance(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
     adversarial: (…) gradient at the last layer
     returns: ()
     """
+    # differs from the paper: δ and the bound are those of the original's code; equation 7 has
+    # δ = 10⁻⁶ and no bound.
     return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(max=1e4).detach()
 
 

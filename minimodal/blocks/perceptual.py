@@ -139,7 +139,8 @@ def unit(x: Tensor) -> Tensor:
 def feature_distance(
     first: list[Tensor], second: list[Tensor], heads: list[Tensor] | None = None
 ) -> Tensor:
-    """Σ_l mean_hw Σ_c w_lc (a_lc - b_lc)² with unit vectors a, b (LPIPS, equation 1).
+    """Σ_l mean_hw Σ_c w_lc (a_lc - b_lc)² with unit vectors a, b (LPIPS, equation 1,
+    whose own weights are the roots of these, inside the square).
 
     first: (B, …) maps of C channels and h x w pixels of one set of pictures, one a layer
     second: (B, …) of the other

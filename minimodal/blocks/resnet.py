@@ -20,7 +20,7 @@ from minimodal.errors import UserError
 
 
 def check_resnet(blocks: Sequence[int], *, image_size: int) -> None:
-    """Refuse a ResNet that CLIP has not; none (no blocks) is none."""
+    """Refuse a ResNet unlike CLIP's; without blocks there is none."""
     if blocks and (len(blocks) != 4 or image_size % 32):
         raise UserError("a ResNet has four stages and reads pictures of 32, 64, … pixels")
 

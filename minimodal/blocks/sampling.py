@@ -55,7 +55,7 @@ class SamplingConfig:
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2021): u + s (c - u).
+    """Classifier-free guidance (Ho & Salimans 2022): u + s (c - u).
 
     conditional: (B, V) logits given the caption
     unconditional: (B, V) logits given the empty caption

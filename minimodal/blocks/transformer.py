@@ -1,4 +1,4 @@
-"""The one Transformer: in CLIP's two towers, DALL·E and VQGAN's prior (and later unCLIP's).
+"""The one Transformer: in CLIP's two towers, DALL·E, VQGAN's prior and unCLIP's.
 
 Pre-norm blocks of multi-head attention and a two-layer MLP (Vaswani et al. 2017; pre-norm as in
 GPT-2 and CLIP). It takes vectors, not tokens, and returns vectors: embeddings, positions, final
@@ -179,8 +179,9 @@ class Transformer(nn.Module):
             Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps)
             for _ in range(depth)
         )
-        # As in CLIP's code: 1/√D for what reads the stream, and for what writes to it that divided
-        # by √(2 L), so that the stream's variance does not grow with the depth L.
+        # As in CLIP's code: 1/√D for what attention reads of the stream, 1/√(2 D) for what the MLP
+        # does, and for what is written to it 1/√D divided by √(2 L), so that the stream's variance
+        # does not grow with the depth L.
         read, write = width**-0.5, (width * 2 * depth) ** -0.5
         for block in self.blocks:
             nn.init.normal_(block.attention.qkv.weight, std=read)

@@ -44,6 +44,9 @@ from minimodal.vqgan import VQGAN, Reconstruction
 class VQGANTraining:
     """What VQGAN's training has beyond the engine's settings."""
 
+    # differs from the paper: the first steps train a plain autoencoder, on whose latents k-means
+    # places the codes: 9 % of them are used without that and the moving of dead ones, all of them
+    # with both (docs/results.md).
     warm_start: int = 500  # steps as a plain autoencoder, then k-means places the codes
     warm_mse: float = 8.0  # weight of the squared error beside L1 in these steps
     gumbel_steps: int = 3000  # steps over which gumbel's temperature falls and its KL term grows
@@ -147,6 +150,8 @@ class VQGANTask(Task):
         images: (B, 3, H, W) in [-1, 1]
         returns: (), and its terms
         """
+        # differs from the paper: L1, as in the original's code, instead of the squared error of
+        # equation 4.
         loss = F.l1_loss(decoded, images)
         terms = {"l1": loss.detach()}
         if self.perceptual is not None:
