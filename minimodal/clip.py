@@ -79,7 +79,7 @@ class CLIPConfig:
 
 
 class ImageEncoder(nn.Module):
-    """Vision Transformer (Dosovitskiy et al. 2021): patches as tokens, a class token on top."""
+    """Vision Transformer (Dosovitskiy et al. 2021): patches as tokens, a class token ahead."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -167,8 +167,8 @@ class TextEncoder(nn.Module):
         tokens: (B, T) int64
         returns: (B, E)
         """
-        # Causal attention: the first end token has read the whole caption and no padding. In the
-        # original's code that is the largest id, which it is in its own vocabulary.
+        # Causal attention: the first end token has read the whole caption and no padding. OpenAI's
+        # code finds it as the largest id, which it is in CLIP's own vocabulary.
         ends = tokens if self.pooling == "largest" else (tokens == self.end_id).int()
         end = ends.argmax(dim=1)  # (B,) of several equal numbers the first
         return self.projection(x[torch.arange(len(x), device=x.device), end])  # (B, E)
@@ -211,7 +211,7 @@ class CLIP(nn.Module):
     def encode_image(self, images: Tensor) -> Tensor:
         """Pictures to embeddings, not normalised.
 
-        images: (B, 3, H, W) normalised, by MEAN and STD in most models
+        images: (B, 3, H, W) normalised, as `preprocess` does
         returns: (B, E)
         """
         return self.image_encoder(images)

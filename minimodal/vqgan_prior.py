@@ -128,7 +128,7 @@ class VQGANPrior(nn.Module):
         return self.forward(stream)[..., : self.config.codes]  # (B, N, K)
 
     def loss(self, codes: Tensor, labels: Tensor, *, replaced: Tensor | None = None) -> Tensor:
-        """-E log p(sᵢ | s₍<ᵢ₎, c) (equation 8), the mean over codes, in nats.
+        """-E log p(sᵢ | s₍<ᵢ₎, c) (equations 9 and 10), the mean over codes, in nats.
 
         A model that draws reads its own mistakes; in training it reads `replaced`, codes of which
         some are random, while what it shall predict stays true.

@@ -1,7 +1,7 @@
 """Convolutional blocks: VQGAN and unCLIP's U-Net are built from them.
 
 Residual block, halving and doubling of the resolution, as in the VQGAN paper's table of layers
-(Esser et al. 2021, appendix A, after Ho et al. 2020). Pictures and feature maps are (B, C, H, W).
+(Esser et al. 2021, table 7, after Ho et al. 2020). Pictures and feature maps are (B, C, H, W).
 The table's attention is in `pixel_attention.py`: our own VQGANs have none.
 """
 

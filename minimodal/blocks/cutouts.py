@@ -106,7 +106,7 @@ def _matrices(rows: list[list[Tensor | float]]) -> Tensor:
 def cutout_sides(views: Views, u: Tensor) -> Tensor:
     """Sides of cutouts, as shares of the picture's.
 
-    u: (N,) even numbers between 0 and 1
+    u: (N,) uniform between 0 and 1
     returns: (N,)
     """
     return views.smallest + (1 - views.smallest) * u**views.cut_pow
@@ -209,7 +209,9 @@ def blur(x: Tensor, deviations: Tensor) -> Tensor:
     if reach < 1:
         return x
     at = torch.arange(-reach, reach + 1, device=x.device)
-    kernel = torch.exp(-at.square() / (2 * deviations.to(x)[:, None].square() + 1e-6))
+    own = deviations.to(x)[:, None]  # (N, 1)
+    # As far as its own deviation reaches: a view must not depend on those beside it in its chunk.
+    kernel = torch.exp(-at.square() / (2 * own.square() + 1e-6)) * (at.abs() <= (2 * own).ceil())
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(C, 0)[:, None]  # (N*C, 1, k)
     flat = F.pad(x, (reach,) * 4, mode="replicate").view(1, N * C, H + 2 * reach, -1)
     flat = F.conv2d(flat, kernel[:, :, None], groups=N * C)

@@ -58,7 +58,8 @@ def train_step(
     """One optimiser step of each phase over the micro-batches of this process; its metrics.
 
     Loss and grad_norm of the second phase begin with its name. Nothing here waits for the device,
-    unless it is to look whether a gradient is finite, and else to end before the weights take it.
+    unless it is to `look`: a gradient that is not finite then ends the step before the weights
+    take it.
     """
     config, step, training.moved = training.config, training.step, False
     metrics: dict[str, Tensor | float] = {}

@@ -239,7 +239,7 @@ class Decoder(nn.Module):
             return path.estimate(x_t, t, found, self.config.predicts).x
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-            # Only where guidance has an interval the host waits for the times.
+            # Only where guidance has an interval does the host wait for the times.
             scales = {how.guidance} if always else set(how.scale(t).tolist())
             for alone, asked in ((0, untold), (1, told)):
                 if scales == {alone}:  # one pass is enough

@@ -69,7 +69,7 @@ class Chance(NamedTuple):
     """The random numbers of a training batch.
 
     unsaid: (B,) bool, True where the caption is left out
-    times: (B, n) even numbers between 0 and 1, for the noise levels of the diffusion prior
+    times: (B, n) uniform between 0 and 1, for the noise levels of the diffusion prior
     noise: (B, n, E) standard normal
     """
 

@@ -128,6 +128,11 @@ def test_blur_keeps_the_mean_and_lowers_the_contrast():
     assert deviation[0] == pytest.approx(0.8, rel=0.1) and deviation[1] > 1.3
 
 
+def test_how_a_view_is_blurred_does_not_depend_on_those_beside_it():
+    x, deviations = noise(2, 3, 15, 15), torch.tensor([0.6, 3.0])
+    torch.testing.assert_close(blur(x, deviations)[:1], blur(x[:1], deviations[:1]))
+
+
 def test_an_erased_rectangle_is_grey():
     x = torch.ones(1, 3, 8, 8)
     out = erase(x, torch.tensor([[-1.0, -1, 0, 0.5]]))

@@ -118,7 +118,7 @@ class VQGANTask(Task):
         return batch
 
     def before_step(self, step: int, batches: list[dict]) -> None:
-        """Place the codes where no warm start's end has; λ of several micro-batches is theirs."""
+        """Place the codes, unless the end of a warm start has; find λ for several micro-batches."""
         if self.when(step) >= self.warm_start:
             place_codes(self, step)
         if len(batches) > 1 and self.game_weight(step) > 0:
