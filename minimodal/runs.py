@@ -41,7 +41,7 @@ def fill(model: nn.Module, path: Path) -> None:
         first = str(error).splitlines()[-1].strip()
         raise UserError(
             f"{path}: model.safetensors does not fit config.json ({first}); "
-            "the two files are from different runs, or the run is of an older minimodal"
+            "the two files are from different runs"
         ) from None
 
 

@@ -97,12 +97,6 @@ def test_an_unknown_quantizer_is_an_error():
         VQGANConfig(quantizer="emma")
 
 
-@pytest.mark.parametrize("kind", ["sphere", "fsq"])
-def test_a_run_with_a_quantizer_that_is_gone_says_what_to_do(kind):
-    with pytest.raises(UserError, match=f"quantizer {kind} is gone: train again with ema"):
-        VQGANConfig(quantizer=kind, codes=(8,))
-
-
 @pytest.mark.parametrize("kind", ["gradient", "gumbel"])
 def test_only_averaged_codebooks_come_in_pairs(kind):
     with pytest.raises(UserError, match="has one codebook"):

@@ -8,7 +8,6 @@ from minimodal.blocks.painter import Painter
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
-from minimodal.errors import UserError
 from minimodal.runs import load, rebuild
 from minimodal.training.captions import captions_of, learn_words
 from minimodal.training.contract import Recipe, TrainConfig
@@ -105,8 +104,6 @@ def on_codes(recipe: Recipe, encoded: Encoded) -> DALLETask:
 
 def restore(stored: dict[str, Any], path: Path) -> DALLE:
     """The model of a run, with its tokenizer and its VQGAN."""
-    if stored.get("qk_norm"):
-        raise UserError(f"{path} was trained with --qk-norm yes, which is gone: train it again")
     model = DALLE(rebuild(DALLEConfig, stored))
     model.tokenizer = Tokenizer.load(path / "tokenizer.json")
     model.painter = Painter(load(path / "vqgan", kind="vqgan"))
