@@ -41,7 +41,6 @@ from minimodal.blocks import (
     factor_head,
     factors,
     given,
-    nearest,
     packed,
     painter,
     perceptual,
@@ -89,7 +88,6 @@ MODULES = (
     pixels,
     quantizer,
     codebook,
-    nearest,
     quantizer_variants,
     sampling,
     preprocessing,
@@ -236,7 +234,7 @@ CALLS = [
     (conv.Downsample(8).forward, dict(x=MAP), {}),
     (conv.Upsample(8).forward, dict(x=MAP), {}),
     (metrics.usage, dict(indices=integers(7, 20), size=7), {}),
-    (nearest.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
+    (codebook.nearest, dict(z=Z, codebook=noise(7, 4)), {}),
     (codebook.draw_far, dict(distances=torch.ones(9), n=4, generator=generator()), {}),
     (BOOK.start, dict(z=Z, generator=generator()), {}),
     (BOOK.update, dict(z=Z, generator=generator()), {}),
@@ -264,7 +262,6 @@ CALLS = [
         dict(z=LATENTS, vectors=LATENTS, commitment=0.25, codebook=1.0),
         {},
     ),
-    (quantizer_variants.look_up, dict(indices=integers(35, 2, 3, 5), table=noise(35, 8)), {}),
     (GRADIENT.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
     (GUMBEL.forward, dict(z=LATENTS, noise=noise(2, 35, 3, 5)), {}),
     (VGG.forward, dict(images=noise(1, 3, 32, 16)), {}),
@@ -276,7 +273,7 @@ CALLS = [
     ),
     (perceptual.lpips_heads, dict(tensors=HEADS, source=""), {}),
     (DISTANCE.__call__, dict(decoded=pictures(1, 3, 16, 16), images=pictures(1, 3, 16, 16)), {}),
-    (DISTANCE.resized, dict(images=IMAGES), {"H'": 16, "W'": 16}),
+    (pixels.resized, dict(pictures=IMAGES, size=16), {"S": 16}),
     (perceptual.tower_maps, dict(tower=STEMMED.image_encoder, images=PHOTOS), {}),
     (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
@@ -378,7 +375,6 @@ CALLS = [
     (discriminator.weigh, {**losses(), "weight": torch.ones(())}, {}),
     (TWO.image_heads[1].forward, dict(h=noise(2, 3, 16), previous=integers(5, 2, 3)), {"K": 4}),
     (ONE.with_padding, dict(text=TEXT), {}),
-    (TWO.image_heads.factors, dict(codes=integers(20, 2, 9)), {}),
     (ONE.image_heads.forward, dict(h=noise(2, 9, 16), codes=integers(11, 2, 9)), {"K": 11}),
     (
         ONE.image_heads.sample,
@@ -470,7 +466,6 @@ CALLS = [
     ),
     (HOW.scale, dict(t=T2), {}),
     (diffusion.guided, dict(with_it=DATA, without=DATA, t=T2, how=HOW), {}),
-    (diffusion.threshold, dict(x=DATA, share=0.9), {}),
     (diffusion.walk_times, dict(steps=4), {}),
     (
         diffusion.ddim_step,
@@ -483,7 +478,7 @@ CALLS = [
             dict(x_t=DATA, how=how, held=OUTSIDE, generator=generator(), **WALK),
             {"n": 4},
         )
-        for how in (HOW, diffusion.Sampler("2m", steps=3, threshold=0.9))
+        for how in (HOW, diffusion.Sampler("2m", steps=3))
     ),
     (diffusion.invert, dict(x=DATA, steps=2, **WALK), {}),
     (diffusion.slerp, dict(a=DATA, b=noise(2, 3, 4, 5, seed=1), share=0.3), {}),

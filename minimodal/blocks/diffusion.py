@@ -197,7 +197,6 @@ class Sampler(NamedTuple):
     guidance: float = 1.0  # 0: without the condition, 1: with it, above: away from without
     guide_from: float = 1.0  # guidance holds between these times, from noise …
     guide_to: float = 0.0  # … to data
-    threshold: float = 0.0  # share of an estimate's values that stay in [-1, 1]; 0: not asked for
 
     def check(self) -> None:
         """Refuse what no walk can be made of."""
@@ -207,7 +206,7 @@ class Sampler(NamedTuple):
             raise UserError(f"steps {self.steps}: expected from 1 to 1000")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise UserError(f"guidance {self.guidance}: expected 0 or more")
-        for name in ("eta", "threshold", "guide_from", "guide_to"):
+        for name in ("eta", "guide_from", "guide_to"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: expected from 0 to 1")
         if self.eta and self.name != "ddim":
@@ -228,18 +227,6 @@ def guided(with_it: Tensor, without: Tensor, t: Tensor, how: Sampler) -> Tensor:
     returns: (B, …)
     """
     return without + along(how.scale(t), with_it) * (with_it - without)
-
-
-def threshold(x: Tensor, share: float) -> Tensor:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp to s, the quantile of |x|, and
-    divide by it where it is above 1, so that guidance cannot saturate a picture.
-
-    x: (B, C, H, W)
-    returns: (B, C, H, W)
-    """
-    s = x.flatten(1).abs().float().quantile(share, dim=1).clamp(min=1)  # (B,)
-    s = along(s, x)
-    return x.clamp(-s, s) / s
 
 
 def walk_times(steps: int, *, start: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
@@ -341,8 +328,6 @@ def walk(
     for i in range(len(times) - 1):
         t, s = (times[j].expand(len(x_t)) for j in (i, i + 1))  # (B,) each
         x = denoise(x_t, t)
-        if how.threshold:
-            x = threshold(x, how.threshold)
         # The last step goes to an infinite λ, where a line through two estimates is no help.
         use = x
         if how.name == "2m" and before is not None and i < ends:

@@ -12,7 +12,6 @@ have the same four methods, and B pictures are optimised side by side:
 A trained VQGAN is an argument. Read `quantizer.py` and `guidance.py` before.
 """
 
-import difflib
 import math
 from typing import Protocol
 
@@ -21,8 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minimodal.blocks.codebook import nearest
 from minimodal.blocks.guidance import clamp_through
-from minimodal.blocks.nearest import nearest
 from minimodal.errors import UserError
 
 
@@ -247,20 +246,13 @@ class StackDrawer:
 DRAWERS = ("vqgan", "codes", "pixels", "fourier", "stack")
 
 
-def check_drawer(name: str) -> None:
-    """Refuse a name that no drawer has."""
-    if name not in DRAWERS:
-        close = difflib.get_close_matches(name, DRAWERS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"drawer {name}: expected one of {', '.join(DRAWERS)}{hint}")
-
-
 def make_drawer(name: str, pictures: Tensor, *, vqgan: nn.Module | None = None) -> Drawer:
     """The drawer of a name, at its start.
 
     pictures: (B, 3, H, W) in [-1, 1] what it begins with
     """
-    check_drawer(name)
+    if name not in DRAWERS:
+        raise UserError(f"drawer {name}: expected one of {', '.join(DRAWERS)}")
     if name in ("vqgan", "codes"):
         if vqgan is None:
             raise UserError(f"drawer {name} needs a trained VQGAN")

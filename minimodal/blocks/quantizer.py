@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.codebook import Codebook
-from minimodal.blocks.nearest import nearest
+from minimodal.blocks.codebook import Codebook, nearest
 
 
 class Codes(NamedTuple):
@@ -33,39 +32,10 @@ class Codes(NamedTuple):
     loss: Tensor
 
 
-class Quantizer(nn.Module):
-    """One codebook, or several side by side that each round their share of the channels."""
+class Factored:
+    """What has codes of several factors, whose numbers are combined into one."""
 
-    needs_start = True
-
-    def __init__(
-        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99,
-        revive: bool = True,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.sizes, self.width = sizes, width  # of a code's factors; channels of each
-        self.beta = beta
-        self.codebooks = nn.ModuleList(
-            Codebook(size, width, decay=decay, revive=revive) for size in sizes
-        )
-
-    @property
-    def size(self) -> int:
-        """K, the number of different codes that a position can have."""
-        return math.prod(self.sizes)
-
-    @property
-    def usage_counts(self) -> list[Tensor]:
-        """Running counts of how often each code is used, for each codebook."""
-        return [book.counts for book in self.codebooks]
-
-    def pairs(self, z: Tensor) -> list[tuple[Tensor, Codebook]]:
-        """Each codebook beside its share of the channels, as a list of vectors.
-
-        z: (B, C, h, w) latents, C = groups times D
-        """
-        flat = rearrange(z, "B C h w -> (B h w) C").float()  # (B*h*w, C)
-        return list(zip(flat.split(self.width, dim=1), self.codebooks, strict=True))
+    sizes: tuple[int, ...]  # of the factors
 
     def combined(self, parts: list[Tensor]) -> Tensor:
         """A code's number from those of its factors.
@@ -89,6 +59,41 @@ class Quantizer(nn.Module):
             parts.append(indices % size)
             indices = indices // size
         return parts[::-1]
+
+
+class Quantizer(nn.Module, Factored):
+    """One codebook, or several side by side that each round their share of the channels."""
+
+    needs_start = True
+
+    def __init__(
+        self, sizes: tuple[int, ...], width: int, *, beta: float = 0.25, decay: float = 0.99,
+        revive: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.sizes, self.width = sizes, width  # channels of each factor
+        self.beta = beta
+        self.codebooks = nn.ModuleList(
+            Codebook(size, width, decay=decay, revive=revive) for size in sizes
+        )
+
+    @property
+    def size(self) -> int:
+        """K, the number of different codes that a position can have."""
+        return math.prod(self.sizes)
+
+    @property
+    def usage_counts(self) -> list[Tensor]:
+        """Running counts of how often each code is used, for each codebook."""
+        return [book.counts for book in self.codebooks]
+
+    def pairs(self, z: Tensor) -> list[tuple[Tensor, Codebook]]:
+        """Each codebook beside its share of the channels, as a list of vectors.
+
+        z: (B, C, h, w) latents, C = groups times D
+        """
+        flat = rearrange(z, "B C h w -> (B h w) C").float()  # (B*h*w, C)
+        return list(zip(flat.split(self.width, dim=1), self.codebooks, strict=True))
 
     def vectors(self, indices: Tensor) -> Tensor:
         """Look the codes up.

@@ -95,22 +95,8 @@ class SparsePattern:
         """
         if self.kind == "full" or place < self.ahead:
             return None
-        w, first = self.grid, self.ahead
-        if self.kind == "column":
-            runs = [range(first + (place - first) % w, place + 1, w)]
-        elif self.kind == "row":
-            runs = [range(max(first, place - w), place + 1)]
-        else:
-            runs, start, r = [], first, self.kernel // 2
-            for up in range(r, -1, -1):  # in a narrow picture the window's rows overlap
-                middle = place - up * w
-                runs.append(range(max(start, middle - r), min(middle + r, place) + 1))
-                start = max(start, runs[-1].stop)
-        ahead = torch.arange(first, device=device)
-        picture = [
-            torch.arange(run.start, run.stop, run.step, device=device) for run in runs if len(run)
-        ]
-        return torch.cat([ahead, *picture])
+        places = torch.arange(place + 1, device=device)
+        return places[self.allows(places[-1:, None], places[None])[0]]
 
     def __call__(self, past: int, queries: int, device: torch.device) -> Attend:
         """How the tokens at places past, past + 1, … attend to all up to themselves."""

@@ -14,10 +14,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.pixels import to_float
+from minimodal.blocks.pixels import resized, to_float
 from minimodal.errors import UserError
 from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.search import Found, SearchConfig, search
@@ -137,18 +136,6 @@ def draw_pool(
         likely.append(prior.log_likelihood(drawn))
         progress(len(drawn))
     return torch.cat(codes), torch.cat(likely)
-
-
-def resized(pictures: Tensor, size: int) -> Tensor:
-    """Pictures as large as a CLIP reads them.
-
-    pictures: (N, 3, H, W)
-    returns: (N, 3, S, S)
-    """
-    if tuple(pictures.shape[-2:]) == (size, size):
-        return pictures
-    how = {"mode": "bilinear", "align_corners": False, "antialias": True}
-    return F.interpolate(pictures, (size, size), **how)
 
 
 @torch.no_grad()

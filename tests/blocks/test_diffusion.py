@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.tiny import generator, noise, pictures
+from helpers.tiny import generator, noise
 from torch import Tensor
 
 from minimodal.blocks import diffusion
@@ -21,7 +21,6 @@ from minimodal.blocks.diffusion import (
     guided,
     invert,
     slerp,
-    threshold,
     training_times,
     walk,
     walk_times,
@@ -260,14 +259,6 @@ def test_guidance_1_is_the_condition_and_0_is_without():
     late = guided(with_it, without, t, Sampler(guidance=3.0, guide_from=0.6, guide_to=0.3))
     assert torch.allclose(late[[0, 2]], with_it[[0, 2]])
     assert torch.allclose(late[1], without[1] + 3 * (with_it[1] - without[1]))
-
-
-def test_a_threshold_brings_outliers_back_and_leaves_a_tame_picture():
-    tame = pictures(1, 3, 8, 8)  # as often near an end as anywhere
-    assert torch.equal(threshold(tame, 0.95), tame)
-    wild = threshold(3 * tame, 0.9)
-    assert float(wild.abs().max()) == 1
-    assert float((wild.abs() == 1).float().mean()) == pytest.approx(0.1, abs=0.03)
 
 
 def test_slerp_keeps_lengths_and_divides_the_angle():

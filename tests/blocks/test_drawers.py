@@ -140,7 +140,7 @@ def test_wide_pictures_are_drawn_wide():
 @pytest.mark.parametrize(
     ("name", "vqgan", "message"),
     [
-        ("vqgn", None, "did you mean vqgan"),
+        ("vqgn", None, "expected one of vqgan, codes"),
         ("clipdraw", None, "expected one of vqgan"),
         ("vqgan", None, "needs a trained VQGAN"),
     ],

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimodal.blocks import nearest as searching
-from minimodal.blocks.codebook import Codebook, draw_far
-from minimodal.blocks.nearest import nearest
+from minimodal.blocks.codebook import Codebook, draw_far, nearest
 from minimodal.blocks.quantizer import Quantizer
 
 

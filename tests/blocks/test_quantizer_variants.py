@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from helpers.tiny import generator, noise
 from torch import Tensor
 
-from minimodal.blocks.codebook import follow
-from minimodal.blocks.nearest import nearest
+from minimodal.blocks.codebook import follow, nearest
 from minimodal.blocks.quantizer_variants import (
     GradientQuantizer,
     GumbelQuantizer,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimodal.blocks.cutouts import CAPTION_TRUE, PHOTOGRAPHS
-from minimodal.blocks.drawers import check_drawer, make_drawer
+from minimodal.blocks.drawers import DRAWERS, make_drawer
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import SamplingConfig
@@ -69,9 +69,7 @@ def add_flags(parser: Parser) -> None:
     add("--search", type=float, metavar="SECONDS",
         help="search no longer than that for a picture; 0: the best of the pool (default: "
              f"until it is good, {SearchConfig().evaluations} tries at most)")  # fmt: skip
-    add("--drawer", metavar="NAME",
-        help="what the gradient moves: vqgan, codes, pixels, fourier or stack "
-             "(default: vqgan)")  # fmt: skip
+    add("--drawer", choices=DRAWERS, help="what the gradient moves (default: vqgan)")
     add("--size", metavar="WxH", help="width and height in pixels (default: as trained)")
     add("--cutouts", type=int, metavar="N", help="views of a picture in a step (default: 16)")
     add("--chunk", type=int, metavar="N", help="views in memory at a time (default: all)")
@@ -130,7 +128,6 @@ def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
         if arguments.init != "pool" or any(len(story) > 1 for story in stories):
             what = "a story (^)" if arguments.init == "pool" else f"--init {arguments.init}"
             raise UserError(f"{what} needs --steps N: the search is from the pool, for one prompt")
-    check_drawer(arguments.drawer or "vqgan")
     settings(arguments, stories[0])  # refuses what is out of range
     if arguments.init == "pool":
         for flag in ("vqgan", "size"):
