@@ -1,4 +1,4 @@
-"""What the engine and a system agree on: a `Recipe`, a `Task` with its phases.
+"""What the engine and a system agree on: a `Recipe`, a `Task` with its phases, a `System`.
 
 The engine knows nothing of pictures or text; a task knows nothing of devices, processes, files
 or precision. A task gives nets, batches and losses; `tasks/` has one for each system. Sizes: a
@@ -163,3 +163,17 @@ class Task(ABC):
     def save_files(self, out: Path) -> None:
         """Write files that the model needs beside its weights, such as a tokenizer."""
         return None
+
+
+class System(NamedTuple):
+    """A system as the commands see it; `recipes.SYSTEMS` has one record of each."""
+
+    about: str  # its line in --help
+    recipes: dict[str, Callable[[], Recipe]]  # by the kind of data; "": of any other
+    # Of a recipe, a data SPEC, the runs that the system needs and a device makes the task.
+    build: Callable[[Recipe, str, dict[str, Path], str], Task]
+    # Of the model's part of a config.json and the run's folder makes the model, without weights.
+    restore: Callable[[dict[str, Any], Path], nn.Module]
+    needs: tuple[str, ...] = ()  # systems of which it is given a trained run
+    decided: tuple[str, ...] = ()  # fields of its model that the data or a run decides: no flags
+    events: tuple[str, ...] = ()  # fields of its training that are steps, moved with their number

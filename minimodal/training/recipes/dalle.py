@@ -10,9 +10,8 @@ from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
 from minimodal.runs import load, rebuild
 from minimodal.training.captions import captions_of, learn_words
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import encode_data
-from minimodal.training.system import System
 from minimodal.training.tasks.codes import Encoded
 from minimodal.training.tasks.dalle import DALLETask, DALLETraining
 
@@ -88,7 +87,7 @@ def on_codes(recipe: Recipe, encoded: Encoded) -> DALLETask:
     vqgan, training = encoded.vqgan, recipe.training
     words = learn_words(
         encoded.train, training.vocab, training.max_text_length,
-        read=captions_of(encoded.train, encoded.pictures), dropout=training.bpe_dropout,
+        read=captions_of(encoded.train, encoded.pictures),
     )  # fmt: skip
     model = replace(
         recipe.model,
