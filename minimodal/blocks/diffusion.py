@@ -136,27 +136,22 @@ class DiffusionConfig:
     predicts: str = "x"  # what the network gives: x, noise or velocity
     loss_on: str = "velocity"  # what the loss compares: x, noise or velocity
     time_mean: float = 0.0  # of the training's times, as ln(t / (1 - t)); above 0: more noise
-    time_spread: float = 1.0  # their deviation; 0: all times alike
 
     def __post_init__(self) -> None:
         Path(self.path).coefficients(torch.zeros(1))
         for name in ("predicts", "loss_on"):
             if getattr(self, name) not in TARGETS:
                 raise UserError(f"{name} {getattr(self, name)}: expected {', '.join(TARGETS)}")
-        if not self.time_spread >= 0:
-            raise UserError(f"time_spread {self.time_spread}: expected 0 or more")
 
 
 def training_times(uniform: Tensor, config: DiffusionConfig) -> Tensor:
-    """Times to train at: t = sigmoid(m + s n), n ~ N(0, 1) (Esser et al. 2024, equation 19).
+    """Times to train at: t = sigmoid(m + n), n ~ N(0, 1) (Esser et al. 2024, equation 19).
 
     uniform: (B,) random numbers between 0 and 1
     returns: (B,) between 0 and 1
     """
-    if config.time_spread == 0:
-        return uniform
     n = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6)).to(uniform.dtype)
-    return torch.sigmoid(config.time_mean + config.time_spread * n)
+    return torch.sigmoid(config.time_mean + n)
 
 
 def diffusion_loss(

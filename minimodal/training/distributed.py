@@ -46,14 +46,17 @@ def pick_device(name: str) -> str:
     return name
 
 
+def usable_cores() -> int:
+    """The cores that this process may use; macOS cannot say which, so there all of them."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def share_threads(processes: int) -> None:
     """Give each of the processes on this machine its share of the cores."""
     # torchrun sets OMP_NUM_THREADS=1 where the user has not set it, so 1 is no one's wish.
     if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        # macOS cannot say which cores a process may use.
-        known = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
+        torch.set_num_threads(max(1, usable_cores() // processes))
 
 
 def meeting_place() -> dist.Store:

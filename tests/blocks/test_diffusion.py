@@ -94,12 +94,11 @@ def test_a_right_prediction_has_no_loss_at_any_time():
 
 
 def test_training_times_have_the_logit_normal_density():
-    config = DiffusionConfig(time_mean=0.8, time_spread=0.8)
+    config = DiffusionConfig(time_mean=0.8)
     u = torch.rand(100_000, generator=generator(), dtype=torch.float64)
     logits = torch.logit(training_times(u, config))
     assert float(logits.mean()) == pytest.approx(0.8, abs=0.01)
-    assert float(logits.std()) == pytest.approx(0.8, abs=0.01)
-    assert torch.equal(training_times(u, DiffusionConfig(time_spread=0.0)), u)
+    assert float(logits.std()) == pytest.approx(1.0, abs=0.01)
 
 
 # --- samplers ------------------------------------------------------------------------------------

@@ -99,17 +99,10 @@ class Loaded(NamedTuple):
 
     stories: list[list[Chapter]]
     clips: list[nn.Module]
+    guides: dict[Chapter, list[Guide]]  # what each CLIP wants in a chapter
     painter: Painter
     prior: pools.Prior | None  # of the pool
     picture: Image.Image | None  # to begin with
-    against: list[str]
-
-    def guides(self, chapter: Chapter) -> list[Guide]:
-        """What each CLIP wants in a chapter."""
-        return [
-            make_guide(clip, chapter.prompts, read=open_rgb, against=self.against)
-            for clip in self.clips
-        ]
 
 
 def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
@@ -181,10 +174,11 @@ def load(arguments: argparse.Namespace, device: str) -> Loaded:
         if (side := clip.config.image_size) not in (width, height):
             print(f"pictures of {width} x {height} are resized to the {side} x {side} that this "
                   "CLIP reads", file=sys.stderr)  # fmt: skip
-    loaded = Loaded(stories, clips, painter, prior, picture, against)
-    for chapter in chain(*stories):  # what prompts name is read before anything is drawn
-        loaded.guides(chapter)
-    return loaded
+    guides = {
+        chapter: [make_guide(c, chapter.prompts, read=open_rgb, against=against) for c in clips]
+        for chapter in chain(*stories)
+    }
+    return Loaded(stories, clips, guides, painter, prior, picture)
 
 
 def size_of(arguments: argparse.Namespace, painter: Painter) -> tuple[int, int]:
@@ -296,7 +290,7 @@ class Work:
         a, loaded, found = self.arguments, self.loaded, {}
         first = len(self.pictures) + (self.inside is not None)
         numbers = range(first, a.n * len(loaded.stories))
-        wanted = [loaded.guides(story[0]) for story in loaded.stories]
+        wanted = [loaded.guides[story[0]] for story in loaded.stories]
         pool = pool_of(find(a.run), loaded.prior, wanted[0])
         config = SearchConfig(evaluations=10**9) if a.search else SearchConfig()
         with told("searched pictures are kept when all are found: none is saved"):
@@ -326,13 +320,13 @@ class Work:
         native = multiplies_bfloat16(torch.device(self.device))
         config = replace(settings(a, story), bfloat16=native)
         optimisation = Optimisation(
-            drawer, self.loaded.guides(story[0]), config, seed=self.seed(number),
+            drawer, self.loaded.guides[story[0]], config, seed=self.seed(number),
             views=CAPTION_TRUE if self.on_shapes else PHOTOGRAPHS,
         )  # fmt: skip
         if self.inside is not None:
             optimisation.restore(self.inside)
             chapter = next(i for i, end in enumerate(ends[1:]) if optimisation.number <= end)
-            optimisation.guides = self.loaded.guides(story[chapter])
+            optimisation.guides = self.loaded.guides[story[chapter]]
             self.inside = None
         else:
             self.frames.append([])
@@ -354,7 +348,7 @@ class Work:
         with bar, Signals("vqgan-clip") as signals:
             while not optimisation.done:
                 if optimisation.number in later:
-                    optimisation.ask(self.loaded.guides(later[optimisation.number]))
+                    optimisation.ask(self.loaded.guides[later[optimisation.number]])
                 loss = optimisation.step()
                 bar.update()
                 bar.set_postfix(loss=f"{float(loss.mean()):.4f}")
