@@ -27,7 +27,7 @@ from minimodal.blocks.transformer import Transformer
 from minimodal.data.images import centre_square, upright_rgb
 from minimodal.data.preprocessing import ORIGINAL, Preprocessing, clip_preprocess, normalize
 from minimodal.data.words import KnownWords
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,9 @@ class CLIPConfig:
             )
         check_stem(self.stem, patch_size=self.patch_size)
         check_resnet(self.resnet, image_size=self.image_size)
-        if self.pooling not in ("end", "largest"):
-            raise UserError(f"pooling {self.pooling}: expected end or largest")
-        how = self.preprocessing
-        if how not in ("square", "openai") and not isinstance(how, Preprocessing):
-            raise UserError(f"preprocessing {how}: expected square or openai")
+        check_choice("pooling", self.pooling, ("end", "largest"))
+        if not isinstance(self.preprocessing, Preprocessing):
+            check_choice("preprocessing", self.preprocessing, ("square", "openai"))
 
 
 class ImageEncoder(nn.Module):

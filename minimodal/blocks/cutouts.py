@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimodal.errors import UserError
-
-FILLS = ("border", "reflection", "zeros")
+from minimodal.errors import UserError, check_choice, check_range
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,10 @@ class Views:
             raise UserError(f"smallest cutout {self.smallest}: expected above 0, at most 1")
         if not 0 < self.cut_pow < math.inf:
             raise UserError(f"cut_pow {self.cut_pow}: expected a number above 0")
-        if self.fill not in FILLS:
-            raise UserError(f"fill {self.fill}: expected {', '.join(FILLS)}")
-        for name in ("padding", "flip", "shift", "scale", "perspective", "erase", "hue"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
-        for name in ("rotate", "brightness", "contrast", "saturation", "blur", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+        check_choice("fill", self.fill, ("border", "reflection", "zeros"))
+        check_range(self, 0, 1, "padding", "flip", "shift", "scale", "perspective", "erase", "hue")
+        more = ("rotate", "brightness", "contrast", "saturation", "blur", "noise")
+        check_range(self, 0, math.inf, *more)
 
 
 # What leaves a caption of the Shapes world true: a flip would exchange left and right, a hue the

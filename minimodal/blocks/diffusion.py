@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.sampling import Generators, normal
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice, check_range
 
 PATHS = ("cosine", "linear", "straight")
 TARGETS = ("x", "noise", "velocity")
@@ -66,9 +66,7 @@ class Path(NamedTuple):
         if self.name == "linear":
             square = torch.exp(-0.1 * t - 9.95 * t.square())  # ᾱ with β from 0.1 to 20
             return square.sqrt(), (1 - square).clamp(min=0).sqrt()
-        if self.name == "straight":
-            return 1 - t, t
-        raise UserError(f"path {self.name}: expected {', '.join(PATHS)}")
+        return 1 - t, t
 
     def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a and b of the velocity v = a x + b ε, chosen so that α b - σ a = 1: of the straight path
@@ -112,10 +110,8 @@ class Path(NamedTuple):
             # Near the data all but nothing of x_t is noise: what it was cannot be told from x.
             divisor = sigma.clamp(min=LEAST)
             return Estimate(found, (x_t - alpha * found) / divisor, (b * x_t - found) / divisor)
-        if kind == "noise":
-            divisor = alpha.clamp(min=LEAST)
-            return Estimate((x_t - sigma * found) / divisor, found, (found + a * x_t) / divisor)
-        raise UserError(f"prediction {kind}: expected {', '.join(TARGETS)}")
+        divisor = alpha.clamp(min=LEAST)
+        return Estimate((x_t - sigma * found) / divisor, found, (found + a * x_t) / divisor)
 
 
 def along(values: Tensor, like: Tensor) -> Tensor:
@@ -138,10 +134,9 @@ class DiffusionConfig:
     time_mean: float = 0.0  # of the training's times, as ln(t / (1 - t)); above 0: more noise
 
     def __post_init__(self) -> None:
-        Path(self.path).coefficients(torch.zeros(1))
-        for name in ("predicts", "loss_on"):
-            if getattr(self, name) not in TARGETS:
-                raise UserError(f"{name} {getattr(self, name)}: expected {', '.join(TARGETS)}")
+        check_choice("path", self.path, PATHS)
+        check_choice("predicts", self.predicts, TARGETS)
+        check_choice("loss_on", self.loss_on, TARGETS)
 
 
 def training_times(uniform: Tensor, config: DiffusionConfig) -> Tensor:
@@ -195,15 +190,12 @@ class Sampler(NamedTuple):
 
     def check(self) -> None:
         """Refuse what no walk can be made of."""
-        if self.name not in SAMPLERS:
-            raise UserError(f"sampler {self.name}: expected {', '.join(SAMPLERS)}")
+        check_choice("sampler", self.name, SAMPLERS)
         if not 1 <= self.steps <= 1000:
             raise UserError(f"steps {self.steps}: expected from 1 to 1000")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise UserError(f"guidance {self.guidance}: expected 0 or more")
-        for name in ("eta", "guide_from", "guide_to"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}: expected from 0 to 1")
+        check_range(self, 0, 1, "eta", "guide_from", "guide_to")
         if self.eta and self.name != "ddim":
             raise UserError(f"eta {self.eta} is DDIM's; {self.name} has none")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minimodal.blocks.codebook import nearest
 from minimodal.blocks.guidance import clamp_through
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 
 class Drawer(Protocol):
@@ -251,8 +251,7 @@ def make_drawer(name: str, pictures: Tensor, *, vqgan: nn.Module | None = None) 
 
     pictures: (B, 3, H, W) in [-1, 1] what it begins with
     """
-    if name not in DRAWERS:
-        raise UserError(f"drawer {name}: expected one of {', '.join(DRAWERS)}")
+    check_choice("drawer", name, DRAWERS)
     if name in ("vqgan", "codes"):
         if vqgan is None:
             raise UserError(f"drawer {name} needs a trained VQGAN")

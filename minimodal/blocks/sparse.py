@@ -33,7 +33,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.attention import Attend, attend, causal_pattern
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 KINDS = ("full", "row", "column", "conv")
 
@@ -48,8 +48,6 @@ class SparsePattern:
     kernel: int = 5
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"attention {self.kind}: expected {', '.join(KINDS)}")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UserError(f"attention kernel {self.kernel}: expected an odd number")
 
@@ -169,10 +167,9 @@ def schedule(
     Appendix B.1 counts layers from 1: column attention where (i - 2) mod 4 = 0, convolutional in
     the last, row attention in all others.
     """
+    check_choice("attention", kind, (*KINDS, "paper"))
     kinds = [kind] * depth
     if kind == "paper":
         kinds = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth + 1)]
         kinds[-1:] = ["conv"]
-    elif kind not in KINDS:
-        raise UserError(f"attention {kind}: expected {', '.join(KINDS)} or paper")
     return tuple(SparsePattern(each, ahead, grid, kernel) for each in kinds)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from minimodal.errors import UserError, check_range
+from minimodal.errors import UserError, check_choice, check_range
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,8 @@ class TrainConfig:
             raise UserError(f"lr {self.lr}: expected a number above 0")
         if not (self.skip_spikes == 0 or self.skip_spikes > 1):
             raise UserError(f"skip_spikes {self.skip_spikes}: expected more than 1, or 0 for none")
-        if self.optimizer not in ("adamw", "muon"):
-            raise UserError(f"optimizer {self.optimizer}: expected adamw or muon")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"precision {self.precision}: expected auto, float32 or bfloat16")
+        check_choice("optimizer", self.optimizer, ("adamw", "muon"))
+        check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
 
 
 @dataclass(frozen=True)

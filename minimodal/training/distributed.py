@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Distributed:
 
 def pick_device(name: str) -> str:
     """`auto`, `cpu` or `cuda` as a device type that exists here."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: expected auto, cpu or cuda")
+    check_choice("--device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
     if name == "auto":

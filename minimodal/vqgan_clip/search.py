@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 Score = Callable[[Tensor], Tensor]
 Redraw = Callable[[Tensor, Tensor], Tensor]
@@ -54,8 +54,7 @@ class SearchConfig:
         if min(self.evaluations, self.members, self.children) < 1 or self.renew < 0:
             raise UserError("a search has 1 or more evaluations, members and children")
         for name in self.moves:
-            if name not in MOVES:
-                raise UserError(f"move {name}: expected one of {', '.join(MOVES)}")
+            check_choice("move", name, MOVES)
         if not self.moves or not 1 <= self.sides[0] <= self.sides[1]:
             raise UserError("a search needs moves, and rectangles of 1 code or more a side")
 

@@ -287,7 +287,7 @@ def test_a_rows_own_generator_makes_its_noise_whatever_is_beside_it():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "euler"}, "sampler euler: expected ddpm, ddim, 2m"),
+        ({"name": "euler"}, "sampler euler: expected ddpm, ddim or 2m"),
         ({"steps": 0}, "steps 0"),
         ({"steps": 1001}, "steps 1001: expected from 1 to 1000"),
         ({"guidance": math.nan}, "guidance nan"),

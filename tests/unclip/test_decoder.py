@@ -151,7 +151,7 @@ def test_components_know_more_with_every_direction_and_all_of_them_everything():
         ({"attention": (3,)}, "attention at 3: expected one of"),
         ({"multipliers": (1, 1, 1, 1)}, "cannot be halved 3 times"),
         ({"channels": 0}, "1 or more"),
-        ({"predicts": "score"}, "predicts score: expected x, noise, velocity"),
+        ({"predicts": "score"}, "predicts score: expected x, noise or velocity"),
     ],
 )
 def test_a_decoder_that_cannot_be_is_refused(wrong, message):

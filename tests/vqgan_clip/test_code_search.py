@@ -182,7 +182,7 @@ def test_rectangles_lie_where_something_is():
 
 
 def test_settings_that_mean_nothing_are_refused():
-    with pytest.raises(UserError, match="move jump: expected one of redraw"):
+    with pytest.raises(UserError, match="move jump: expected redraw"):
         SearchConfig(moves=("jump",))
     for wrong in ({"evaluations": 0}, {"members": 0}, {"moves": ()}, {"sides": (0, 2)}):
         with pytest.raises(UserError):

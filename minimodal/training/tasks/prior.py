@@ -5,6 +5,7 @@ Read `minimodal/unclip/prior.py` before.
 """
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minimodal.data.sources import batch_indices
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.common import draws, seeded
 from minimodal.training.tasks.embeddings import (
@@ -36,10 +37,8 @@ class PriorTraining:
     caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise UserError(f"pool {self.pool}: expected at least 1")
-        if not 0 <= self.caption_dropout <= 1:
-            raise UserError(f"caption_dropout {self.caption_dropout}: expected 0 to 1")
+        check_range(self, 1, inf, "pool")
+        check_range(self, 0, 1, "caption_dropout")
 
 
 class PriorTask(Task):
