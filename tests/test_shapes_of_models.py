@@ -123,8 +123,7 @@ PAIRS = dict(queries=noise(2, 10), keys=noise(6, 10), scale=torch.ones(1))
 STEMMED = make_clip(stem=(6,), stem_depth=1)
 SQUARE = dict(**PAIRS, **NUMBERS) | dict(queries=noise(6, 10), own=torch.arange(6))
 RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_heads=2)
-COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
-EVERYONE = contrastive_rows.Everyone(*COLUMNS.values())
+EVERYONE = contrastive_rows.Everyone(noise(6, 10), noise(6, 10), torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
 IMAGES = pictures(2, 3, 16, 24)
 VERDICT = noise(2, 1, 3, 5)
@@ -317,11 +316,14 @@ CALLS = [
     (contrastive_rows.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (contrastive.even_targets, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
-    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
-    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS, rows=1), {}),
-    (contrastive_rows.large_loss, dict(captions=torch.arange(2), everyone=EVERYONE, **ROWS), {}),
+    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, everyone=EVERYONE), {}),
     (
-        contrastive_rows.large_loss,
+        contrastive_rows.gathered_loss,
+        dict(captions=torch.arange(2), **ROWS, everyone=EVERYONE, rows=1),
+        {},
+    ),
+    (
+        contrastive_rows.gathered_loss,
         dict(captions=torch.arange(2), everyone=EVERYONE, bias=torch.ones(1), **ROWS),
         {},
     ),

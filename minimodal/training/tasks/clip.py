@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.contrastive import difference_loss
-from minimodal.blocks.contrastive_rows import Everyone, large_loss
+from minimodal.blocks.contrastive_rows import Everyone, gathered_loss
 from minimodal.clip import CLIP, contrastive_loss
 from minimodal.data.preprocessing import normalize
 from minimodal.data.sources import DataSource, batch_indices
@@ -136,7 +136,7 @@ class CLIPTask(Task):
             loss = contrastive_loss(image, text, scale, captions=captions)
         else:  # several processes, more logits than fit into memory, or SigLIP's loss
             bias = model.logit_bias if training.loss == "sigmoid" else None
-            loss = large_loss(
+            loss = gathered_loss(
                 image, text, scale, bias, captions=captions, everyone=everyone, rows=rows
             )
         metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}
