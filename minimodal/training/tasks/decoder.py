@@ -21,7 +21,7 @@ from minimodal.data.sources import DataSource, batch_indices
 from minimodal.errors import UserError, check_range
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan
-from minimodal.training.tasks.common import draws, seeded
+from minimodal.training.tasks.common import draws, flip_some, seeded
 from minimodal.training.tasks.embeddings import (
     Embedded,
     caption_embeddings,
@@ -122,9 +122,7 @@ class DecoderTask(Task):
         }
         if self.encoded is not None:
             return found | {"codes": self.encoded.codes[torch.from_numpy(mine)].long()}
-        images = self.train.images(mine % n)
-        mirrored = (mine >= n)[:, None, None, None]
-        images = np.where(mirrored, images[..., ::-1], images)
+        images = flip_some(self.train.images(mine % n), mine >= n)
         return found | {"images": torch.from_numpy(images)}
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
