@@ -468,7 +468,6 @@ CALLS = [
     ),
     (HOW.scale, dict(t=T2), {}),
     (diffusion.guided, dict(with_it=DATA, without=DATA, t=T2, how=HOW), {}),
-    (diffusion.walk_times, dict(steps=4), {}),
     (
         diffusion.ddim_step,
         dict(path=PATH, x_t=DATA, t=T2, s=HALF, x=DATA, eta=0.5, fresh=DATA),

@@ -216,14 +216,6 @@ def guided(with_it: Tensor, without: Tensor, t: Tensor, how: Sampler) -> Tensor:
     return without + along(how.scale(t), with_it) * (with_it - without)
 
 
-def walk_times(steps: int, *, start: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
-    """The times of a walk, from `start` down to 0.
-
-    returns: (steps + 1,)
-    """
-    return torch.linspace(start, 0, steps + 1, device=device)
-
-
 def ddim_step(
     path: Path, x_t: Tensor, t: Tensor, s: Tensor, x: Tensor, *, eta: float, fresh: Tensor | None
 ) -> Tensor:
@@ -305,7 +297,7 @@ def walk(
         if on_step is not None:
             on_step(x_t, how.steps)
         return x_t
-    times = walk_times(how.steps, start=time, device=x_t.device)
+    times = torch.linspace(time, 0, how.steps + 1, device=x_t.device)
     eta = {"ddpm": 1.0, "ddim": how.eta, "2m": 0.0}[how.name]
     # λ is -∞ where there is no data left, as at the start of most walks: 1/2r is 0 behind it.
     alphas, sigmas = path.coefficients(times)

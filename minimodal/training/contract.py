@@ -100,6 +100,7 @@ class Task(ABC):
     name: str
     train: Any = None  # the data sources, where it has any
     val: Any = None
+    made: Any = None  # what a frozen helper has made of them, for a task that trains on that
 
     def __init__(self, recipe: Recipe, model: nn.Module) -> None:
         """model: what is saved; the EMA covers its weights and copies its buffers"""
@@ -151,6 +152,8 @@ class Task(ABC):
     def inputs(self) -> dict[str, Any]:
         """What a training depends on beside its settings: hashes of its data and helpers, so that
         resuming notices others."""
+        if self.made is not None:
+            return self.made.inputs()
         return {} if self.train is None else {"data": self.train.fingerprint()}
 
     def config(self) -> dict[str, Any]:

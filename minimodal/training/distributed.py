@@ -27,7 +27,6 @@ class Distributed:
     device: torch.device
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
 
     @property
     def main(self) -> bool:
@@ -96,7 +95,7 @@ def start(device: str = "auto") -> Distributed:
             timeout=timedelta(hours=4),
         )  # fmt: skip
         atexit.register(cleanup)
-    return Distributed(place, rank, world, local_rank)
+    return Distributed(place, rank, world)
 
 
 def cleanup() -> None:

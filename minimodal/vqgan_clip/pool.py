@@ -223,7 +223,7 @@ def find(
     if config is None:
         scores = judges.score(pool.codes)
         best = scores.argsort(descending=True, stable=True)[:1]
-        return Found(pool.codes[best], scores[best], 0, {})
+        return Found(pool.codes[best], scores[best], 0)
     generator, ends = torch.Generator().manual_seed(seed), time.monotonic() + seconds
     chance = torch.Generator(prior.device).manual_seed(seed)
     return search(

@@ -65,13 +65,11 @@ class Found(NamedTuple):
     codes: (M, h, w) int64
     scores: (M,) without the likelihood
     evaluations: how often the score was asked, beside the pool
-    accepted: children that took their parent's place, by move, and how many there were
     """
 
     codes: Tensor
     scores: Tensor
     evaluations: int
-    accepted: dict[str, tuple[int, int]]
 
 
 class Dice:
@@ -238,7 +236,6 @@ def search(
     scores, values = scores[first], (scores + penalties)[first]  # (M,)
     M, (h, w) = len(members), members.shape[1:]
     best, best_score, best_value = members[:1], scores[:1], float(values[0])
-    accepted: dict[str, tuple[int, int]] = {}
     used = rounds = 0
     while used < c.evaluations and best_value < c.enough:
         name = c.moves[dice.below(len(c.moves))]
@@ -255,8 +252,6 @@ def search(
         taken = value - values > luck
         members = torch.where(taken[:, None, None], children, members)
         scores, values = torch.where(taken, found, scores), torch.where(taken, value, values)
-        yes, of = accepted.get(name, (0, 0))
-        accepted[name] = (yes + int(taken.sum()), of + M)
         top = int(values.argmax())
         if float(values[top]) > best_value:
             best, best_score = members[top : top + 1], scores[top : top + 1]
@@ -269,4 +264,4 @@ def search(
                 what[order[-q:]] = what[order[:q]].clone()
     order = values.argsort(descending=True)
     codes, scores = torch.cat([best, members[order]]), torch.cat([best_score, scores[order]])
-    return Found(codes[:M], scores[:M], used, accepted)
+    return Found(codes[:M], scores[:M], used)

@@ -59,8 +59,8 @@ class DALLETask(Task):
 
     def __init__(self, recipe: Recipe, encoded: Encoded, words: Words) -> None:
         super().__init__(recipe, seeded(lambda: DALLE(recipe.model), recipe.engine.seed))
-        self.encoded, self.train, self.val = encoded, encoded.train, encoded.val
-        self.codes = encoded.codes
+        self.encoded = self.made = encoded
+        self.train, self.val, self.codes = encoded.train, encoded.val, encoded.codes
         self.tokenizer, self.known = words.tokenizer, words.known
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -117,10 +117,6 @@ class DALLETask(Task):
             allow_unseen=True,
         ).cpu()
         return tile(pictures if first is None else torch.cat([first, pictures], dim=2), 8)
-
-    def inputs(self) -> dict[str, Any]:
-        """The data, and the VQGAN that made codes of it."""
-        return self.encoded.inputs()
 
     def config(self) -> dict[str, Any]:
         """The model's configuration, how it is sampled, and what else shaped the training."""

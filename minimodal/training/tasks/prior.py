@@ -7,7 +7,6 @@ Read `minimodal/unclip/prior.py` before.
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +55,8 @@ class PriorTask(Task):
             )
         model = seeded(lambda: make(recipe.model), recipe.engine.seed)
         super().__init__(recipe, model)
-        self.train, self.val, self.embedded = embedded.train, embedded.val, embedded
+        self.embedded = self.made = embedded
+        self.train, self.val = embedded.train, embedded.val
         model.learn(embedded.embeddings, caption_embeddings(embedded, self.seed))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
@@ -101,10 +101,6 @@ class PriorTask(Task):
             "cosine": float((drawn * image).sum(1).mean()),
             "cosine_to_others": float((drawn * image.roll(1, 0)).sum(1).mean()),
         }
-
-    def inputs(self) -> dict[str, Any]:
-        """The data, and the CLIP that made embeddings of it."""
-        return self.embedded.inputs()
 
     def save_files(self, out: Path) -> None:
         """A copy of the CLIP: the run works wherever it is moved."""
