@@ -146,7 +146,7 @@ def test_a_picture_of_another_size_is_resized_and_that_is_said(draw):
         ),
         (["a red circle", "--steps", "0"], "steps 0: expected from 1 to 1000"),
         (["a red circle", "--steps", "2000"], "steps 2000: expected from 1 to 1000"),
-        (["a red circle", "--guide-to", "2"], "guide_to 2.0: expected from 0 to 1"),
+        (["a red circle", "--guide-to", "2"], "guide_to 2.0: expected 0 to 1"),
         (["a red circle", "--guidance", "-1"], "guidance -1.0: expected 0 or more"),
         (["a red circle", "--sampler", "ddim", "--eta", "2"], "eta 2.0: expected 0 to 1"),
         (["a red circle", "--sampler", "euler"], "invalid choice: 'euler'"),
