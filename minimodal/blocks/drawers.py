@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.codebook import nearest
 from minimodal.blocks.guidance import clamp_through
+from minimodal.blocks.nearest import nearest
 from minimodal.errors import UserError, check_choice
 
 

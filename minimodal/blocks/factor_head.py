@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from minimodal.blocks.quantizer import Factored
+from minimodal.blocks.factored import Factored
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 
 

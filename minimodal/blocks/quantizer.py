@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.codebook import Codebook, nearest
+from minimodal.blocks.codebook import Codebook
+from minimodal.blocks.factored import Factored
+from minimodal.blocks.nearest import nearest
 
 
 class Codes(NamedTuple):
@@ -30,35 +32,6 @@ class Codes(NamedTuple):
     z: Tensor
     indices: Tensor
     loss: Tensor
-
-
-class Factored:
-    """What has codes of several factors, whose numbers are combined into one."""
-
-    sizes: tuple[int, ...]  # of the factors
-
-    def combined(self, parts: list[Tensor]) -> Tensor:
-        """A code's number from those of its factors.
-
-        parts: (…) int64 for each factor
-        returns: (…) int64
-        """
-        joint = torch.zeros_like(parts[0])
-        for size, part in zip(self.sizes, parts, strict=True):
-            joint = joint * size + part
-        return joint
-
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """The inverse: a code's number as those of its factors.
-
-        indices: (…) int64
-        returns: (…) int64 for each factor
-        """
-        parts = []
-        for size in reversed(self.sizes):
-            parts.append(indices % size)
-            indices = indices // size
-        return parts[::-1]
 
 
 class Quantizer(nn.Module, Factored):

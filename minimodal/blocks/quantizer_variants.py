@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minimodal.blocks.codebook import Codebook, draw_far, follow, nearest
-from minimodal.blocks.quantizer import Codes, Factored, Quantizer
+from minimodal.blocks.codebook import Codebook, draw_far, follow
+from minimodal.blocks.factored import Factored
+from minimodal.blocks.nearest import nearest
+from minimodal.blocks.quantizer import Codes, Quantizer
 
 
 def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: float) -> Tensor:

@@ -7,8 +7,9 @@ from helpers.tiny import generator, integers, noise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimodal.blocks import codebook as searching
-from minimodal.blocks.codebook import Codebook, draw_far, nearest
+from minimodal.blocks import nearest as searching
+from minimodal.blocks.codebook import Codebook, draw_far
+from minimodal.blocks.nearest import nearest
 from minimodal.blocks.quantizer import Quantizer
 
 
