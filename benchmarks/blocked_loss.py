@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from minimodal.blocks.contrastive_rows import gathered_loss
+from minimodal.blocks.contrastive_rows import Everyone, gathered_loss
 from minimodal.clip import contrastive_loss
 from minimodal.training.tasks.clip import LOGITS
 
@@ -51,8 +51,8 @@ def timed(which: str, batch: int, width: int, *, rows: int, calls: int) -> float
             loss = contrastive_loss(*inputs, captions=captions)
         else:
             image, text, _ = inputs
-            columns = {"all_image": image, "all_text": text, "all_captions": captions}
-            loss = gathered_loss(*inputs, captions=captions, rows=rows, **columns)
+            everyone = Everyone(image, text, captions)
+            loss = gathered_loss(*inputs, captions=captions, rows=rows, everyone=everyone)
         loss.backward()
     return (time.perf_counter() - began) / calls
 

@@ -334,7 +334,6 @@ def photographs(folder: Path, judge_file: Path, second: Path, n: int, only: str)
         replace(base, name="AdamW", adamw=True), replace(base, name="last step", last=True),
         replace(base, name="ends on a plateau of 12", plateau=12),
         replace(base, name="not rounded to codes", rounded=False),
-        replace(base, name="noise on parameters", config=replace(config, noise=0.1)),
         replace(base, name="drawer codes", drawer="codes", config=replace(config, lr=0.3)),
         *(replace(base, name=f"drawer {d}", drawer=d, config=replace(config, lr=0.05))
           for d in ("pixels", "fourier", "stack")),

@@ -5,7 +5,7 @@ python benchmarks/vqgan_ablation.py --data cifar10:PATH --out runs/ablation \\
 
 Every variant takes the same steps on the same batches from the same start, one after another on one
 thread. OUT/report.html has the table, the pictures of all variants side by side and every run's
-curves. A variant that is there already is not trained again.
+curves. A variant that is there already is not trained again, one that was stopped goes on.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main() -> None:
         run = given.out / name.replace(" ", "-")
         if not (run / "model.safetensors").exists() or not read_metrics(run)[-1].get("done"):
             words = ["vqgan", "--data", given.data, "--out", str(run), "--steps", str(given.steps)]
-            status = train([*words, "--seed", "0", "--log-every", "20", *flags])
+            status = train([*words, "--resume", "--seed", "0", "--log-every", "20", *flags])
             if status:
                 raise SystemExit(status)
         board[name] = scores_of(run, given.data, given.judge)

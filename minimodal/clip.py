@@ -21,13 +21,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minimodal.blocks.contrastive import both_ways, even_targets, unit
-from minimodal.blocks.resnet import ResNetEncoder, check_resnet
-from minimodal.blocks.stem import check_stem, make_stem
+from minimodal.blocks.resnet import ResNetEncoder
+from minimodal.blocks.stem import make_stem
 from minimodal.blocks.transformer import Transformer
 from minimodal.data.images import centre_square, upright_rgb
 from minimodal.data.preprocessing import ORIGINAL, Preprocessing, clip_preprocess, normalize
 from minimodal.data.words import KnownWords
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,16 @@ class CLIPConfig:
             raise UserError(
                 f"image size {self.image_size} is not a multiple of patch size {self.patch_size}"
             )
-        check_stem(self.stem, patch_size=self.patch_size)
-        check_resnet(self.resnet, image_size=self.image_size)
-        if self.pooling not in ("end", "largest"):
-            raise UserError(f"pooling {self.pooling}: expected end or largest")
-        how = self.preprocessing
-        if how not in ("square", "openai") and not isinstance(how, Preprocessing):
-            raise UserError(f"preprocessing {how}: expected square or openai")
+        if self.patch_size % 2 ** len(self.stem):
+            raise UserError(
+                f"patch size {self.patch_size} is too small for {len(self.stem)} convolutions in "
+                "the stem, each of which halves the picture"
+            )
+        if self.resnet and (len(self.resnet) != 4 or self.image_size % 32):
+            raise UserError("a ResNet has four stages and reads pictures of 32, 64, … pixels")
+        check_choice("pooling", self.pooling, ("end", "largest"))
+        if not isinstance(self.preprocessing, Preprocessing):
+            check_choice("preprocessing", self.preprocessing, ("square", "openai"))
 
 
 class ImageEncoder(nn.Module):

@@ -5,6 +5,7 @@ The commands print that line to stderr and exit with status 2; Python callers ma
 ValueError that it is.
 """
 
+from collections.abc import Collection
 from math import inf, isfinite
 from typing import Any
 
@@ -21,3 +22,10 @@ def check_range(settings: Any, low: float, high: float, *names: str) -> None:
             wanted = f"{low} or more" if high == inf else f"{low} to {high}"
             wanted += "" if isfinite(value) else ", and finite"
             raise UserError(f"{name} {value}: expected {wanted}")
+
+
+def check_choice(name: str, value: Any, known: Collection[Any]) -> None:
+    """Refuse a value that is none of those that are known."""
+    if value not in known:
+        *others, last = map(str, known)
+        raise UserError(f"{name} {value}: expected {', '.join(others)} or {last}")

@@ -92,8 +92,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def save_whole(path: Path, save: Callable[[Path], None]) -> None:
-    """Write a picture file whole or not at all; folders on the way are made."""
+def save_whole(path: Path, save: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all; folders on the way are made."""
     make_folder(path.parent)
     write_atomically(path, save)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 from minimodal.pretrained import huggingface_clip, openai_clip, taming, taming_transformer
 from minimodal.pretrained.beside import look, vqgan_settings
 from minimodal.pretrained.clip_tokenizer import load_clip_tokenizer
@@ -41,7 +41,7 @@ def fill(model: nn.Module, path: Path) -> None:
         first = str(error).splitlines()[-1].strip()
         raise UserError(
             f"{path}: model.safetensors does not fit config.json ({first}); "
-            "the two files are from different runs, or the run is of an older minimodal"
+            "the two files are from different runs"
         ) from None
 
 
@@ -137,8 +137,8 @@ def load(
     from minimodal.training.recipes import SYSTEMS  # here, since recipes load the runs they need
 
     path = find(path, kind)
-    if activation not in (None, "gelu", "quick_gelu"):
-        raise UserError(f"activation {activation}: expected gelu or quick_gelu")
+    if activation is not None:
+        check_choice("activation", activation, ("gelu", "quick_gelu"))
     if is_original(path):
         if kind not in (None, *ORIGINALS):
             raise UserError(f"{path} is no run folder; a trained {kind} is expected here")

@@ -29,8 +29,8 @@ from minimodal.blocks.conv import (
 )
 from minimodal.blocks.discriminator import PatchDiscriminator
 from minimodal.blocks.factors import AppearanceEncoder, self_similarity, window_side
+from minimodal.blocks.nearest import full_float32
 from minimodal.blocks.pixel_attention import PixelAttention
-from minimodal.blocks.precision import full_float32
 from minimodal.blocks.quantizer import Codes
 from minimodal.blocks.quantizer_variants import make_quantizer
 from minimodal.blocks.tiles import in_tiles

@@ -23,7 +23,7 @@ from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 from minimodal.blocks.sliding_window import corner, make_canvas
 from minimodal.blocks.transformer import KVCache, Transformer
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class VQGANPriorConfig:
             raise UserError(
                 "a prior's grid, codes, width, depth and heads are numbers of 1 or more"
             )
-        if not 0 <= self.pkeep <= 1:
-            raise UserError(f"pkeep {self.pkeep}: expected 0 to 1")
+        check_range(self, 0, 1, "pkeep")
         if not 0 <= self.sos < max(self.shared_rows, 1):
             raise UserError(f"sos {self.sos}: expected a shared row, 0 to {self.shared_rows - 1}")
 

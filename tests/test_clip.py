@@ -10,7 +10,7 @@ from helpers.tiny import WORDS, integers, make_clip, noise
 from PIL import Image
 
 from minimodal.blocks.contrastive import difference_loss
-from minimodal.blocks.contrastive_rows import gathered_loss
+from minimodal.blocks.contrastive_rows import Everyone, gathered_loss
 from minimodal.clip import (
     CLIPConfig,
     contrastive_loss,
@@ -116,9 +116,7 @@ def test_the_mean_over_processes_is_the_loss_of_the_whole_batch(captions, ranks)
             text[rows],
             scale,
             captions=captions[rows],
-            all_image=image,
-            all_text=text,
-            all_captions=captions,
+            everyone=Everyone(image, text, captions),
         )
         for rows in torch.arange(6).chunk(ranks)
     ]

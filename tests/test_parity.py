@@ -10,7 +10,7 @@ import torch
 from helpers.tiny import full_logits
 from safetensors.torch import load_file
 
-from minimodal.blocks.contrastive_rows import gathered_loss
+from minimodal.blocks.contrastive_rows import Everyone, gathered_loss
 from minimodal.clip import contrastive_loss
 from minimodal.dalle import DALLE, DALLEConfig, DALLELogits
 
@@ -56,9 +56,7 @@ def test_a_processs_share_of_the_loss_equals_open_clip(rank, clip_loss):
         text[rows],
         log_scale.exp(),
         captions=captions[rows],
-        all_image=image,
-        all_text=text,
-        all_captions=captions,
+        everyone=Everyone(image, text, captions),
     )
     close(loss.detach(), f"out.local_loss=1.gather_with_grad=1.rank{rank}.loss", clip_loss)
 

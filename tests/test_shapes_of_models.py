@@ -89,7 +89,6 @@ MODULES = (
     pixels,
     quantizer,
     codebook,
-    nearest,
     quantizer_variants,
     sampling,
     preprocessing,
@@ -125,8 +124,7 @@ PAIRS = dict(queries=noise(2, 10), keys=noise(6, 10), scale=torch.ones(1))
 STEMMED = make_clip(stem=(6,), stem_depth=1)
 SQUARE = dict(**PAIRS, **NUMBERS) | dict(queries=noise(6, 10), own=torch.arange(6))
 RESNET = make_clip(resnet=(1, 1, 1, 1), image_size=64, vision_width=4, vision_heads=2)
-COLUMNS = dict(all_image=noise(6, 10), all_text=noise(6, 10), all_captions=torch.arange(6))
-EVERYONE = contrastive_rows.Everyone(*COLUMNS.values())
+EVERYONE = contrastive_rows.Everyone(noise(6, 10), noise(6, 10), torch.arange(6))
 JOINT, PAIR = make_vqgan(), make_vqgan(patch=4, multipliers=(1,), codes=(7, 5))
 IMAGES = pictures(2, 3, 16, 24)
 VERDICT = noise(2, 1, 3, 5)
@@ -264,7 +262,6 @@ CALLS = [
         dict(z=LATENTS, vectors=LATENTS, commitment=0.25, codebook=1.0),
         {},
     ),
-    (quantizer_variants.look_up, dict(indices=integers(35, 2, 3, 5), table=noise(35, 8)), {}),
     (GRADIENT.start, dict(z=noise(2, 8, 5, 7), generator=generator()), {}),
     (GUMBEL.forward, dict(z=LATENTS, noise=noise(2, 35, 3, 5)), {}),
     (VGG.forward, dict(images=noise(1, 3, 32, 16)), {}),
@@ -276,7 +273,7 @@ CALLS = [
     ),
     (perceptual.lpips_heads, dict(tensors=HEADS, source=""), {}),
     (DISTANCE.__call__, dict(decoded=pictures(1, 3, 16, 16), images=pictures(1, 3, 16, 16)), {}),
-    (DISTANCE.resized, dict(images=IMAGES), {"H'": 16, "W'": 16}),
+    (pixels.resized, dict(pictures=IMAGES, size=16), {"S": 16}),
     (perceptual.tower_maps, dict(tower=STEMMED.image_encoder, images=PHOTOS), {}),
     (perceptual.tower_maps, dict(tower=RESNET.image_encoder, images=noise(2, 3, 64, 64)), {}),
     (RESNET.image_encoder.resnet.maps, dict(images=noise(2, 3, 64, 32)), {}),
@@ -320,11 +317,14 @@ CALLS = [
     (contrastive_rows.rows_sigmoid, dict(rows=1, bias=torch.ones(1), **PAIRS, **NUMBERS), {}),
     (clip.contrastive_loss, dict(captions=torch.arange(2), **ROWS), {}),
     (contrastive.even_targets, dict(rows=torch.arange(2), columns=torch.arange(6)), {}),
-    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS), {}),
-    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, **COLUMNS, rows=1), {}),
-    (contrastive_rows.large_loss, dict(captions=torch.arange(2), everyone=EVERYONE, **ROWS), {}),
+    (contrastive_rows.gathered_loss, dict(captions=torch.arange(2), **ROWS, everyone=EVERYONE), {}),
     (
-        contrastive_rows.large_loss,
+        contrastive_rows.gathered_loss,
+        dict(captions=torch.arange(2), **ROWS, everyone=EVERYONE, rows=1),
+        {},
+    ),
+    (
+        contrastive_rows.gathered_loss,
         dict(captions=torch.arange(2), everyone=EVERYONE, bias=torch.ones(1), **ROWS),
         {},
     ),
@@ -378,7 +378,6 @@ CALLS = [
     (discriminator.weigh, {**losses(), "weight": torch.ones(())}, {}),
     (TWO.image_heads[1].forward, dict(h=noise(2, 3, 16), previous=integers(5, 2, 3)), {"K": 4}),
     (ONE.with_padding, dict(text=TEXT), {}),
-    (TWO.image_heads.factors, dict(codes=integers(20, 2, 9)), {}),
     (ONE.image_heads.forward, dict(h=noise(2, 9, 16), codes=integers(11, 2, 9)), {"K": 11}),
     (
         ONE.image_heads.sample,
@@ -470,8 +469,6 @@ CALLS = [
     ),
     (HOW.scale, dict(t=T2), {}),
     (diffusion.guided, dict(with_it=DATA, without=DATA, t=T2, how=HOW), {}),
-    (diffusion.threshold, dict(x=DATA, share=0.9), {}),
-    (diffusion.walk_times, dict(steps=4), {}),
     (
         diffusion.ddim_step,
         dict(path=PATH, x_t=DATA, t=T2, s=HALF, x=DATA, eta=0.5, fresh=DATA),
@@ -483,7 +480,7 @@ CALLS = [
             dict(x_t=DATA, how=how, held=OUTSIDE, generator=generator(), **WALK),
             {"n": 4},
         )
-        for how in (HOW, diffusion.Sampler("2m", steps=3, threshold=0.9))
+        for how in (HOW, diffusion.Sampler("2m", steps=3))
     ),
     (diffusion.invert, dict(x=DATA, steps=2, **WALK), {}),
     (diffusion.slerp, dict(a=DATA, b=noise(2, 3, 4, 5, seed=1), share=0.3), {}),

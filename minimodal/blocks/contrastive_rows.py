@@ -116,40 +116,6 @@ def rows_cross_entropy(
         return _CrossEntropy.apply(queries, keys, scale, own, others, rows, both)
 
 
-def gathered_loss(
-    image: Tensor, text: Tensor, scale: Tensor,
-    *, captions: Tensor, all_image: Tensor, all_text: Tensor, all_captions: Tensor, rows: int = 0,
-) -> Tensor:  # fmt: skip
-    """CLIP's loss (`clip.contrastive_loss`) of this process's pairs against those of all processes.
-
-        L = ½ Σ_i [ CE(s uᵢ·V, tᵢ) + CE(s vᵢ·U, tᵢ) ] / b
-
-    The mean over the processes is the loss of the global batch.
-
-    image: (b, E) picture embeddings
-    text: (b, E) caption embeddings
-    scale: (1,) s
-    captions: (b,) int64, equal where captions are equal
-    all_image: (B, E) of all processes; image itself, if there is one
-    all_text: (B, E) of all processes
-    all_captions: (B,) of all processes
-    rows: so many rows of logits exist at a time; 0: all
-    returns: ()
-    """
-    alone = all_image is image
-    u, v = unit(image), unit(text)  # (b, E) each
-    U, V = (u, v) if alone else (unit(all_image), unit(all_text))  # (B, E) each
-    if rows:
-        numbers = {"own": captions, "others": all_captions, "rows": rows}
-        if alone:
-            return rows_cross_entropy(u, V, scale, **numbers, both=True)
-        by_image = rows_cross_entropy(u, V, scale, **numbers)  # ()
-        return (by_image + rows_cross_entropy(v, U, scale, **numbers)) / 2
-    t = even_targets(captions, all_captions)  # (b, B)
-    by_text = F.cross_entropy(scale * v @ U.T, t)  # ()
-    return (F.cross_entropy(scale * u @ V.T, t) + by_text) / 2
-
-
 def _sigmoid_sum(
     q: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, own: Tensor, others: Tensor
 ) -> Tensor:
@@ -184,26 +150,38 @@ def rows_sigmoid(
     return total / len(queries)
 
 
-def large_loss(
+def gathered_loss(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None,
     *, captions: Tensor, everyone: Everyone, rows: int = 0,
 ) -> Tensor:  # fmt: skip
-    """The loss of this process's pairs against everyone's: CLIP's, or with a bias SigLIP's.
+    """The loss of this process's pairs against everyone's: CLIP's (`clip.contrastive_loss`),
+
+        L = ½ Σ_i [ CE(s uᵢ·V, tᵢ) + CE(s vᵢ·U, tᵢ) ] / b
+
+    or with a bias SigLIP's. The mean over the processes is the loss of the global batch.
 
     image: (b, E) picture embeddings
     text: (b, E) caption embeddings
-    scale: (1,) inverse temperature
+    scale: (1,) s
     bias: (1,) of all logits, for SigLIP
     captions: (b,) int64, equal where captions are equal
+    everyone: the pairs of all processes; these pairs themselves, if there is one
     rows: so many rows of logits exist at a time; 0: all
     returns: ()
     """
-    if bias is None:
-        columns = {"all_image": everyone.image, "all_text": everyone.text}
-        columns["all_captions"] = everyone.captions
-        return gathered_loss(image, text, scale, captions=captions, rows=rows, **columns)
-    queries, keys = F.normalize(image, dim=-1), F.normalize(everyone.text, dim=-1)
-    rows = rows or len(keys)
-    return rows_sigmoid(
-        queries, keys, scale, bias, own=captions, others=everyone.captions, rows=rows
-    )
+    if bias is not None:
+        queries, keys = F.normalize(image, dim=-1), F.normalize(everyone.text, dim=-1)
+        numbers = {"own": captions, "others": everyone.captions, "rows": rows or len(keys)}
+        return rows_sigmoid(queries, keys, scale, bias, **numbers)
+    alone = everyone.image is image
+    u, v = unit(image), unit(text)  # (b, E) each
+    U, V = (u, v) if alone else (unit(everyone.image), unit(everyone.text))  # (B, E) each
+    if rows:
+        numbers = {"own": captions, "others": everyone.captions, "rows": rows}
+        if alone:
+            return rows_cross_entropy(u, V, scale, **numbers, both=True)
+        by_image = rows_cross_entropy(u, V, scale, **numbers)  # ()
+        return (by_image + rows_cross_entropy(v, U, scale, **numbers)) / 2
+    t = even_targets(captions, everyone.captions)  # (b, B)
+    by_text = F.cross_entropy(scale * v @ U.T, t)  # ()
+    return (F.cross_entropy(scale * u @ V.T, t) + by_text) / 2

@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimodal.errors import UserError
-
-FILLS = ("border", "reflection", "zeros")
+from minimodal.errors import UserError, check_choice, check_range
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,6 @@ class Views:
     shift: float = 0.0
     scale: float = 0.0  # 0.1: from 0.9 to 1.1
     rotate: float = 0.0  # degrees to either side
-    shear: float = 0.0
     perspective: float = 0.0  # how much nearer one side may be
     brightness: float = 0.0  # added to pixels in [-1, 1]
     contrast: float = 0.0  # 0.1: times 0.9 to 1.1, about the view's mean
@@ -49,14 +46,10 @@ class Views:
             raise UserError(f"smallest cutout {self.smallest}: expected above 0, at most 1")
         if not 0 < self.cut_pow < math.inf:
             raise UserError(f"cut_pow {self.cut_pow}: expected a number above 0")
-        if self.fill not in FILLS:
-            raise UserError(f"fill {self.fill}: expected {', '.join(FILLS)}")
-        for name in ("padding", "flip", "shift", "scale", "perspective", "erase", "hue"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
-        for name in ("rotate", "shear", "brightness", "contrast", "saturation", "blur", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 or more")
+        check_choice("fill", self.fill, ("border", "reflection", "zeros"))
+        check_range(self, 0, 1, "padding", "flip", "shift", "scale", "perspective", "erase", "hue")
+        more = ("rotate", "brightness", "contrast", "saturation", "blur", "noise")
+        check_range(self, 0, math.inf, *more)
 
 
 # What leaves a caption of the Shapes world true: a flip would exchange left and right, a hue the
@@ -117,7 +110,7 @@ def projective_maps(views: Views, n: int, generator: torch.Generator) -> Tensor:
 
     returns: (n, 3, 3)
     """
-    u = torch.rand(n, 11, generator=generator)
+    u = torch.rand(n, 11, generator=generator)  # the ninth is not used: fewer, other views
     s = 2 * u - 1  # to either side
     side = cutout_sides(views, u[:, 0])
     reach = 1 - side + 2 * views.padding  # of the cutout's centre, to either side
@@ -127,7 +120,7 @@ def projective_maps(views: Views, n: int, generator: torch.Generator) -> Tensor:
     moves = 2 * views.shift * s[:, 5:7]
     turn = _matrices([[cos, -sin, moves[:, 0]], [sin, cos, moves[:, 1]], [0, 0, 1.0]])
     mirror = 1 - 2 * (u[:, 7] < views.flip).float()
-    lean = _matrices([[mirror, views.shear * s[:, 8], 0], [0, 1.0, 0], [0, 0, 1.0]])
+    lean = _matrices([[mirror, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
     # Below 1 in sum, or the far side of the plane would come into view.
     tilt = views.perspective * s[:, 9:11] * 0.49
     far = _matrices([[1.0, 0, 0], [0, 1.0, 0], [tilt[:, 0], tilt[:, 1], 1.0]])

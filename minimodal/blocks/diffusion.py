@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.sampling import Generators, normal
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice, check_range
 
 PATHS = ("cosine", "linear", "straight")
 TARGETS = ("x", "noise", "velocity")
@@ -66,9 +66,7 @@ class Path(NamedTuple):
         if self.name == "linear":
             square = torch.exp(-0.1 * t - 9.95 * t.square())  # ᾱ with β from 0.1 to 20
             return square.sqrt(), (1 - square).clamp(min=0).sqrt()
-        if self.name == "straight":
-            return 1 - t, t
-        raise UserError(f"path {self.name}: expected {', '.join(PATHS)}")
+        return 1 - t, t
 
     def direction(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a and b of the velocity v = a x + b ε, chosen so that α b - σ a = 1: of the straight path
@@ -112,10 +110,8 @@ class Path(NamedTuple):
             # Near the data all but nothing of x_t is noise: what it was cannot be told from x.
             divisor = sigma.clamp(min=LEAST)
             return Estimate(found, (x_t - alpha * found) / divisor, (b * x_t - found) / divisor)
-        if kind == "noise":
-            divisor = alpha.clamp(min=LEAST)
-            return Estimate((x_t - sigma * found) / divisor, found, (found + a * x_t) / divisor)
-        raise UserError(f"prediction {kind}: expected {', '.join(TARGETS)}")
+        divisor = alpha.clamp(min=LEAST)
+        return Estimate((x_t - sigma * found) / divisor, found, (found + a * x_t) / divisor)
 
 
 def along(values: Tensor, like: Tensor) -> Tensor:
@@ -139,27 +135,21 @@ class DiffusionConfig:
     predicts: str = "x"  # what the network gives: x, noise or velocity
     loss_on: str = "velocity"  # what the loss compares: x, noise or velocity
     time_mean: float = 0.0  # of the training's times, as ln(t / (1 - t)); above 0: more noise
-    time_spread: float = 1.0  # their deviation; 0: all times alike
 
     def __post_init__(self) -> None:
-        Path(self.path).coefficients(torch.zeros(1))
-        for name in ("predicts", "loss_on"):
-            if getattr(self, name) not in TARGETS:
-                raise UserError(f"{name} {getattr(self, name)}: expected {', '.join(TARGETS)}")
-        if not self.time_spread >= 0:
-            raise UserError(f"time_spread {self.time_spread}: expected 0 or more")
+        check_choice("path", self.path, PATHS)
+        check_choice("predicts", self.predicts, TARGETS)
+        check_choice("loss_on", self.loss_on, TARGETS)
 
 
 def training_times(uniform: Tensor, config: DiffusionConfig) -> Tensor:
-    """Times to train at: t = sigmoid(m + s n), n ~ N(0, 1) (Esser et al. 2024, equation 19).
+    """Times to train at: t = sigmoid(m + n), n ~ N(0, 1) (Esser et al. 2024, equation 19).
 
     uniform: (B,) random numbers between 0 and 1
     returns: (B,) between 0 and 1
     """
-    if config.time_spread == 0:
-        return uniform
     n = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6)).to(uniform.dtype)
-    return torch.sigmoid(config.time_mean + config.time_spread * n)
+    return torch.sigmoid(config.time_mean + n)
 
 
 def diffusion_loss(
@@ -200,19 +190,15 @@ class Sampler(NamedTuple):
     guidance: float = 1.0  # 0: without the condition, 1: with it, above: away from without
     guide_from: float = 1.0  # guidance holds between these times, from noise …
     guide_to: float = 0.0  # … to data
-    threshold: float = 0.0  # share of an estimate's values that stay in [-1, 1]; 0: not asked for
 
     def check(self) -> None:
         """Refuse what no walk can be made of."""
-        if self.name not in SAMPLERS:
-            raise UserError(f"sampler {self.name}: expected {', '.join(SAMPLERS)}")
+        check_choice("sampler", self.name, SAMPLERS)
         if not 1 <= self.steps <= 1000:
             raise UserError(f"steps {self.steps}: expected from 1 to 1000")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise UserError(f"guidance {self.guidance}: expected 0 or more")
-        for name in ("eta", "threshold", "guide_from", "guide_to"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}: expected from 0 to 1")
+        check_range(self, 0, 1, "eta", "guide_from", "guide_to")
         if self.eta and self.name != "ddim":
             raise UserError(f"eta {self.eta} is DDIM's; {self.name} has none")
 
@@ -231,26 +217,6 @@ def guided(with_it: Tensor, without: Tensor, t: Tensor, how: Sampler) -> Tensor:
     returns: (B, …)
     """
     return without + along(how.scale(t), with_it) * (with_it - without)
-
-
-def threshold(x: Tensor, share: float) -> Tensor:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp to s, the quantile of |x|, and
-    divide by it where it is above 1, so that guidance cannot saturate a picture.
-
-    x: (B, C, H, W)
-    returns: (B, C, H, W)
-    """
-    s = x.flatten(1).abs().float().quantile(share, dim=1).clamp(min=1)  # (B,)
-    s = along(s, x)
-    return x.clamp(-s, s) / s
-
-
-def walk_times(steps: int, *, start: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
-    """The times of a walk, from `start` down to 0.
-
-    returns: (steps + 1,)
-    """
-    return torch.linspace(start, 0, steps + 1, device=device)
 
 
 def ddim_step(
@@ -334,7 +300,7 @@ def walk(
         if on_step is not None:
             on_step(x_t, how.steps)
         return x_t
-    times = walk_times(how.steps, start=time, device=x_t.device)
+    times = torch.linspace(time, 0, how.steps + 1, device=x_t.device)
     eta = {"ddpm": 1.0, "ddim": how.eta, "2m": 0.0}[how.name]
     # λ is -∞ where there is no data left, as at the start of most walks: 1/2r is 0 behind it.
     alphas, sigmas = path.coefficients(times)
@@ -343,8 +309,6 @@ def walk(
     for i in range(how.steps):
         t, s = (times[j].expand(len(x_t)) for j in (i, i + 1))  # (B,) each
         x = denoise(x_t, t)
-        if how.threshold:
-            x = threshold(x, how.threshold)
         # The last step goes to an infinite λ, where a line through two estimates is no help.
         use = x
         if how.name == "2m" and before is not None and i + 1 < how.steps:

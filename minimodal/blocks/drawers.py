@@ -12,7 +12,6 @@ have the same four methods, and B pictures are optimised side by side:
 A trained VQGAN is an argument. Read `quantizer.py` and `guidance.py` before.
 """
 
-import difflib
 import math
 from typing import Protocol
 
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from minimodal.blocks.guidance import clamp_through
 from minimodal.blocks.nearest import nearest
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 
 class Drawer(Protocol):
@@ -48,7 +47,8 @@ class Drawer(Protocol):
         """
 
     def settle(self) -> None:
-        """Bring the parameters back to where they mean something; after each step."""
+        """Bring the parameters back to where they mean something, which most do anywhere; after
+        each step."""
 
 
 def tables(quantizer: nn.Module) -> list[Tensor]:
@@ -75,8 +75,8 @@ def straight_through(z: Tensor, books: list[Tensor]) -> Tensor:
     return z + (torch.cat(rounded, dim=1) - z).detach()
 
 
-class VQGANDrawer:
-    """Vectors that are rounded to codes and decoded."""
+class OfCodes(Drawer):
+    """What begins at a VQGAN's codes of pictures."""
 
     def __init__(self, vqgan: nn.Module, pictures: Tensor) -> None:
         self.vqgan = vqgan
@@ -90,6 +90,10 @@ class VQGANDrawer:
     def start(self, pictures: Tensor) -> None:
         """pictures: (B, 3, H, W)"""
         self.begin(self.vqgan.encode(pictures).indices)
+
+
+class VQGANDrawer(OfCodes):
+    """Vectors that are rounded to codes and decoded."""
 
     @torch.no_grad()
     def begin(self, indices: Tensor) -> None:
@@ -111,28 +115,21 @@ class VQGANDrawer:
         self.parameters[0].clamp_(self.low, self.high)
 
 
-class CodesDrawer:
+CONFIDENCE = 4.0  # of the code that a place begins with, above the others
+
+
+class CodesDrawer(OfCodes):
     """For each place logits over the codes of each codebook: one is drawn, and the gradient is
     that of the mixture (EleutherAI's codebook sampling)."""
 
-    def __init__(self, vqgan: nn.Module, pictures: Tensor, *, confidence: float = 4.0) -> None:
-        self.vqgan, self.confidence = vqgan, confidence
-        self.books = tables(vqgan.quantizer)
-        self.start(pictures)
-
-    @torch.no_grad()
-    def start(self, pictures: Tensor) -> None:
-        """pictures: (B, 3, H, W)"""
-        self.begin(self.vqgan.encode(pictures).indices)
-
     @torch.no_grad()
     def begin(self, indices: Tensor) -> None:
-        """Begin near codes: each is `confidence` above the others, 0: all are as likely.
+        """Begin near codes.
 
         indices: (B, h, w) int64
         """
         self.parameters = [
-            (self.confidence * F.one_hot(part, len(book)).float()).requires_grad_()
+            (CONFIDENCE * F.one_hot(part, len(book)).float()).requires_grad_()
             for part, book in zip(self.vqgan.quantizer.factors(indices), self.books, strict=True)
         ]
 
@@ -151,11 +148,8 @@ class CodesDrawer:
             self.vqgan.decode_unclamped(rearrange(torch.cat(vectors, -1), "B h w C -> B C h w"))
         )
 
-    def settle(self) -> None:
-        """Logits mean something wherever they are."""
 
-
-class PixelDrawer:
+class PixelDrawer(Drawer):
     """A grid of flat squares."""
 
     def __init__(self, pictures: Tensor, *, side: int = 4) -> None:
@@ -181,13 +175,13 @@ class PixelDrawer:
         self.parameters[0].clamp_(-1, 1)
 
 
-class FourierDrawer:
+class FourierDrawer(Drawer):
     """Waves, each divided by its frequency."""
 
-    def __init__(self, pictures: Tensor, *, decay: float = 1.0) -> None:
+    def __init__(self, pictures: Tensor) -> None:
         self.size = H, W = tuple(pictures.shape[-2:])
         frequency = torch.hypot(torch.fft.fftfreq(H)[:, None], torch.fft.rfftfreq(W)[None])
-        gain = 1 / frequency.clamp(min=1 / max(H, W)) ** decay
+        gain = 1 / frequency.clamp(min=1 / max(H, W))
         self.gain = (gain * math.sqrt(H * W) / max(H, W)).to(pictures.device)  # (H, W//2+1)
         self.start(pictures)
 
@@ -202,11 +196,8 @@ class FourierDrawer:
         waves = torch.view_as_complex(self.parameters[0]) * self.gain
         return clamp_through(torch.fft.irfft2(waves, s=self.size, norm="ortho"))
 
-    def settle(self) -> None:
-        """Waves mean something at any height."""
 
-
-class StackDrawer:
+class StackDrawer(Drawer):
     """A picture as the sum of pictures at many resolutions: a step moves all of them, so large
     shapes and fine detail change together and no single pixel does."""
 
@@ -240,19 +231,8 @@ class StackDrawer:
         """returns: (B, 3, H, W)"""
         return clamp_through(sum(self.enlarged(part) for part in self.parameters))
 
-    def settle(self) -> None:
-        """Parts may cancel."""
-
 
 DRAWERS = ("vqgan", "codes", "pixels", "fourier", "stack")
-
-
-def check_drawer(name: str) -> None:
-    """Refuse a name that no drawer has."""
-    if name not in DRAWERS:
-        close = difflib.get_close_matches(name, DRAWERS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"drawer {name}: expected one of {', '.join(DRAWERS)}{hint}")
 
 
 def make_drawer(name: str, pictures: Tensor, *, vqgan: nn.Module | None = None) -> Drawer:
@@ -260,7 +240,7 @@ def make_drawer(name: str, pictures: Tensor, *, vqgan: nn.Module | None = None) 
 
     pictures: (B, 3, H, W) in [-1, 1] what it begins with
     """
-    check_drawer(name)
+    check_choice("drawer", name, DRAWERS)
     if name in ("vqgan", "codes"):
         if vqgan is None:
             raise UserError(f"drawer {name} needs a trained VQGAN")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from minimodal.blocks.factored import Factored
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 
 
@@ -45,25 +46,13 @@ class FactorHead(nn.Module):
         return h, self.logits(self.norm(h))
 
 
-class FactorHeads(nn.ModuleList):
+class FactorHeads(nn.ModuleList, Factored):
     """A head for each factor of a code."""
 
     def __init__(self, width: int, sizes: Sequence[int]) -> None:
         before = (None, *sizes[:-1])
         super().__init__(FactorHead(width, size, b) for size, b in zip(sizes, before, strict=True))
         self.sizes = tuple(sizes)
-
-    def factors(self, codes: Tensor) -> list[Tensor]:
-        """A code's number as its factors (as `Quantizer.factors`).
-
-        codes: (B, N) int64
-        returns: (B, N) int64, one for each factor
-        """
-        parts = []
-        for size in reversed(self.sizes):
-            parts.append(codes % size)
-            codes = codes // size
-        return parts[::-1]
 
     def forward(self, h: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
         """Predict every factor of codes that are known, each from the true ones before it.
@@ -85,13 +74,13 @@ class FactorHeads(nn.ModuleList):
         h: (B', 1, D) the stream's last vectors; B' = 2 B with guidance
         returns: (B,) int64
         """
-        joint, previous = None, None
-        for size, head in zip(self.sizes, self, strict=True):
+        parts, previous = [], None
+        for head in self:
             h, logits = head(h, previous)  # (B', 1, D), (B', 1, K)
             logits = logits[:, 0].float()  # (B', K)
             if config.guided:
                 logits = guide(*logits.chunk(2), config.guidance)  # (B, K)
             part = sample_token(logits, config, generator)  # (B,)
-            joint = part if joint is None else joint * size + part
+            parts.append(part)
             previous = (torch.cat([part, part]) if config.guided else part)[:, None]  # (B', 1)
-        return joint
+        return self.combined(parts)

@@ -43,21 +43,21 @@ class _Clamp(torch.autograd.Function):
     """Clamp whose gradient stops only where a step along it would lead further out."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        clamped = x.clamp(low, high)
+    def forward(ctx, x: Tensor) -> Tensor:
+        clamped = x.clamp(-1, 1)
         ctx.save_for_backward(x - clamped)
         return clamped
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> Tensor:
         (outside,) = ctx.saved_tensors
-        return grad * (grad * outside >= 0), None, None
+        return grad * (grad * outside >= 0)
 
 
-def clamp_through(x: Tensor, low: float | Tensor = -1.0, high: float | Tensor = 1.0) -> Tensor:
-    """Clamp, but let through every gradient that brings a number back between the bounds.
+def clamp_through(x: Tensor) -> Tensor:
+    """Clamp to [-1, 1], but let through every gradient that brings a number back into it.
 
     x: (…)
     returns: (…)
     """
-    return _Clamp.apply(x, torch.as_tensor(low).to(x), torch.as_tensor(high).to(x))
+    return _Clamp.apply(x)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minimodal.blocks.pixels import resized
 from minimodal.blocks.resnet import ResNetEncoder
 from minimodal.errors import UserError
 
@@ -192,18 +193,9 @@ class PerceptualDistance:
         returns: ()
         """
         self.net.to(images.device)
+        if self.size:  # that the network reads no other pictures than of
+            decoded, images = (resized(x, self.size) for x in (decoded, images))
         with torch.no_grad():
-            wanted = self.features(moved(self.resized(images), shift))
-        found = self.features(moved(self.resized(decoded), shift))
+            wanted = self.features(moved(images, shift))
+        found = self.features(moved(decoded, shift))
         return feature_distance(found, wanted, self.heads).mean()
-
-    def resized(self, images: Tensor) -> Tensor:
-        """At the size that the network reads, where it reads one size only.
-
-        images: (B, 3, H, W)
-        returns: (B, 3, H', W'), H' = W' = size where there is one
-        """
-        size = (self.size, self.size)
-        if not self.size or images.shape[-2:] == size:
-            return images
-        return F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -1,6 +1,7 @@
-"""Pictures between the range of the models, [-1, 1], and bytes."""
+"""Pictures between the range of the models, [-1, 1], and bytes; and at other sizes."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,3 +21,14 @@ def to_float(images: Tensor) -> Tensor:
     returns: (B, 3, H, W) float32 in [-1, 1]
     """
     return images.float() / 127.5 - 1
+
+
+def resized(pictures: Tensor, size: int) -> Tensor:
+    """Pictures at the size that a network reads.
+
+    pictures: (B, 3, H, W) float
+    returns: (B, 3, S, S) S = size
+    """
+    if pictures.shape[-2:] == (size, size):
+        return pictures
+    return F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)

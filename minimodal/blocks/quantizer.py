@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.codebook import Codebook
+from minimodal.blocks.factored import Factored
 from minimodal.blocks.nearest import nearest
 
 
@@ -33,7 +34,7 @@ class Codes(NamedTuple):
     loss: Tensor
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, Factored):
     """One codebook, or several side by side that each round their share of the channels."""
 
     needs_start = True
@@ -43,7 +44,7 @@ class Quantizer(nn.Module):
         revive: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.sizes, self.width = sizes, width  # of a code's factors; channels of each
+        self.sizes, self.width = sizes, width  # channels of each factor
         self.beta = beta
         self.codebooks = nn.ModuleList(
             Codebook(size, width, decay=decay, revive=revive) for size in sizes
@@ -66,29 +67,6 @@ class Quantizer(nn.Module):
         """
         flat = rearrange(z, "B C h w -> (B h w) C").float()  # (B*h*w, C)
         return list(zip(flat.split(self.width, dim=1), self.codebooks, strict=True))
-
-    def combined(self, parts: list[Tensor]) -> Tensor:
-        """A code's number from those of its factors.
-
-        parts: (…) int64 for each factor
-        returns: (…) int64
-        """
-        joint = torch.zeros_like(parts[0])
-        for size, part in zip(self.sizes, parts, strict=True):
-            joint = joint * size + part
-        return joint
-
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """The inverse: a code's number as those of its factors.
-
-        indices: (…) int64
-        returns: (…) int64 for each factor
-        """
-        parts = []
-        for size in reversed(self.sizes):
-            parts.append(indices % size)
-            indices = indices // size
-        return parts[::-1]
 
     def vectors(self, indices: Tensor) -> Tensor:
         """Look the codes up.

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minimodal.blocks.codebook import Codebook, draw_far, follow
+from minimodal.blocks.factored import Factored
 from minimodal.blocks.nearest import nearest
 from minimodal.blocks.quantizer import Codes, Quantizer
 
@@ -32,38 +33,29 @@ def codebook_loss(z: Tensor, vectors: Tensor, *, commitment: float, codebook: fl
     return codebook * F.mse_loss(vectors, z.detach()) + commitment * F.mse_loss(z, vectors.detach())
 
 
-def look_up(indices: Tensor, table: Tensor) -> Tensor:
-    """The codes of these numbers.
-
-    indices: (B, h, w) int64
-    table: (K, C)
-    returns: (B, C, h, w)
-    """
-    return rearrange(F.embedding(indices, table), "B h w C -> B C h w")
-
-
-class OneTable(nn.Module):
+class OneTable(nn.Module, Factored):
     """What both have: a single table of codes, whose uses are counted."""
 
     needs_start = False
+    codes: nn.Parameter  # (K, C)
     counts: Tensor  # (K,) uses of each code, a running average
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
-        self.size, self.width = size, width
+        self.size, self.width, self.sizes = size, width, (size,)
 
     @property
     def usage_counts(self) -> list[Tensor]:
         """Running counts of how often each code is used."""
         return [self.counts]
 
-    def factors(self, indices: Tensor) -> list[Tensor]:
-        """A code's number as those of its factors: there is one.
+    def vectors(self, indices: Tensor) -> Tensor:
+        """Look the codes up.
 
         indices: (B, h, w) int64
-        returns: (B, h, w) int64 for each factor
+        returns: (B, C, h, w) float32
         """
-        return [indices]
+        return rearrange(F.embedding(indices, self.codes), "B h w C -> B C h w")
 
 
 class GradientQuantizer(OneTable):
@@ -91,14 +83,6 @@ class GradientQuantizer(OneTable):
         vectors = self.vectors(indices)  # (B, C, h, w)
         loss = codebook_loss(z, vectors, commitment=self.beta, codebook=1.0)
         return Codes(z + (vectors - z).detach(), indices, loss)
-
-    def vectors(self, indices: Tensor) -> Tensor:
-        """Look the codes up.
-
-        indices: (B, h, w) int64
-        returns: (B, C, h, w) float32
-        """
-        return look_up(indices, self.codes)
 
     @torch.no_grad()
     def start(self, z: Tensor, generator: torch.Generator) -> None:
@@ -165,14 +149,6 @@ class GumbelQuantizer(OneTable):
             mixture = F.softmax((logits + noise) / temperature, dim=1)
         vectors = torch.einsum("bkhw,kd->bdhw", mixture, self.codes)
         return Codes(vectors, indices, kl)
-
-    def vectors(self, indices: Tensor) -> Tensor:
-        """Look the codes up.
-
-        indices: (B, h, w) int64
-        returns: (B, C, h, w) float32
-        """
-        return look_up(indices, self.codes)
 
     @torch.no_grad()
     def update(self, z: Tensor, generator: torch.Generator) -> Tensor:

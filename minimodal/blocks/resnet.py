@@ -19,12 +19,6 @@ from minimodal.blocks.attention import attend
 from minimodal.errors import UserError
 
 
-def check_resnet(blocks: Sequence[int], *, image_size: int) -> None:
-    """Refuse a ResNet unlike CLIP's; without blocks there is none."""
-    if blocks and (len(blocks) != 4 or image_size % 32):
-        raise UserError("a ResNet has four stages and reads pictures of 32, 64, … pixels")
-
-
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up to four times the width, beside a shortcut."""
 

@@ -33,7 +33,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minimodal.blocks.attention import Attend, attend, causal_pattern
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 KINDS = ("full", "row", "column", "conv")
 
@@ -48,8 +48,6 @@ class SparsePattern:
     kernel: int = 5
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"attention {self.kind}: expected {', '.join(KINDS)}")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UserError(f"attention kernel {self.kernel}: expected an odd number")
 
@@ -95,22 +93,8 @@ class SparsePattern:
         """
         if self.kind == "full" or place < self.ahead:
             return None
-        w, first = self.grid, self.ahead
-        if self.kind == "column":
-            runs = [range(first + (place - first) % w, place + 1, w)]
-        elif self.kind == "row":
-            runs = [range(max(first, place - w), place + 1)]
-        else:
-            runs, start, r = [], first, self.kernel // 2
-            for up in range(r, -1, -1):  # in a narrow picture the window's rows overlap
-                middle = place - up * w
-                runs.append(range(max(start, middle - r), min(middle + r, place) + 1))
-                start = max(start, runs[-1].stop)
-        ahead = torch.arange(first, device=device)
-        picture = [
-            torch.arange(run.start, run.stop, run.step, device=device) for run in runs if len(run)
-        ]
-        return torch.cat([ahead, *picture])
+        places = torch.arange(place + 1, device=device)
+        return places[self.allows(places[-1:, None], places[None])[0]]
 
     def __call__(self, past: int, queries: int, device: torch.device) -> Attend:
         """How the tokens at places past, past + 1, … attend to all up to themselves."""
@@ -183,10 +167,9 @@ def schedule(
     Appendix B.1 counts layers from 1: column attention where (i - 2) mod 4 = 0, convolutional in
     the last, row attention in all others.
     """
+    check_choice("attention", kind, (*KINDS, "paper"))
     kinds = [kind] * depth
     if kind == "paper":
         kinds = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth + 1)]
         kinds[-1:] = ["conv"]
-    elif kind not in KINDS:
-        raise UserError(f"attention {kind}: expected {', '.join(KINDS)} or paper")
     return tuple(SparsePattern(each, ahead, grid, kernel) for each in kinds)

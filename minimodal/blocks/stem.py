@@ -8,16 +8,6 @@ both sides. Read `conv.py` before.
 from torch import nn
 
 from minimodal.blocks.conv import ResidualBlock
-from minimodal.errors import UserError
-
-
-def check_stem(widths: tuple[int, ...], *, patch_size: int) -> None:
-    """Refuse a stem that halves pictures to less than a pixel a patch."""
-    if patch_size % 2 ** len(widths):
-        raise UserError(
-            f"patch size {patch_size} is too small for {len(widths)} convolutions in the stem, "
-            "each of which halves the picture"
-        )
 
 
 def make_stem(widths: tuple[int, ...], *, depth: int) -> nn.ModuleList:

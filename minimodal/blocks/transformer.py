@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minimodal.blocks.attention import Attend, Pattern, attend, causal_pattern, full_pattern
 from minimodal.blocks.rotary import rotate
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -121,8 +121,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.fc = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
-        if activation not in ACTIVATIONS:
-            raise UserError(f"activation {activation}: expected {' or '.join(ACTIVATIONS)}")
+        check_choice("activation", activation, ACTIVATIONS)
         self.activation = ACTIVATIONS[activation]
 
     def forward(

@@ -3,10 +3,9 @@
 import math
 from typing import Any
 
-from minimodal.errors import UserError, check_range
+from minimodal.errors import UserError, check_choice, check_range
 
 QUANTIZERS = ("ema", "gradient", "gumbel")
-GONE = ("sphere", "fsq")  # docs/results.md has what they reached
 DEEPEST = 10  # halvings of pictures of a thousand pixels
 
 
@@ -40,10 +39,7 @@ def check_quantizer(kind: str, sizes: tuple[int, ...], *, beta: float, decay: fl
         raise UserError(f"beta {beta}: expected a number of 0 or more")
     if not 0 <= decay < 1:
         raise UserError(f"codebook_decay {decay}: expected from 0 to below 1")
-    if kind in GONE:
-        raise UserError(f"quantizer {kind} is gone: train again with {' or '.join(QUANTIZERS)}")
-    if kind not in QUANTIZERS:
-        raise UserError(f"quantizer {kind}: expected {', '.join(QUANTIZERS)}")
+    check_choice("quantizer", kind, QUANTIZERS)
     if kind != "ema" and len(sizes) != 1:
         raise UserError(f"codes {sizes}: quantizer {kind} has one codebook")
     if kind == "ema" and len(sizes) > 2:

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from minimodal.data.loading import open_data
 from minimodal.data.sources import first_pictures
 from minimodal.training.between import begin
 from minimodal.training.checkpoint import git_commit, save_weights, versions
-from minimodal.training.distributed import Distributed, pick_device
+from minimodal.training.distributed import Distributed, pick_device, usable_cores
 from minimodal.training.engine import train_step
 from minimodal.training.prepare import build
 from minimodal.training.probe import matmul_peak
@@ -51,11 +50,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What there is and how fast it is."""
-    usable = hasattr(os, "sched_getaffinity")  # macOS cannot say which cores a process may use
     n = 0 if device.type == "cuda" else PEAK_SIZE
     peaks = {p: matmul_peak(device, p, n=n) for p in ("float32", "bfloat16")}
     found = {
-        "cores": len(os.sched_getaffinity(0)) if usable else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": device.type,
         "float32_tflops": peaks["float32"] / 1e12,

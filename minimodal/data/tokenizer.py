@@ -68,25 +68,14 @@ def merge(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
     return merged
 
 
-def apply_merges(
-    ids: list[int],
-    rank: dict[Pair, int],
-    *,
-    dropout: float = 0.0,
-    rng: np.random.Generator | None = None,
-) -> list[int]:
+def apply_merges(ids: list[int], rank: dict[Pair, int]) -> list[int]:
     """Merge the neighbours of a piece until no pair is left to merge.
-
-    With dropout each merge that could be made is left out with that chance, anew in every round
-    (BPE dropout, Provilkov et al. 2020, algorithm 1): a word comes apart in different ways.
 
     rank: the token that a pair becomes; the smallest was learned first
     """
     while len(ids) > 1:
         # Merges apply in the order they were learned, whatever their place in the word.
         known = [(rank[pair], pair) for pair in pairwise(ids) if pair in rank]
-        if dropout > 0:
-            known = [entry for entry in known if rng.random() >= dropout]
         if not known:
             break
         new, pair = min(known)
@@ -247,18 +236,10 @@ class Tokenizer:
 
     # --- text to ids -----------------------------------------------------------------------------
 
-    def encode(
-        self, text: str, *, dropout: float = 0.0, rng: np.random.Generator | None = None
-    ) -> list[int]:
-        """The ids of a text, without start and end. "<|end|>" in a text is seven characters.
-
-        dropout: the chance that a merge is left out, by `rng` (BPE dropout, for training)
-        """
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start and end. "<|end|>" in a text is seven characters."""
         ids: list[int] = []
         for piece in split(text.lower() if self.lower else text):
-            if dropout > 0:
-                ids += apply_merges(to_ids(piece), self._rank, dropout=dropout, rng=rng)
-                continue
             known = self._cache.get(piece)
             if known is None:
                 if len(self._cache) >= CACHE_WORDS:
@@ -273,25 +254,20 @@ class Tokenizer:
 
     def __call__(
         self, texts: str | list[str], context_length: int, *, truncate: bool = False,
-        start_and_end: bool = True, dropout: float = 0.0, rng: np.random.Generator | None = None,
+        start_and_end: bool = True,
     ) -> Tensor:  # fmt: skip
         """Texts as rows of equal length: start, text, end, padding; or text, padding.
 
         With `truncate` a text that is too long loses its tail (the end token stays the last);
-        without, it is an error. A text that only `dropout` made too long is encoded without it.
+        without, it is an error.
 
         returns: (B, T) int64, T = context_length
         """
         start, end = ([self.start_id], [self.end_id]) if start_and_end else ([], [])
-
-        def encode(text: str) -> list[int]:
-            ids = self.encode(text, dropout=dropout, rng=rng)
-            fits = dropout == 0 or len(ids) + len(start + end) <= context_length
-            return ids if fits else self.encode(text)
-
         return to_rows(
-            texts, encode, context_length, start=start, end=end, pad=self.pad_id, truncate=truncate
-        )
+            texts, self.encode, context_length, start=start, end=end, pad=self.pad_id,
+            truncate=truncate,
+        )  # fmt: skip
 
     # --- files -----------------------------------------------------------------------------------
 

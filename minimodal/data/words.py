@@ -78,7 +78,7 @@ class KnownWords:
 
     @classmethod
     def load(cls, path: Path) -> "KnownWords":
-        """What `save` wrote; nothing where the file is missing (a run of an older minimodal)."""
+        """What `save` wrote; nothing where the file is missing."""
         if not path.exists():
             return cls()
         pieces = read_json(path)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from minimodal.errors import UserError
-from minimodal.files import make_folder
+from minimodal.files import save_whole
 from minimodal.training import checkpoint, distributed, guards, probe
 from minimodal.training.prepare import Training
 from minimodal.training.progress import Progress
@@ -110,8 +110,7 @@ def sample(training: Training, out: Path) -> None:
     if picture is not None:
         image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
         path = out / "samples" / f"step-{training.step:08d}.png"
-        make_folder(path.parent)
-        checkpoint.write_atomically(path, lambda file: image.save(file, format="PNG"))
+        save_whole(path, lambda file: image.save(file, format="PNG"))
 
 
 def say_what_is_missing(training: Training) -> None:

@@ -1,8 +1,6 @@
 """What the captions of a data source teach: a tokenizer, a length, the words that are known.
 
-Captions in, tokens (B, T) out. BPE dropout (Provilkov et al. 2020), which no recipe uses, is here
-too: in training some merges are left out, so that a word is read in several ways. Read
-`data/tokenizer.py` before.
+Captions in, a tokenizer and words out. Read `data/tokenizer.py` before.
 """
 
 import sys
@@ -10,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from minimodal.data.images import ImageSource
 from minimodal.data.sources import DataSource
@@ -29,14 +25,11 @@ class Words(NamedTuple):
     known: KnownWords
 
 
-def learn_words(
-    source: DataSource, vocab: int, longest: int, *, read: Iterable[str], dropout: float = 0.0
-) -> Words:
+def learn_words(source: DataSource, vocab: int, longest: int, *, read: Iterable[str]) -> Words:
     """Learn a tokenizer of captions; those of more than `longest` tokens will be cut, and are
     counted here.
 
     read: the captions that the training reads, whose words are known
-    dropout: chance that a merge is left out in training, which makes captions longer
     """
     numbers = range(min(TOKENIZER_PICTURES, len(source)))
     captions = [caption for i in numbers for caption in source.all_captions(i)]
@@ -45,9 +38,6 @@ def learn_words(
     cut = sum(length > longest for length in lengths)
     if cut:
         print(f"{cut} of {len(captions)} captions are cut to {longest} tokens", file=sys.stderr)
-    if dropout > 0:
-        rng = np.random.default_rng(0)
-        lengths += [len(tokenizer.encode(text, dropout=dropout, rng=rng)) for text in captions]
     return Words(tokenizer, min(max(lengths), longest), KnownWords.of(read))
 
 
@@ -61,22 +51,3 @@ def captions_of(source: DataSource, n: int) -> Iterator[str]:
     for start in range(0, n, 4096):  # worlds write many captions at once much faster
         yield from source.captions(np.arange(start, min(start + 4096, n)), rng)
     yield from (caption for i in range(min(n, 100)) for caption in source.all_captions(i))
-
-
-def torn(
-    tokenizer: Tokenizer, captions: list[str], length: int, *,
-    dropout: float, seeds: list[tuple[int, ...]],
-) -> Tensor:  # fmt: skip
-    """Encode captions with some merges left out.
-
-    seeds: of each row, so that N processes drop the same merges as one
-    returns: (B, T) int64
-    """
-    rows = [
-        tokenizer(
-            [caption], length, truncate=True, start_and_end=False, dropout=dropout,
-            rng=np.random.default_rng(seed),
-        )
-        for caption, seed in zip(captions, seeds, strict=True)
-    ]  # fmt: skip
-    return torch.cat(rows)

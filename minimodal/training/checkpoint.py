@@ -43,12 +43,6 @@ MAY_CHANGE = (
     "steps", "minutes", "log_every", "evaluate_every", "sample_every", "checkpoint_every",
     "checkpoint_minutes", "keep", "fsdp", "auto_batch", "deterministic",
 )  # fmt: skip
-# Settings that are gone, with what they were in runs that did without.
-GONE = {
-    "game": "hinge", "r1": 0.0, "unique": False, "qk_norm": False, "label_smoothing": 0.0,
-    "word_dropout": 0.0, "discriminator_refine": False,
-}  # fmt: skip
-UNSAID = {**GONE, "skip_spikes": 0.0}  # what runs did that do not say so
 
 
 @contextlib.contextmanager
@@ -232,9 +226,7 @@ def check_same(out: Path, config: dict[str, Any]) -> None:
     # What the model is follows from flags, which say it better.
     for old, new in ((before, now), (model, new_model)):
         names = [name for name in {**old, **new} if name not in MAY_CHANGE]
-        names = [n for n in names if old.get(n, UNSAID.get(n)) != new.get(n, UNSAID.get(n))]
-        if gone := " ".join(as_flag(name, old[name]) for name in names if name in GONE):
-            raise UserError(f"{out} was trained with {gone}, which is gone: train in another --out")
+        names = [name for name in names if old.get(name) != new.get(name)]
         inside = "vqgan" if "vqgan" in names else "data"  # what only hashes tell apart
         if inside == "vqgan" or (data != new_data and not {"data", "limit"} & {*names}):
             raise UserError(f"--{inside} holds something else than when {out} was trained; {end}")

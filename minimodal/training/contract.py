@@ -1,4 +1,4 @@
-"""What the engine and a system agree on: a `Recipe`, a `Task` with its phases.
+"""What the engine and a system agree on: a `Recipe`, a `Task` with its phases, a `System`.
 
 The engine knows nothing of pictures or text; a task knows nothing of devices, processes, files
 or precision. A task gives nets, batches and losses; `tasks/` has one for each system. Sizes: a
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from minimodal.errors import UserError, check_range
+from minimodal.errors import UserError, check_choice, check_range
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,8 @@ class TrainConfig:
             raise UserError(f"lr {self.lr}: expected a number above 0")
         if not (self.skip_spikes == 0 or self.skip_spikes > 1):
             raise UserError(f"skip_spikes {self.skip_spikes}: expected more than 1, or 0 for none")
-        if self.optimizer not in ("adamw", "muon"):
-            raise UserError(f"optimizer {self.optimizer}: expected adamw or muon")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"precision {self.precision}: expected auto, float32 or bfloat16")
+        check_choice("optimizer", self.optimizer, ("adamw", "muon"))
+        check_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,7 @@ class Task(ABC):
     name: str
     train: Any = None  # the data sources, where it has any
     val: Any = None
+    made: Any = None  # what a frozen helper has made of them, for a task that trains on that
 
     def __init__(self, recipe: Recipe, model: nn.Module) -> None:
         """model: what is saved; the EMA covers its weights and copies its buffers"""
@@ -153,6 +152,8 @@ class Task(ABC):
     def inputs(self) -> dict[str, Any]:
         """What a training depends on beside its settings: hashes of its data and helpers, so that
         resuming notices others."""
+        if self.made is not None:
+            return self.made.inputs()
         return {} if self.train is None else {"data": self.train.fingerprint()}
 
     def config(self) -> dict[str, Any]:
@@ -163,3 +164,17 @@ class Task(ABC):
     def save_files(self, out: Path) -> None:
         """Write files that the model needs beside its weights, such as a tokenizer."""
         return None
+
+
+class System(NamedTuple):
+    """A system as the commands see it; `recipes.SYSTEMS` has one record of each."""
+
+    about: str  # its line in --help
+    recipes: dict[str, Callable[[], Recipe]]  # by the kind of data; "": of any other
+    # Of a recipe, a data SPEC, the runs that the system needs and a device makes the task.
+    build: Callable[[Recipe, str, dict[str, Path], str], Task]
+    # Of the model's part of a config.json and the run's folder makes the model, without weights.
+    restore: Callable[[dict[str, Any], Path], nn.Module]
+    needs: tuple[str, ...] = ()  # systems of which it is given a trained run
+    decided: tuple[str, ...] = ()  # fields of its model that the data or a run decides: no flags
+    events: tuple[str, ...] = ()  # fields of its training that are steps, moved with their number

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class Distributed:
     device: torch.device
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
 
     @property
     def main(self) -> bool:
@@ -37,8 +36,7 @@ class Distributed:
 
 def pick_device(name: str) -> str:
     """`auto`, `cpu` or `cuda` as a device type that exists here."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: expected auto, cpu or cuda")
+    check_choice("--device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
     if name == "auto":
@@ -46,14 +44,17 @@ def pick_device(name: str) -> str:
     return name
 
 
+def usable_cores() -> int:
+    """The cores that this process may use; macOS cannot say which, so there all of them."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def share_threads(processes: int) -> None:
     """Give each of the processes on this machine its share of the cores."""
     # torchrun sets OMP_NUM_THREADS=1 where the user has not set it, so 1 is no one's wish.
     if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        # macOS cannot say which cores a process may use.
-        known = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // processes))
+        torch.set_num_threads(max(1, usable_cores() // processes))
 
 
 def meeting_place() -> dist.Store:
@@ -94,7 +95,7 @@ def start(device: str = "auto") -> Distributed:
             timeout=timedelta(hours=4),
         )  # fmt: skip
         atexit.register(cleanup)
-    return Distributed(place, rank, world, local_rank)
+    return Distributed(place, rank, world)
 
 
 def cleanup() -> None:

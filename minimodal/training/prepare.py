@@ -109,13 +109,7 @@ class Training:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self.step, self.seconds = state["step"], state["seconds"]
-        try:
-            self.pace.restore(state["pace"], step=self.step, seconds=self.seconds)
-        except KeyError as error:
-            raise UserError(
-                f"the saved state of this {self.task.name} is of an older minimodal and lacks "
-                f"{error}: its weights can be used, but train on in another --out"
-            ) from None
+        self.pace.restore(state["pace"], step=self.step, seconds=self.seconds)
         load_shares(self.task.model, state["model"])
         for name, net in self.task.extra.items():
             load_shares(net, state["extra"][name])

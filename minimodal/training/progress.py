@@ -92,13 +92,6 @@ def keep_on_where_stderr_fails() -> None:
         sys.stderr = Forgiving(sys.stderr)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(int(max(0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class Progress:
     """The state of a run as one line of text."""
 
@@ -146,10 +139,10 @@ class Progress:
             parts.append(f"{100 * speed * self.flops / self.peak:.0f}% of peak")
         gained = self.fraction - self.first
         if self.whole is not None:
-            parts.append(f"{duration(self.whole - time.time())} left of all")
+            parts.append(f"{tqdm.format_interval(max(0, self.whole - time.time()))} left of all")
         elif gained > 0:
             left = (now - self.began) * (1 - self.fraction) / gained
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{tqdm.format_interval(left)} left")
         return "  ".join(parts)
 
     def measure(self, loss: float) -> float:

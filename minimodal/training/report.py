@@ -67,11 +67,7 @@ def curves(lines: list[dict[str, Any]]) -> str:
     names = dict.fromkeys(name for line in lines for name in line if name not in NOT_CURVES)
     figures = []
     for name in names:
-        points = [
-            (line["step"], line[name])
-            for line in lines
-            if is_number(line.get(name)) and is_number(line.get("step"))
-        ]
+        points = [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
         if len(points) > 1:
             figures.append(curve(name, points))
     return f'<div class="curves">{"".join(figures)}</div>' if figures else "<p>No curves yet.</p>"
@@ -99,7 +95,7 @@ def run_section(run: Path) -> str:
     """One run: last numbers, curves, samples, configuration."""
     lines = read_metrics(run)
     config = load_run_config(run)
-    last = {k: v for line in lines[-2:] for k, v in line.items() if k not in ("done",)}
+    last = {k: v for line in lines[-2:] for k, v in line.items() if k != "done"}
     samples = sorted((run / "samples").glob("*.png"))[-LATEST:]
     return (
         f"<h2>{html.escape(run.resolve().name)} ({html.escape(str(config['kind']))})</h2>"

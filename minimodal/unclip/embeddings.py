@@ -8,9 +8,7 @@ reads them, keep the statistics that they were trained with. (B, E) in and out.
 import torch
 from torch import Tensor, nn
 
-from minimodal.errors import UserError
-
-SCALES = ("standard", "paper")
+from minimodal.errors import check_choice
 
 
 class EmbeddingSpace(nn.Module):
@@ -33,8 +31,7 @@ class EmbeddingSpace(nn.Module):
         embeddings: (N, E)
         scale: "standard", or "paper": all are multiplied by 17.2
         """
-        if scale not in SCALES:
-            raise UserError(f"scale {scale}: expected {' or '.join(SCALES)}")
+        check_choice("scale", scale, ("standard", "paper"))
         mean = embeddings.mean(0)
         self.centre.copy_(mean)
         centred = (embeddings - mean).double()

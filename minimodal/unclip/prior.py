@@ -10,6 +10,7 @@ tokens (B, T) of CLIP's tokenizer and text embeddings (B, E), unit vectors, in; 
 before.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -31,11 +32,10 @@ from minimodal.blocks.diffusion import (
 from minimodal.blocks.sampling import Generators, normal
 from minimodal.blocks.transformer import KVCache, Transformer
 from minimodal.blocks.unet import time_features
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice, check_range
 from minimodal.unclip.embeddings import EmbeddingSpace
 
 SAMPLER = Sampler()
-KINDS = ("diffusion", "autoregressive")
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ class PriorConfig(DiffusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in KINDS:
-            raise UserError(f"kind {self.kind}: expected {' or '.join(KINDS)}")
-        if self.levels < 1:
-            raise UserError(f"levels {self.levels}: expected 1 or more")
+        check_choice("kind", self.kind, ("diffusion", "autoregressive"))
+        check_range(self, 1, math.inf, "levels")
         if self.buckets < 2 or self.buckets % 2:
             raise UserError(f"buckets {self.buckets}: expected an even number, 2 or more")
         Sampler(guidance=self.guidance).check()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minimodal.blocks.sampling import Generators, SamplingConfig, guide, sample_token
 from minimodal.blocks.transformer import Transformer
 from minimodal.unclip.embeddings import EmbeddingSpace
-from minimodal.unclip.prior import Chance, PriorConfig, Text, better, repeated, with_and_without
+from minimodal.unclip.prior import Chance, PriorConfig, Text, with_and_without
 
 LOST = 0.01  # share of the embeddings' variance that the components may leave out
 
@@ -152,8 +152,7 @@ class AutoregressivePrior(nn.Module):
     @torch.no_grad()
     def embed(
         self, tokens: Tensor, text: Tensor, *, generator: Generators,
-        guidance: float | None = None, candidates: int = 1, temperature: float = 1.0,
-        use_cache: bool = True,
+        guidance: float | None = None, use_cache: bool = True,
     ) -> Tensor:  # fmt: skip
         """Draw image embeddings for captions, component by component.
 
@@ -163,26 +162,24 @@ class AutoregressivePrior(nn.Module):
         returns: (B, E) unit vectors
         """
         guidance = self.config.guidance if guidance is None else guidance
-        many = repeated(generator, candidates)
-        how = SamplingConfig(temperature, guidance=guidance)
+        how = SamplingConfig(guidance=guidance)
         B, K, n = len(text), self.config.buckets, self.config.components
-        tokens, texts = (x.repeat_interleave(candidates, 0) for x in (tokens, text))
         # Of a dot product's buckets the upper half, all as likely as they are in training.
-        half = torch.full((len(texts), K), float("-inf"), device=text.device)
+        half = torch.full((B, K), float("-inf"), device=text.device)
         half[:, K // 2 :] = 0
-        dot = sample_token(half, SamplingConfig(), many)  # (N,)
-        asked = with_and_without(tokens, texts, guidance)
-        prefix = self.prefix(asked[0], asked[1], dot.repeat(len(asked[0]) // len(dot)), asked[2])
+        dot = sample_token(half, SamplingConfig(), generator)  # (B,)
+        asked = with_and_without(tokens, text, guidance)
+        prefix = self.prefix(asked[0], asked[1], dot.repeat(len(asked[0]) // B), asked[2])
         P = prefix.shape[1]
         cache = self.transformer.new_cache(
             len(prefix), P + n, device=prefix.device, dtype=prefix.dtype
         ) if use_cache else None  # fmt: skip
-        codes = torch.zeros(len(texts), 0, dtype=torch.int64, device=text.device)
+        codes = torch.zeros(B, 0, dtype=torch.int64, device=text.device)
         for i in range(n):
-            x = self.values(codes) + self.places[:i]  # (N, i, D)
-            x = torch.cat([prefix, x.repeat(len(prefix) // len(dot), 1, 1)], dim=1)
+            x = self.values(codes) + self.places[:i]  # (B, i, D)
+            x = torch.cat([prefix, x.repeat(len(prefix) // B, 1, 1)], dim=1)
             h = self.transformer(x[:, cache.length if cache else 0 :], cache=cache)[:, -1]
             logits = self.head(self.norm_out(h)).float()
-            logits = guide(*logits.chunk(2), guidance) if how.guided else logits  # (N, K)
-            codes = torch.cat([codes, sample_token(logits, how, many)[:, None]], dim=1)
-        return better(self.restore(codes).view(B, candidates, -1), text)
+            logits = guide(*logits.chunk(2), guidance) if how.guided else logits  # (B, K)
+            codes = torch.cat([codes, sample_token(logits, how, generator)[:, None]], dim=1)
+        return self.restore(codes)

@@ -32,7 +32,7 @@ from minimodal.clip import CLIP
 from minimodal.data.images import opened
 from minimodal.data.listing import SUFFIXES, TABLES, TEXTS, kind_of, list_files, suffix_of, told
 from minimodal.errors import UserError
-from minimodal.files import make_folder, write_atomically
+from minimodal.files import save_whole
 
 VERSION = 2  # of the file and of how pictures are read
 FILE = "index.safetensors"
@@ -152,9 +152,8 @@ def write_index(path: Path, index: Index, model: str) -> None:
     manifest = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     tensors = {"embeddings": index.embeddings, "manifest": manifest}
     try:
-        make_folder(path.parent)
         # Not save_file: its files are for their owner alone.
-        write_atomically(path, lambda file: file.write_bytes(save(tensors)))
+        save_whole(path, lambda file: file.write_bytes(save(tensors)))
     except UserError as error:
         print(f"the index cannot be kept: {error}", file=sys.stderr)
 

@@ -22,6 +22,7 @@ from minimodal.clip import CLIP
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.errors import UserError
 from minimodal.files import asking
+from minimodal.uses.embedding import embed_captions
 
 BATCH = 64  # pictures that the encoder sees at once
 ARTICLES = ("a ", "an ", "the ")
@@ -92,12 +93,8 @@ def class_embeddings(clip: CLIP, names: list[str], templates: list[str]) -> Tens
 
     returns: (N, E)
     """
-    device = clip.logit_scale.device
-    means = []
-    for name in names:
-        tokens = clip.tokenize([t.format(name) for t in templates], truncate=True).to(device)
-        embeddings = F.normalize(clip.encode_text(tokens), dim=-1)  # (n, E)
-        means.append(embeddings.mean(dim=0))
+    captions = ([template.format(name) for template in templates] for name in names)
+    means = [embed_captions(clip, texts).mean(dim=0) for texts in captions]
     return F.normalize(torch.stack(means), dim=-1)  # (N, E)
 
 
@@ -118,8 +115,7 @@ class ZeroShotClassifier:
                 clip.tokenize([template.format(name) for template in self.templates])
             except UserError as error:
                 raise UserError(f"label '{label[:60]}': {error}") from None
-        with torch.no_grad():
-            self.weights = class_embeddings(clip, names, self.templates)  # (N, E)
+        self.weights = class_embeddings(clip, names, self.templates)  # (N, E)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

@@ -30,29 +30,20 @@ class OptimiseConfig:
 
     steps: int = 200
     lr: float = 0.1
-    drops: tuple[float, ...] = (0.75,)  # at these shares of the steps lr falls
-    drop: float = 0.1  # to this share of what it was
+    drops: tuple[float, ...] = (0.75,)  # at these shares of the steps lr falls to a tenth
     views: int = 16  # of each picture, for each guide and region
     chunk: int = 0  # views in memory at a time; 0: all
-    noise: float = 0.0  # deviation of what is added to parameters, falling to 0 at two thirds
     bfloat16: bool = False  # in the models; faster where the machine multiplies it natively
 
     def __post_init__(self) -> None:
         if min(self.steps, self.views) < 1 or self.chunk < 0:
             raise UserError("steps and views: expected 1 or more; chunk: 0 or more")
-        if not 0 < self.lr < math.inf or not 0 < self.drop <= 1:
-            raise UserError(f"lr {self.lr}, drop {self.drop}: expected above 0 (drop at most 1)")
-        if not 0 <= self.noise < math.inf:
-            raise UserError("noise: expected 0 or more")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr {self.lr}: expected above 0")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return self.lr * self.drop ** sum(step >= at * self.steps for at in self.drops)
-
-    def deviation(self, step: int) -> float:
-        """Of the parameters' noise: half a cosine."""
-        share = min(1.0, 1.5 * step / self.steps)
-        return self.noise * (1 + math.cos(math.pi * share)) / 2
+        return self.lr * 0.1 ** sum(step >= at * self.steps for at in self.drops)
 
 
 def pieces(n: int, size: int) -> list[tuple[int, int]]:
@@ -98,7 +89,6 @@ class Optimisation:
         with torch.no_grad():
             self.best = drawer.pictures().clone()
         self.best_loss = torch.full((len(self.best),), math.inf, device=self.best.device)
-        self.best_parameters = [p.detach().clone() for p in drawer.parameters]
         self.begin()
 
     def begin(self) -> None:
@@ -205,10 +195,6 @@ class Optimisation:
         self.keep(losses, pictures.detach())
         self.optimizer.step()
         self.drawer.settle()
-        if deviation := self.config.deviation(self.number):
-            with torch.no_grad():
-                for p in self.drawer.parameters:
-                    p.add_(torch.randn(p.shape, generator=self.generator).to(p), alpha=deviation)
         self.number += 1
         return losses
 
@@ -220,15 +206,7 @@ class Optimisation:
         """
         better = losses < self.best_loss
         self.best_loss = torch.where(better, losses, self.best_loss)
-
-        def chosen(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
-
-        self.best = chosen(pictures, self.best)
-        self.best_parameters = [
-            chosen(p.detach(), old)
-            for p, old in zip(self.drawer.parameters, self.best_parameters, strict=True)
-        ]
+        self.best = torch.where(better[:, None, None, None], pictures, self.best)
 
     def run(self, on_step: Callable[["Optimisation", Tensor], None] | None = None) -> Tensor:
         """Step until done.
@@ -253,7 +231,6 @@ class Optimisation:
             "number": self.number,
             "best": self.best,
             "best_loss": self.best_loss,
-            "best_parameters": self.best_parameters,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -269,4 +246,3 @@ class Optimisation:
         self.generator.set_state(state["generator"])
         self.number = state["number"]
         self.best, self.best_loss = state["best"].clone(), state["best_loss"].clone()
-        self.best_parameters = list(state["best_parameters"])

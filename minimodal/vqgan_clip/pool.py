@@ -14,10 +14,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimodal.blocks.pixels import to_float
+from minimodal.blocks.pixels import resized, to_float
 from minimodal.errors import UserError
 from minimodal.vqgan_clip.guide import Guide
 from minimodal.vqgan_clip.search import Found, SearchConfig, search
@@ -139,18 +138,6 @@ def draw_pool(
     return torch.cat(codes), torch.cat(likely)
 
 
-def resized(pictures: Tensor, size: int) -> Tensor:
-    """Pictures as large as a CLIP reads them.
-
-    pictures: (N, 3, H, W)
-    returns: (N, 3, S, S)
-    """
-    if tuple(pictures.shape[-2:]) == (size, size):
-        return pictures
-    how = {"mode": "bilinear", "align_corners": False, "antialias": True}
-    return F.interpolate(pictures, (size, size), **how)
-
-
 @torch.no_grad()
 def embed_codes(
     prior: Prior, guide: Guide, codes: Tensor, region: Callable = lambda x: x
@@ -236,7 +223,7 @@ def find(
     if config is None:
         scores = judges.score(pool.codes)
         best = scores.argsort(descending=True, stable=True)[:1]
-        return Found(pool.codes[best], scores[best], 0, {})
+        return Found(pool.codes[best], scores[best], 0)
     generator, ends = torch.Generator().manual_seed(seed), time.monotonic() + seconds
     chance = torch.Generator(prior.device).manual_seed(seed)
     return search(

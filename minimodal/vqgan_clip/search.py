@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_choice
 
 Score = Callable[[Tensor], Tensor]
 Redraw = Callable[[Tensor, Tensor], Tensor]
@@ -54,8 +54,7 @@ class SearchConfig:
         if min(self.evaluations, self.members, self.children) < 1 or self.renew < 0:
             raise UserError("a search has 1 or more evaluations, members and children")
         for name in self.moves:
-            if name not in MOVES:
-                raise UserError(f"move {name}: expected one of {', '.join(MOVES)}")
+            check_choice("move", name, MOVES)
         if not self.moves or not 1 <= self.sides[0] <= self.sides[1]:
             raise UserError("a search needs moves, and rectangles of 1 code or more a side")
 
@@ -66,13 +65,11 @@ class Found(NamedTuple):
     codes: (M, h, w) int64
     scores: (M,) without the likelihood
     evaluations: how often the score was asked, beside the pool
-    accepted: children that took their parent's place, by move, and how many there were
     """
 
     codes: Tensor
     scores: Tensor
     evaluations: int
-    accepted: dict[str, tuple[int, int]]
 
 
 class Dice:
@@ -239,7 +236,6 @@ def search(
     scores, values = scores[first], (scores + penalties)[first]  # (M,)
     M, (h, w) = len(members), members.shape[1:]
     best, best_score, best_value = members[:1], scores[:1], float(values[0])
-    accepted: dict[str, tuple[int, int]] = {}
     used = rounds = 0
     while used < c.evaluations and best_value < c.enough:
         name = c.moves[dice.below(len(c.moves))]
@@ -256,8 +252,6 @@ def search(
         taken = value - values > luck
         members = torch.where(taken[:, None, None], children, members)
         scores, values = torch.where(taken, found, scores), torch.where(taken, value, values)
-        yes, of = accepted.get(name, (0, 0))
-        accepted[name] = (yes + int(taken.sum()), of + M)
         top = int(values.argmax())
         if float(values[top]) > best_value:
             best, best_score = members[top : top + 1], scores[top : top + 1]
@@ -270,4 +264,4 @@ def search(
                 what[order[-q:]] = what[order[:q]].clone()
     order = values.argsort(descending=True)
     codes, scores = torch.cat([best, members[order]]), torch.cat([best_score, scores[order]])
-    return Found(codes[:M], scores[:M], used, accepted)
+    return Found(codes[:M], scores[:M], used)

@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from helpers.tiny import noise
 
 from minimodal.blocks.contrastive import both_ways, unit
-from minimodal.blocks.contrastive_rows import gathered_loss, rows_cross_entropy, rows_sigmoid
+from minimodal.blocks.contrastive_rows import (
+    Everyone,
+    gathered_loss,
+    rows_cross_entropy,
+    rows_sigmoid,
+)
 from minimodal.clip import contrastive_loss
 
 B, E = 12, 5
@@ -28,8 +33,8 @@ def inputs() -> list[torch.Tensor]:
 
 def some_rows(image, text, scale, captions: torch.Tensor, rows: int) -> torch.Tensor:
     """The loss of one process, so many rows of logits at a time."""
-    columns = {"all_image": image, "all_text": text, "all_captions": captions}
-    return gathered_loss(image, text, scale, captions=captions, rows=rows, **columns)
+    everyone = Everyone(image, text, captions)
+    return gathered_loss(image, text, scale, captions=captions, rows=rows, everyone=everyone)
 
 
 def equal(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
@@ -56,8 +61,8 @@ def test_a_processs_rows_against_all_columns_give_the_plain_loss(captions):
     for (image, text, scale), rows in ((plain, 0), (blocked, 3)):
         mine = slice(4, 8)
         gathered_loss(
-            image[mine], text[mine], scale, captions=captions[mine], all_image=image,
-            all_text=text, all_captions=captions, rows=rows,
+            image[mine], text[mine], scale, captions=captions[mine],
+            everyone=Everyone(image, text, captions), rows=rows,
         ).backward()  # fmt: skip
     equal(blocked, plain)
 
@@ -175,7 +180,7 @@ def test_some_rows_at_a_time_give_the_gradients_of_the_sigmoid_loss(rows):
 
 PEAK = """
 import sys, torch
-from minimodal.blocks.contrastive_rows import gathered_loss
+from minimodal.blocks.contrastive_rows import Everyone, gathered_loss
 B, rows = int(sys.argv[1]), int(sys.argv[2])
 image, text = torch.ones(2, B, 64).unbind()
 for tensor in (image, text):
@@ -185,8 +190,8 @@ scale = torch.tensor([9.0], requires_grad=True)
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 def step(u, v, rows):
     own = torch.arange(len(u))
-    columns = {"all_image": u, "all_text": v, "all_captions": own}
-    gathered_loss(u, v, scale, captions=own, rows=rows, **columns).backward()
+    everyone = Everyone(u, v, own)
+    gathered_loss(u, v, scale, captions=own, rows=rows, everyone=everyone).backward()
 step(image[:8], text[:8], 4)
 before = peak()
 step(image, text, rows)

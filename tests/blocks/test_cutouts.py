@@ -26,7 +26,7 @@ from minimodal.blocks.cutouts import (
 from minimodal.errors import UserError
 
 CHANGES = {
-    "smallest": 0.3, "flip": 1.0, "shift": 0.2, "scale": 0.3, "rotate": 30.0, "shear": 0.3,
+    "smallest": 0.3, "flip": 1.0, "shift": 0.2, "scale": 0.3, "rotate": 30.0,
     "perspective": 0.6, "brightness": 0.3, "contrast": 0.5, "saturation": 0.5, "hue": 0.2,
     "blur": 1.5, "erase": 1.0, "noise": 0.2, "padding": 0.2,
 }  # fmt: skip

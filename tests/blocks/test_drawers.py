@@ -140,8 +140,8 @@ def test_wide_pictures_are_drawn_wide():
 @pytest.mark.parametrize(
     ("name", "vqgan", "message"),
     [
-        ("vqgn", None, "did you mean vqgan"),
-        ("clipdraw", None, "expected one of vqgan"),
+        ("vqgn", None, "expected vqgan, codes"),
+        ("clipdraw", None, "expected vqgan"),
         ("vqgan", None, "needs a trained VQGAN"),
     ],
 )

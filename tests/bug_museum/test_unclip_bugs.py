@@ -10,7 +10,7 @@ from helpers.mutants import exposes
 from helpers.tiny import generator, integers, make_unclip, make_unclip_prior, noise, units
 from torch import Tensor
 
-from minimodal.blocks.diffusion import Path, Sampler, ddim_step, walk, walk_times
+from minimodal.blocks.diffusion import Path, Sampler, ddim_step, walk
 from minimodal.unclip.embeddings import EmbeddingSpace
 from minimodal.unclip.prior import Chance, DiffusionPrior
 from minimodal.uses.unclip import UnCLIP
@@ -21,7 +21,7 @@ from minimodal.uses.unclip import UnCLIP
 
 
 def one_time_ahead(denoise: Callable, x_t: Tensor, how: Sampler, path: Path) -> Tensor:
-    times = walk_times(how.steps).expand(len(x_t), -1)  # (B, n+1)
+    times = torch.linspace(1, 0, how.steps + 1).expand(len(x_t), -1)  # (B, n+1)
     for i in range(how.steps - 1):
         x = denoise(x_t, times[:, i])
         x_t = ddim_step(path, x_t, times[:, i + 1], times[:, i + 2], x, eta=0.0, fresh=None)

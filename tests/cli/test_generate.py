@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
-from helpers.commands import SIDE, pixels, refusal, write_demo, write_run
-from helpers.tiny import make_dalle
+from helpers.commands import SIDE, pixels, refusal, write_demo
 from PIL import Image
 
 from minimodal.blocks.sampling import SamplingConfig
@@ -327,12 +326,6 @@ def test_a_rectangle_that_begins_left_of_the_picture_is_said_to_be_outside(run):
     for words in (("--redraw", "-5,0,3,6"), ("--redraw=-5,0,3,6",)):
         said = refusal(run(*asked, *words))
         assert "the rectangle -5,0,3,6 (left, top, right, bottom) is not inside" in said
-
-
-def test_a_run_with_normalised_queries_and_keys_is_refused_by_name(run, tmp_path):
-    write_run(tmp_path / "old", "dalle", make_dalle(), qk_norm=True)
-    said = refusal(run("a red circle", folder=tmp_path / "old"))
-    assert "was trained with --qk-norm yes, which is gone: train it again" in said
 
 
 def test_no_bar_is_drawn_before_a_refusal(run, tmp_path, monkeypatch):

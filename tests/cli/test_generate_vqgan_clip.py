@@ -256,7 +256,7 @@ GRADIENT = ("--steps", "2", "--init", "noise")
         ([RED, "--steps", "2", "--init", "none.png"], "no such picture"),
         ([RED, "--steps", "2", "--init", "broken.png"], "broken.png"),
         ([RED, *GRADIENT, "--size", "7x6"], "no multiple of"),
-        ([RED, *GRADIENT, "--drawer", "vqgam"], "did you mean vqgan"),
+        ([RED, *GRADIENT, "--drawer", "vqgam"], "--drawer: invalid choice"),
         ([RED, "--drawer", "stack"], "--drawer is for gradient steps"),
         ([RED, "--init", "noise"], "needs --steps"),
         ([RED, *GRADIENT, "--search", "2"], "--search begins with the pool"),

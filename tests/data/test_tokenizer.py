@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -377,27 +376,3 @@ def test_a_binary_file_is_refused(tmp_path):
     path.write_bytes(bytes(range(256)))
     with pytest.raises(UserError, match="model.safetensors"):
         Tokenizer.load(path)
-
-
-# --- BPE dropout ---------------------------------------------------------------------------------
-
-
-def test_dropout_tears_words_apart_and_keeps_their_letters():
-    tokenizer, rng = Tokenizer.train(["red circle"] * 3, 300), np.random.default_rng(0)
-    whole = tokenizer.encode("red circle")
-    torn = [tokenizer.encode("red circle", dropout=0.5, rng=rng) for _ in range(20)]
-    assert all(tokenizer.decode(ids) == "red circle" for ids in torn)
-    assert len({tuple(ids) for ids in torn}) > 5 and max(map(len, torn)) > len(whole)
-
-
-@pytest.mark.parametrize(("dropout", "length"), [(0.0, 2), (1.0, 10)])
-def test_no_dropout_is_the_usual_encoding_and_full_dropout_is_bytes(dropout, length):
-    tokenizer = Tokenizer.train(["red circle"] * 3, 300)
-    ids = tokenizer.encode("red circle", dropout=dropout, rng=np.random.default_rng(0))
-    assert len(ids) == length
-
-
-def test_a_text_that_dropout_makes_too_long_is_encoded_without_it():
-    tokenizer = Tokenizer.train(["red circle"] * 3, 300)
-    row = tokenizer("red circle", 4, dropout=1.0, rng=np.random.default_rng(0))[0]
-    assert tokenizer.decode(row.tolist()) == "red circle"

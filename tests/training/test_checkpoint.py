@@ -247,17 +247,6 @@ def test_with_no_complete_state_left_the_trained_weights_are_not_overwritten(tmp
     assert (out / "model.safetensors").read_bytes() == weights
 
 
-def test_a_state_of_an_older_minimodal_is_said_to_be_one(tmp_path):
-    toys.train("line", tmp_path / "run")
-    state = checkpoint.newest_state(tmp_path / "run")
-    del state["pace"]["planned"]
-    checkpoint.save_state(tmp_path / "run", state)
-    with pytest.raises(
-        UserError, match="of an older minimodal and lacks 'planned'.* another --out"
-    ):
-        toys.train("line", tmp_path / "run", resume=True)
-
-
 def test_a_run_is_not_overwritten_without_resume(finished):
     out, _ = finished
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -432,39 +421,12 @@ def test_of_a_group_of_settings_only_the_changed_one_is_named(tmp_path):
         checkpoint.check_same(tmp_path, described(True))
 
 
-ALL_GONE = {
-    "game": "hinge", "r1": 0.0, "unique": False, "label_smoothing": 0.0, "word_dropout": 0.0,
-}  # fmt: skip
-
-
-def before_deletions(out: Path, *, qk_norm: bool = False, **training) -> None:
-    """The configuration of a run when there was more to set."""
+@pytest.mark.parametrize("place", ["training", "model"])
+def test_a_setting_that_there_is_no_more_is_refused_by_name(tmp_path, place):
     old = described()
-    old["model"]["training"] |= {**ALL_GONE, **training}
-    old["model"]["qk_norm"] = qk_norm
-    checkpoint.save_config(out, old)
-
-
-def test_a_setting_that_is_gone_and_was_off_is_no_difference(tmp_path):
-    before_deletions(tmp_path)
-    checkpoint.check_same(tmp_path, described())
-
-
-@pytest.mark.parametrize(
-    "used, says",
-    [
-        ({"game": "non-saturating"}, "--game non-saturating"),
-        ({"r1": 0.5}, "--r1 0.5"),
-        ({"unique": True}, "--unique yes"),
-        ({"label_smoothing": 0.1}, "--label-smoothing 0.1"),
-        ({"word_dropout": 0.15}, "--word-dropout 0.15"),
-        ({"qk_norm": True}, "--qk-norm yes"),
-        ({"r1": 0.5, "game": "non-saturating"}, "--game non-saturating --r1 0.5"),
-    ],
-)
-def test_a_setting_that_is_gone_and_was_on_is_refused_by_name(tmp_path, used, says):
-    before_deletions(tmp_path, **used)
-    with pytest.raises(UserError, match=f"trained with {says}, which is gone: train in another"):
+    (old["model"] if place == "model" else old["model"]["training"])["dropped"] = True
+    checkpoint.save_config(tmp_path, old)
+    with pytest.raises(UserError, match="trained with --dropped yes, not --dropped none; "):
         checkpoint.check_same(tmp_path, described())
 
 

@@ -96,13 +96,13 @@ def test_ranks_and_micro_batches_take_contiguous_rows_and_leave_none():
     config = TrainConfig(batch_size=24, accumulate=3)
     rows = []
     for rank in range(2):
-        here = distributed.Distributed(torch.device("cpu"), rank, 2, rank)
+        here = distributed.Distributed(torch.device("cpu"), rank, 2)
         rows += micro_rows(config, here)
     assert [(part.start, part.stop) for part in rows] == [(4 * i, 4 * i + 4) for i in range(6)]
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
-    here = distributed.Distributed(torch.device("cpu"), 0, 2, 0)
+    here = distributed.Distributed(torch.device("cpu"), 0, 2)
     with pytest.raises(UserError, match="a multiple of 6"):
         micro_rows(TrainConfig(batch_size=8, accumulate=3), here)
 

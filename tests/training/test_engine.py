@@ -377,4 +377,4 @@ def test_progress_says_loss_speed_utilisation_and_time_left():
     progress.measure(0.5)
     text = progress.text(10, time.perf_counter())
     assert "step 10  loss 0.5  3" in text and "samples/s  3" in text
-    assert "% of peak" in text and "1:30 left" in text
+    assert "% of peak" in text and "01:30 left" in text

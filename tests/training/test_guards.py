@@ -140,17 +140,6 @@ def test_left_out_steps_are_counted_in_the_log_and_in_the_report(tmp_path, monke
     assert "skipped_steps: 4" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_a_run_of_before_there_was_the_option_goes_on_without_it(tmp_path):
-    toys.train("line", tmp_path / "run", steps=4)
-    config = checkpoint.load_run_config(tmp_path / "run")
-    for name in ("skip_spikes", "deterministic", "auto_batch"):
-        del config["train"][name]
-    checkpoint.save_config(tmp_path / "run", config)
-    toys.train("line", tmp_path / "run", steps=6, resume=True)
-    with pytest.raises(UserError, match=r"skip-spikes 0\.0, not --skip-spikes 5"):
-        toys.train("line", tmp_path / "run", steps=8, resume=True, skip_spikes=5.0)
-
-
 SHARED_STEPS = """
 import sys
 import test_guards

@@ -149,7 +149,7 @@ def test_vqgan_clip_steps_there_as_on_the_cpu(kind):
             vqgan = make_vqgan(patch=4, multipliers=(1,), codes=(7, 5)).requires_grad_(False)
             drawer = make_drawer(kind, pictures(2, 3, 16, 16).to(device), vqgan=vqgan.to(device))
             guides = [make_guide(clip, read_prompts("a red circle:2 | noise=3:0.1"))]
-            config = OptimiseConfig(steps=2, views=3, lr=0.2, noise=0.05)
+            config = OptimiseConfig(steps=2, views=3, lr=0.2)
             run = Optimisation(drawer, guides, config, seed=3)
             losses.append([run.step().tolist() for _ in range(2)])
     assert np.allclose(*losses, rtol=1e-3)

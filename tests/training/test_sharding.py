@@ -13,7 +13,7 @@ from minimodal.training.distributed import Distributed
 from minimodal.training.prepare import check_engines
 from minimodal.training.sharding import joined, share, whole
 
-TWO = Distributed(torch.device("cpu"), 0, 2, 0)
+TWO = Distributed(torch.device("cpu"), 0, 2)
 
 
 def test_one_process_has_nothing_to_share_weights_with(tmp_path):

@@ -13,8 +13,6 @@ from torch import nn
 from minimodal.blocks.pixels import to_float
 from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError
-from minimodal.shapes.source import ShapesSource
-from minimodal.training.captions import learn_words
 from minimodal.training.checkpoint import read_metrics
 from minimodal.training.recipes import clip, recipe_for
 from minimodal.training.tasks.clip import shift_all
@@ -95,18 +93,6 @@ def test_each_system_trains_evaluates_and_draws_in_bfloat16(tmp_path, kind):
     assert len(last) > 3  # scores beside step, seconds and done
     drawn = list((tmp_path / kind / "samples").glob("*.png"))
     assert bool(drawn) == (kind != "prior")  # embeddings are no pictures
-
-
-def test_a_dalle_with_bpe_dropout_has_room_for_captions_that_it_tears():
-    source = ShapesSource(0, length=2000)
-    plain, torn = (
-        learn_words(source, 512, 256, read=[], dropout=dropout) for dropout in (0.0, 0.1)
-    )
-    rng = np.random.default_rng(5)
-    captions = source.captions(np.arange(1000), rng)
-    lengths = np.array([len(torn.tokenizer.encode(c, dropout=0.1, rng=rng)) for c in captions])
-    assert (lengths > torn.longest).mean() < 0.01  # these would be encoded whole
-    assert (lengths > plain.longest).mean() > 0.1
 
 
 def test_a_decoder_of_smaller_pictures_is_told_clips_reading_of_the_whole_ones_as_a_prior(tmp_path):

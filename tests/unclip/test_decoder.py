@@ -160,7 +160,7 @@ def test_components_know_more_with_every_direction_and_all_of_them_everything():
         ({"image_tokens": 0}, "1 or more"),
         ({"multipliers": (), "attention": ()}, "1 or more"),
         ({"image_size": 9, "patch": 2, "attention": ()}, "image size 9 is not a multiple of patch"),
-        ({"predicts": "score"}, "predicts score: expected x, noise, velocity"),
+        ({"predicts": "score"}, "predicts score: expected x, noise or velocity"),
     ],
 )
 def test_a_decoder_that_cannot_be_is_refused(wrong, message):

@@ -132,10 +132,9 @@ def test_of_two_candidates_the_better_by_dot_product_is_kept():
 
 def test_guidance_1_is_with_the_text_and_0_without():
     prior = make_unclip_prior("autoregressive")
-    how = {"generator": generator(1), "temperature": 0.0}
-    none = prior.embed(tokens(3), units(3, 10), guidance=0.0, **how)
-    other = prior.embed(tokens(3).flip(1), units(3, 10, seed=5), guidance=0.0,
-                        **how | {"generator": generator(1)})  # fmt: skip
+    none = prior.embed(tokens(3), units(3, 10), guidance=0.0, generator=generator(1))
+    others = (tokens(3).flip(1), units(3, 10, seed=5))
+    other = prior.embed(*others, guidance=0.0, generator=generator(1))
     assert torch.allclose(none, other)
 
 

@@ -57,7 +57,7 @@ def test_a_seed_gives_the_same_search_and_global_randomness_is_left_alone():
     before = torch.get_rng_state()
     first, again, other = run(), run(), run(seed=1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.codes, again.codes) and first.accepted == again.accepted
+    assert torch.equal(first.codes, again.codes)
     assert not torch.equal(first.codes, other.codes)
 
 
@@ -123,7 +123,7 @@ def test_it_ends_when_it_is_enough_or_told_to():
 @pytest.mark.parametrize("name", MOVES)
 def test_each_move_works_alone(name):
     found = run(config=replace(CONFIG, moves=(name,), evaluations=200))
-    assert set(found.accepted) == {name}
+    assert float(found.scores[0]) > float(score(POOL).max())
     assert (
         found.codes.shape == (8, 5, 6)
         and 0 <= int(found.codes.min()) <= int(found.codes.max()) < 12
@@ -182,7 +182,7 @@ def test_rectangles_lie_where_something_is():
 
 
 def test_settings_that_mean_nothing_are_refused():
-    with pytest.raises(UserError, match="move jump: expected one of redraw"):
+    with pytest.raises(UserError, match="move jump: expected redraw"):
         SearchConfig(moves=("jump",))
     for wrong in ({"evaluations": 0}, {"members": 0}, {"moves": ()}, {"sides": (0, 2)}):
         with pytest.raises(UserError):

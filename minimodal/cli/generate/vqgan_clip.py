@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimodal.blocks.cutouts import CAPTION_TRUE, PHOTOGRAPHS
-from minimodal.blocks.drawers import check_drawer, make_drawer
+from minimodal.blocks.drawers import DRAWERS, make_drawer
 from minimodal.blocks.painter import Painter, Request
 from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.blocks.sampling import SamplingConfig
@@ -69,9 +69,7 @@ def add_flags(parser: Parser) -> None:
     add("--search", type=float, metavar="SECONDS",
         help="search no longer than that for a picture; 0: the best of the pool (default: "
              f"until it is good, {SearchConfig().evaluations} tries at most)")  # fmt: skip
-    add("--drawer", metavar="NAME",
-        help="what the gradient moves: vqgan, codes, pixels, fourier or stack "
-             "(default: vqgan)")  # fmt: skip
+    add("--drawer", choices=DRAWERS, help="what the gradient moves (default: vqgan)")
     add("--size", metavar="WxH", help="width and height in pixels (default: as trained)")
     add("--cutouts", type=int, metavar="N", help="views of a picture in a step (default: 16)")
     add("--chunk", type=int, metavar="N", help="views in memory at a time (default: all)")
@@ -101,17 +99,10 @@ class Loaded(NamedTuple):
 
     stories: list[list[Chapter]]
     clips: list[nn.Module]
+    guides: dict[Chapter, list[Guide]]  # what each CLIP wants in a chapter
     painter: Painter
     prior: pools.Prior | None  # of the pool
     picture: Image.Image | None  # to begin with
-    against: list[str]
-
-    def guides(self, chapter: Chapter) -> list[Guide]:
-        """What each CLIP wants in a chapter."""
-        return [
-            make_guide(clip, chapter.prompts, read=open_rgb, against=self.against)
-            for clip in self.clips
-        ]
 
 
 def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
@@ -130,7 +121,6 @@ def check(arguments: argparse.Namespace) -> list[list[Chapter]]:
         if arguments.init != "pool" or any(len(story) > 1 for story in stories):
             what = "a story (^)" if arguments.init == "pool" else f"--init {arguments.init}"
             raise UserError(f"{what} needs --steps N: the search is from the pool, for one prompt")
-    check_drawer(arguments.drawer or "vqgan")
     settings(arguments, stories[0])  # refuses what is out of range
     if arguments.init == "pool":
         for flag in ("vqgan", "size"):
@@ -184,10 +174,11 @@ def load(arguments: argparse.Namespace, device: str) -> Loaded:
         if (side := clip.config.image_size) not in (width, height):
             print(f"pictures of {width} x {height} are resized to the {side} x {side} that this "
                   "CLIP reads", file=sys.stderr)  # fmt: skip
-    loaded = Loaded(stories, clips, painter, prior, picture, against)
-    for chapter in chain(*stories):  # what prompts name is read before anything is drawn
-        loaded.guides(chapter)
-    return loaded
+    guides = {
+        chapter: [make_guide(c, chapter.prompts, read=open_rgb, against=against) for c in clips]
+        for chapter in chain(*stories)
+    }
+    return Loaded(stories, clips, guides, painter, prior, picture)
 
 
 def size_of(arguments: argparse.Namespace, painter: Painter) -> tuple[int, int]:
@@ -299,7 +290,7 @@ class Work:
         a, loaded, found = self.arguments, self.loaded, {}
         first = len(self.pictures) + (self.inside is not None)
         numbers = range(first, a.n * len(loaded.stories))
-        wanted = [loaded.guides(story[0]) for story in loaded.stories]
+        wanted = [loaded.guides[story[0]] for story in loaded.stories]
         pool = pool_of(find(a.run), loaded.prior, wanted[0])
         config = SearchConfig(evaluations=10**9) if a.search else SearchConfig()
         with told("searched pictures are kept when all are found: none is saved"):
@@ -329,13 +320,13 @@ class Work:
         native = multiplies_bfloat16(torch.device(self.device))
         config = replace(settings(a, story), bfloat16=native)
         optimisation = Optimisation(
-            drawer, self.loaded.guides(story[0]), config, seed=self.seed(number),
+            drawer, self.loaded.guides[story[0]], config, seed=self.seed(number),
             views=CAPTION_TRUE if self.on_shapes else PHOTOGRAPHS,
         )  # fmt: skip
         if self.inside is not None:
             optimisation.restore(self.inside)
             chapter = next(i for i, end in enumerate(ends[1:]) if optimisation.number <= end)
-            optimisation.guides = self.loaded.guides(story[chapter])
+            optimisation.guides = self.loaded.guides[story[chapter]]
             self.inside = None
         else:
             self.frames.append([])
@@ -357,7 +348,7 @@ class Work:
         with bar, Signals("vqgan-clip") as signals:
             while not optimisation.done:
                 if optimisation.number in later:
-                    optimisation.ask(self.loaded.guides(later[optimisation.number]))
+                    optimisation.ask(self.loaded.guides[later[optimisation.number]])
                 loss = optimisation.step()
                 bar.update()
                 bar.set_postfix(loss=f"{float(loss.mean()):.4f}")

@@ -14,9 +14,8 @@ in float32 as on a CPU with AVX2 only, in bfloat16 with AVX-512.
 
 from dataclasses import replace
 
-from minimodal.training.contract import Recipe
+from minimodal.training.contract import Recipe, System
 from minimodal.training.recipes import clip, dalle, decoder, prior, upsampler, vqgan, vqgan_prior
-from minimodal.training.system import System
 
 SYSTEMS: dict[str, System] = {
     "vqgan": vqgan.SYSTEM,

@@ -11,9 +11,8 @@ from minimodal.data.words import KnownWords
 from minimodal.runs import rebuild
 from minimodal.shapes.source import ShapesSource
 from minimodal.training.captions import TOKENIZER_PICTURES, captions_of, learn_words
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import open_both
-from minimodal.training.system import System
 from minimodal.training.tasks.clip import CLIPTask, CLIPTraining
 
 

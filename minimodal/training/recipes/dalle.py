@@ -8,12 +8,10 @@ from minimodal.blocks.painter import Painter
 from minimodal.dalle import DALLE, DALLEConfig
 from minimodal.data.tokenizer import Tokenizer
 from minimodal.data.words import KnownWords
-from minimodal.errors import UserError
 from minimodal.runs import load, rebuild
 from minimodal.training.captions import captions_of, learn_words
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import encode_data
-from minimodal.training.system import System
 from minimodal.training.tasks.codes import Encoded
 from minimodal.training.tasks.dalle import DALLETask, DALLETraining
 
@@ -89,7 +87,7 @@ def on_codes(recipe: Recipe, encoded: Encoded) -> DALLETask:
     vqgan, training = encoded.vqgan, recipe.training
     words = learn_words(
         encoded.train, training.vocab, training.max_text_length,
-        read=captions_of(encoded.train, encoded.pictures), dropout=training.bpe_dropout,
+        read=captions_of(encoded.train, encoded.pictures),
     )  # fmt: skip
     model = replace(
         recipe.model,
@@ -105,8 +103,6 @@ def on_codes(recipe: Recipe, encoded: Encoded) -> DALLETask:
 
 def restore(stored: dict[str, Any], path: Path) -> DALLE:
     """The model of a run, with its tokenizer and its VQGAN."""
-    if stored.get("qk_norm"):
-        raise UserError(f"{path} was trained with --qk-norm yes, which is gone: train it again")
     model = DALLE(rebuild(DALLEConfig, stored))
     model.tokenizer = Tokenizer.load(path / "tokenizer.json")
     model.painter = Painter(load(path / "vqgan", kind="vqgan"))

@@ -9,9 +9,8 @@ from typing import Any
 
 from minimodal.errors import UserError
 from minimodal.runs import rebuild
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import embed_data, encode_data, open_both
-from minimodal.training.system import System
 from minimodal.training.tasks.decoder import DecoderTask, DecoderTraining
 from minimodal.unclip.decoder import Decoder, DecoderConfig
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from minimodal.runs import rebuild
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import embed_data
-from minimodal.training.system import System
 from minimodal.training.tasks.prior import PriorTask, PriorTraining
 from minimodal.unclip.prior import DiffusionPrior, PriorConfig
 from minimodal.unclip.prior_autoregressive import AutoregressivePrior, enough_components

@@ -6,9 +6,8 @@ Read `minimodal/unclip/upsampler.py` before.
 from pathlib import Path
 
 from minimodal.runs import rebuild
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import open_both
-from minimodal.training.system import System
 from minimodal.training.tasks.upsampler import UpsamplerTask, UpsamplerTraining
 from minimodal.unclip.upsampler import Upsampler, UpsamplerConfig
 

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from minimodal.runs import rebuild
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import open_both, open_perceptual
-from minimodal.training.system import System
 from minimodal.training.tasks.vqgan import VQGANTask, VQGANTraining
 from minimodal.vqgan import VQGAN, VQGANConfig
 

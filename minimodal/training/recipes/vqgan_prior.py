@@ -8,9 +8,8 @@ from typing import Any
 
 from minimodal.blocks.painter import Painter
 from minimodal.runs import load, rebuild
-from minimodal.training.contract import Recipe, TrainConfig
+from minimodal.training.contract import Recipe, System, TrainConfig
 from minimodal.training.opening import encode_data
-from minimodal.training.system import System
 from minimodal.training.tasks.vqgan_prior import VQGANPriorTask, VQGANPriorTraining
 from minimodal.vqgan_prior import VQGANPrior, VQGANPriorConfig
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minimodal.errors import UserError
-from minimodal.files import make_folder, write_atomically
+from minimodal.files import make_folder, save_whole, write_atomically
 
 
 def place_of(folder: Path, *described: object) -> Path:
@@ -47,8 +47,7 @@ def cached(
     made = make()
     if write:
         try:
-            make_folder(path.parent)
-            write_atomically(path, lambda file: write_array(file, made.numpy()))
+            save_whole(path, lambda file: write_array(file, made.numpy()))
         except UserError as error:  # beside someone else's checkpoint, perhaps, or on a full disk
             print(f"{error}; next time the pictures are encoded again", file=sys.stderr)
     return made

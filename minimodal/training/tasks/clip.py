@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from minimodal.blocks.contrastive import difference_loss
-from minimodal.blocks.contrastive_rows import Everyone, large_loss
+from minimodal.blocks.contrastive_rows import Everyone, gathered_loss
 from minimodal.clip import CLIP, contrastive_loss
 from minimodal.data.preprocessing import normalize
 from minimodal.data.sources import DataSource, batch_indices
-from minimodal.errors import UserError, check_range
+from minimodal.errors import UserError, check_choice, check_range
 from minimodal.files import write_atomically
 from minimodal.training.captions import Words
 from minimodal.training.contract import Recipe, Task
@@ -47,8 +47,7 @@ class CLIPTraining:
     difference_weight: float = 0.0  # of the loss on differences between neighbours of the batch
 
     def __post_init__(self) -> None:
-        if self.loss not in ("softmax", "sigmoid"):
-            raise UserError(f"loss {self.loss}: expected softmax or sigmoid")
+        check_choice("loss", self.loss, ("softmax", "sigmoid"))
         check_range(self, 0, inf, "shift", "loss_rows", "difference_weight")
 
 
@@ -137,7 +136,7 @@ class CLIPTask(Task):
             loss = contrastive_loss(image, text, scale, captions=captions)
         else:  # several processes, more logits than fit into memory, or SigLIP's loss
             bias = model.logit_bias if training.loss == "sigmoid" else None
-            loss = large_loss(
+            loss = gathered_loss(
                 image, text, scale, bias, captions=captions, everyone=everyone, rows=rows
             )
         metrics = {"logit_scale": scale.detach().squeeze(), "contrastive": loss.detach()}

@@ -20,7 +20,7 @@ from minimodal.dalle import DALLE
 from minimodal.data.sources import batch_indices
 from minimodal.errors import UserError, check_range
 from minimodal.files import write_atomically
-from minimodal.training.captions import Words, torn
+from minimodal.training.captions import Words
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan, unseen_codes
 from minimodal.training.tasks.common import draws, seeded
@@ -36,7 +36,6 @@ class DALLETraining:
     # differs from the paper: a share of the captions is left out in training, so that drawing can
     # be guided (Ho & Salimans 2022).
     caption_dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
-    bpe_dropout: float = 0.0  # chance that a merge of the captions' tokens is left out
     pool: int = 65_536  # pictures tokenised at the start, at most
     flip: bool = False  # the pool holds every picture and its mirror image
     temperature: float = 1.0  # that generate.py samples at by default
@@ -44,7 +43,7 @@ class DALLETraining:
 
     def __post_init__(self) -> None:
         check_range(self, 1, inf, "pool", "max_text_length")
-        check_range(self, 0, 1, "caption_dropout", "bpe_dropout")
+        check_range(self, 0, 1, "caption_dropout")
         SamplingConfig(temperature=self.temperature, guidance=self.guidance)  # checks them
         if self.guidance != 1 and self.caption_dropout == 0:
             raise UserError(
@@ -60,8 +59,8 @@ class DALLETask(Task):
 
     def __init__(self, recipe: Recipe, encoded: Encoded, words: Words) -> None:
         super().__init__(recipe, seeded(lambda: DALLE(recipe.model), recipe.engine.seed))
-        self.encoded, self.train, self.val = encoded, encoded.train, encoded.val
-        self.codes = encoded.codes
+        self.encoded = self.made = encoded
+        self.train, self.val, self.codes = encoded.train, encoded.val, encoded.codes
         self.tokenizer, self.known = words.tokenizer, words.known
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -77,11 +76,8 @@ class DALLETask(Task):
         dropped = rng.random(len(indices)) < self.training.caption_dropout
         captions = ["" if d else c for c, d in zip(captions, dropped, strict=True)]
         codes = self.codes[torch.from_numpy(indices[rows])].long()
-        text = self.tokens(captions[rows])
-        if dropout := self.training.bpe_dropout:
-            seeds = [(self.seed, step, row) for row in range(len(indices))[rows]]
-            text = torn(self.tokenizer, captions[rows], text.shape[1], dropout=dropout, seeds=seeds)
-        return {"text": text, "codes": codes}
+        # differs from the paper: captions are read without BPE dropout.
+        return {"text": self.tokens(captions[rows]), "codes": codes}
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """1/8 text and 7/8 image."""
@@ -121,10 +117,6 @@ class DALLETask(Task):
             allow_unseen=True,
         ).cpu()
         return tile(pictures if first is None else torch.cat([first, pictures], dim=2), 8)
-
-    def inputs(self) -> dict[str, Any]:
-        """The data, and the VQGAN that made codes of it."""
-        return self.encoded.inputs()
 
     def config(self) -> dict[str, Any]:
         """The model's configuration, how it is sampled, and what else shaped the training."""

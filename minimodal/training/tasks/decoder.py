@@ -5,6 +5,7 @@ Pictures come from the data source, their embeddings were made once by a trained
 """
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from minimodal.blocks.diffusion import Sampler, training_times
 from minimodal.blocks.painter import Painter
 from minimodal.blocks.pixels import to_float
 from minimodal.data.sources import DataSource, batch_indices
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.codes import Encoded, copy_vqgan
-from minimodal.training.tasks.common import draws, seeded
+from minimodal.training.tasks.common import draws, flip_some, seeded
 from minimodal.training.tasks.embeddings import (
     Embedded,
     caption_embeddings,
@@ -49,13 +50,9 @@ class DecoderTraining:
     sampling_steps: int = 16  # that generate.py takes by default
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise UserError(f"pool {self.pool}: expected at least 1")
-        for name in ("embedding_dropout", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}: expected 0 to 1")
-        if not 0 <= self.embedding_noise <= 4:
-            raise UserError(f"embedding_noise {self.embedding_noise}: expected 0 to 4")
+        check_range(self, 1, inf, "pool")
+        check_range(self, 0, 1, "embedding_dropout", "caption_dropout")
+        check_range(self, 0, 4, "embedding_noise")
         self.sampling.check()
         if self.guidance != 1 and not self.embedding_dropout * self.caption_dropout:
             raise UserError(
@@ -125,9 +122,7 @@ class DecoderTask(Task):
         }
         if self.encoded is not None:
             return found | {"codes": self.encoded.codes[torch.from_numpy(mine)].long()}
-        images = self.train.images(mine % n)
-        mirrored = (mine >= n)[:, None, None, None]
-        images = np.where(mirrored, images[..., ::-1], images)
+        images = flip_some(self.train.images(mine % n), mine >= n)
         return found | {"images": torch.from_numpy(images)}
 
     def loss(self, batch: dict, phase: str, step: int) -> tuple[Tensor, dict[str, Tensor]]:

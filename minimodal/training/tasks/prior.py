@@ -5,15 +5,15 @@ Read `minimodal/unclip/prior.py` before.
 """
 
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minimodal.data.sources import batch_indices
-from minimodal.errors import UserError
+from minimodal.errors import UserError, check_range
 from minimodal.training.contract import Recipe, Task
 from minimodal.training.tasks.common import draws, seeded
 from minimodal.training.tasks.embeddings import (
@@ -36,10 +36,8 @@ class PriorTraining:
     caption_dropout: float = 0.1  # share of captions left out, for classifier-free guidance
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise UserError(f"pool {self.pool}: expected at least 1")
-        if not 0 <= self.caption_dropout <= 1:
-            raise UserError(f"caption_dropout {self.caption_dropout}: expected 0 to 1")
+        check_range(self, 1, inf, "pool")
+        check_range(self, 0, 1, "caption_dropout")
 
 
 class PriorTask(Task):
@@ -57,7 +55,8 @@ class PriorTask(Task):
             )
         model = seeded(lambda: make(recipe.model), recipe.engine.seed)
         super().__init__(recipe, model)
-        self.train, self.val, self.embedded = embedded.train, embedded.val, embedded
+        self.embedded = self.made = embedded
+        self.train, self.val = embedded.train, embedded.val
         model.learn(embedded.embeddings, caption_embeddings(embedded, self.seed))
 
     def batch(self, step: int, rows: slice) -> dict[str, Tensor]:
@@ -102,10 +101,6 @@ class PriorTask(Task):
             "cosine": float((drawn * image).sum(1).mean()),
             "cosine_to_others": float((drawn * image.roll(1, 0)).sum(1).mean()),
         }
-
-    def inputs(self) -> dict[str, Any]:
-        """The data, and the CLIP that made embeddings of it."""
-        return self.embedded.inputs()
 
     def save_files(self, out: Path) -> None:
         """A copy of the CLIP: the run works wherever it is moved."""

@@ -8,11 +8,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from minimodal.blocks.pixels import to_float, to_uint8
 from minimodal.clip import CLIP
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.data.sources import DataSource
 from minimodal.evaluation.metrics import psnr, recall_at_k, usage, zero_shot_accuracy
+from minimodal.evaluation.scoreboard import reconstruct
 from minimodal.uses.embedding import embed_captions, embed_pictures
 from minimodal.uses.zero_shot import class_embeddings
 from minimodal.vqgan import VQGAN
@@ -37,22 +37,18 @@ def tile(pictures: Tensor, columns: int) -> Tensor:
     return rearrange(pictures, "(r c) C H W -> C (r H) (c W)", c=columns)
 
 
-@torch.no_grad()
 def vqgan_scores(model: VQGAN, source: DataSource) -> dict[str, float]:
     """PSNR, and how the codes are used."""
     images = torch.from_numpy(all_pictures(source, EVALUATION_PICTURES))
-    device = model.last_layer.device
-    codes = [model.encode(to_float(part.to(device))) for part in images.split(64)]
-    decoded = torch.cat([to_uint8(model.decode(part.z)).cpu() for part in codes])
-    scores = {"val_psnr": psnr(decoded, images)}
-    parts = model.quantizer.factors(torch.cat([part.indices.cpu() for part in codes]))
+    again = reconstruct(model, images)
+    scores = {"val_psnr": psnr(again.pictures, images)}
+    parts = model.quantizer.factors(again.indices)
     for name, part, size in zip(("", "_2"), parts, model.config.codes, strict=False):
         used = usage(part, size)
         scores |= {f"codes_used{name}": used.share, f"perplexity{name}": used.perplexity}
     return scores
 
 
-@torch.no_grad()
 def reconstructions(model: VQGAN, source: DataSource) -> Tensor:
     """Pictures and their reconstructions side by side.
 
@@ -60,9 +56,7 @@ def reconstructions(model: VQGAN, source: DataSource) -> Tensor:
     """
     images = torch.from_numpy(all_pictures(source, 32))
     images = images[: len(images) // 4 * 4] if len(images) >= 4 else images[:1]
-    x = to_float(images.to(model.last_layer.device))
-    decoded = to_uint8(model.decode(model.encode(x).z)).cpu()
-    pairs = torch.stack([images, decoded], dim=1).flatten(0, 1)
+    pairs = torch.stack([images, reconstruct(model, images).pictures], dim=1).flatten(0, 1)
     return tile(pairs, 8 if len(pairs) % 8 == 0 else 2)
 
 

@@ -48,8 +48,8 @@ class VQGANPriorTask(Task):
     def __init__(self, recipe: Recipe, encoded: Encoded) -> None:
         super().__init__(recipe, seeded(lambda: VQGANPrior(recipe.model), recipe.engine.seed))
         self.phases = (Phase("prior", (self.model,)),)
-        self.encoded, self.train, self.val = encoded, encoded.train, encoded.val
-        self.codes = encoded.codes
+        self.encoded = self.made = encoded
+        self.train, self.val, self.codes = encoded.train, encoded.val, encoded.codes
         self.names = list(encoded.train.class_names or []) if recipe.model.classes else []
 
     def labels(self, source: DataSource, numbers: np.ndarray) -> np.ndarray:
@@ -108,10 +108,6 @@ class VQGANPriorTask(Task):
         pictures = self.encoded.vqgan.to(device).decode_indices(codes)
         pictures = to_uint8(pictures).cpu()
         return tile(pictures, 8 if len(pictures) % 8 == 0 else 2)
-
-    def inputs(self) -> dict[str, Any]:
-        """The data, and the VQGAN that made codes of it."""
-        return self.encoded.inputs()
 
     def config(self) -> dict[str, Any]:
         """The model's configuration, how it is sampled, and what else shaped the training."""
