@@ -22,9 +22,11 @@ from minimodal.clip import CLIP
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.errors import UserError
 from minimodal.files import asking
+from minimodal.shapes.language import COLOR_WORDS, SHAPE_WORDS, article
 
 BATCH = 64  # pictures that the encoder sees at once
 ARTICLES = ("a ", "an ", "the ")
+NOUNS = {word for words in (*COLOR_WORDS, *SHAPE_WORDS) for word in words}  # of the Shapes world
 
 
 def read_lines(path: Path) -> list[str]:
@@ -74,13 +76,14 @@ def check_templates(templates: Sequence[str]) -> list[str]:
 def default_prompts(clip: CLIP, labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and templates that make captions such as the CLIP was trained with.
 
-    A run on Shapes knows "a large red circle" and no photos, one on CIFAR the captions of
-    `data/cifar.py`, with the article that fits. All others get the paper's "a photo of a {}", but
+    A run on Shapes knows "a large red circle" and no photos, and no caption that begins with a
+    colour or a shape: an article goes before. One on CIFAR knows the captions of `data/cifar.py`,
+    with the article that fits. All others get the paper's "a photo of a {}", but
     for a run whose captions did not have these words.
     """
     data = str(getattr(clip, "run", {}).get("data")).split(":")[0]
     if data == "shapes":
-        return list(labels), ["{}"]
+        return [article(n) if n.split()[0].lower() in NOUNS else n for n in labels], ["{}"]
     if data in ("cifar10", "cifar100"):
         nouns = [n if n.startswith(ARTICLES) else class_captions(n)[0] for n in labels]
         return nouns, list(TEMPLATES)
