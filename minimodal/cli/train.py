@@ -71,6 +71,7 @@ def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: 
         converter = {int: whole, bool: truth, tuple[int, ...]: numbers}.get(kind, kind)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         shown = "none" if shown in ("", None) else shown
+        shown = ("no", "yes")[value] if kind is bool else shown  # as it would be given
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=converter,

@@ -208,6 +208,15 @@ def test_a_command_trains_resumes_and_reports(tmp_path, capsys):
     assert max(json.loads(line)["step"] for line in lines) == 4
 
 
+def test_help_shows_a_switch_as_it_would_be_given(capsys):
+    with pytest.raises(SystemExit):
+        main(["dalle", "--data", "shapes", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--fsdp [yes|no] each process keeps its share" in words
+    assert "(default: no)" in words and "(default: yes)" in words
+    assert "(default: False)" not in words and "(default: True)" not in words
+
+
 def test_help_shows_the_values_for_the_data_at_hand(capsys):
     for data, channels in (("shapes", 96), ("cifar10:anywhere", 64)):
         with pytest.raises(SystemExit):
