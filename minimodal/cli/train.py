@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import os
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,6 +188,7 @@ def train(arguments: argparse.Namespace) -> None:
     # A finished run may lie where nothing can be written.
     if distributed.start(arguments.device).main and os.access(arguments.out, os.W_OK):
         write_report(arguments.out)
+        print(f"{arguments.out / 'report.html'}: curves, samples, scores", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "train.py") -> int:
