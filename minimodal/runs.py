@@ -45,15 +45,22 @@ def fill(model: nn.Module, path: Path) -> None:
         ) from None
 
 
-def is_original(path: Path) -> bool:
-    """Whether a path is a checkpoint that others wrote, and no run folder."""
+def is_original(path: Path, kind: str | None = None) -> bool:
+    """Whether a path is a checkpoint that others wrote, and no run folder. A folder of runs is a
+    `UserError`, which names those of the system `kind`."""
     if not path.is_dir() or (path / "open_clip_config.json").exists():
         return True
     if (path / "config.json").exists():
         return "kind" not in read_json(path / "config.json")
     inside = sorted(path.glob("*/config.json"))
-    if runs := [str(config.parent) for config in inside if "kind" in read_json(config)]:
-        raise UserError(f"{path} is a folder of runs: give one of them, {' or '.join(runs)}")
+    runs = {str(config.parent): read_json(config).get("kind") for config in inside}
+    runs = {run: its for run, its in runs.items() if its}
+    if fitting := [run for run, its in runs.items() if kind in (None, its)]:
+        raise UserError(f"{path} is a folder of runs: give one of them, {' or '.join(fitting)}")
+    if runs:
+        raise UserError(
+            f"{path} is a folder of runs, and none of them is a {kind}, which train.py {kind} makes"
+        )
     return True
 
 
@@ -139,7 +146,7 @@ def load(
     path = find(path, kind)
     if activation is not None:
         check_choice("activation", activation, ("gelu", "quick_gelu"))
-    if is_original(path):
+    if is_original(path, kind):
         if kind not in (None, *ORIGINALS):
             raise UserError(f"{path} is no run folder; a trained {kind} is expected here")
         original = load_original(path, merges=merges, kind=kind, activation=activation)

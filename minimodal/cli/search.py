@@ -23,6 +23,7 @@ from minimodal.evaluation.metrics import top_k
 from minimodal.files import make_folder
 from minimodal.uses.embedding import embed_captions
 from minimodal.uses.search import combine, embed_queries, refresh
+from minimodal.uses.zero_shot import begun_as_captions
 
 ABOUT = "the pictures of a folder that go best with words or with other pictures"
 TILE = 128  # pixels of a picture in the grid
@@ -86,8 +87,9 @@ def query_of(clip: CLIP, arguments: argparse.Namespace, weights: list[float]) ->
     if arguments.prompts:
         if not arguments.allow_unseen:
             clip.words.check(arguments.prompts)
-        clip.tokenize(arguments.prompts)  # embed_captions would cut one that is too long
-        units.append(embed_captions(clip, arguments.prompts).float().cpu())
+        texts = begun_as_captions(clip, arguments.prompts)
+        clip.tokenize(texts)  # embed_captions would cut one that is too long
+        units.append(embed_captions(clip, texts).float().cpu())
     if arguments.image:
         units.append(embed_queries(clip, arguments.image))
     return combine(torch.cat(units), weights)

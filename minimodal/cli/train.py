@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import os
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def add_fields(parser: argparse.ArgumentParser, title: str, values: Any, leave: 
         converter = {int: whole, bool: truth, tuple[int, ...]: numbers}.get(kind, kind)
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
         shown = "none" if shown in ("", None) else shown
+        shown = ("no", "yes")[value] if kind is bool else shown  # as it would be given
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=converter,
@@ -186,6 +188,7 @@ def train(arguments: argparse.Namespace) -> None:
     # A finished run may lie where nothing can be written.
     if distributed.start(arguments.device).main and os.access(arguments.out, os.W_OK):
         write_report(arguments.out)
+        print(f"{arguments.out / 'report.html'}: curves, samples, scores", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "train.py") -> int:

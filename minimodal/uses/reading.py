@@ -133,7 +133,8 @@ def describe(
     First n captions are drawn from p(text); then come rounds that keep a beginning of the best so
     far and draw n other ends for it. The beginnings are of random length, so that every word comes
     up for change. Captions are compared by log p(picture | text): by p(text, picture) the emptiest
-    would win, since there are so many ways to say more.
+    would win, since there are so many ways to say more. An empty caption says nothing, so it is no
+    answer, though it may beat all wrong ones.
 
     codes: (h, w) int64
     """
@@ -148,6 +149,8 @@ def describe(
             begin = best[:kept]
         text = write_captions(dalle, n, generator=generator, begin=begin)  # (n, T)
         text = text.unique(dim=0)
+        said = text[text[:, 0] != dalle.config.pad_id]
+        text = said if len(said) else text
         scores = log_likelihood(dalle, text, codes.expand(len(text), -1, -1)).image
         top = int(scores.argmax())
         if float(scores[top]) > best_score:

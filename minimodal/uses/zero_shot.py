@@ -22,10 +22,12 @@ from minimodal.clip import CLIP
 from minimodal.data.cifar import TEMPLATES, class_captions
 from minimodal.errors import UserError
 from minimodal.files import asking
+from minimodal.shapes.language import COLOR_WORDS, SHAPE_WORDS, article
 from minimodal.uses.embedding import embed_captions
 
 BATCH = 64  # pictures that the encoder sees at once
 ARTICLES = ("a ", "an ", "the ")
+NOUNS = {word for words in (*COLOR_WORDS, *SHAPE_WORDS) for word in words}  # of the Shapes world
 
 
 def read_lines(path: Path) -> list[str]:
@@ -72,6 +74,19 @@ def check_templates(templates: Sequence[str]) -> list[str]:
     return list(templates)
 
 
+def data_of(clip: CLIP) -> str:
+    """The kind of data that a run's CLIP was trained on: "shapes", "cifar10", …; else "None"."""
+    return str(getattr(clip, "run", {}).get("data")).split(":")[0]
+
+
+def begun_as_captions(clip: CLIP, texts: Sequence[str]) -> list[str]:
+    """Texts for a CLIP of the Shapes world, whose captions never begin with a colour or a shape:
+    "red circle" gets its article. For any other CLIP they stay as they are."""
+    if data_of(clip) != "shapes":
+        return list(texts)
+    return [article(text) if text.split()[0].lower() in NOUNS else text for text in texts]
+
+
 def default_prompts(clip: CLIP, labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names and templates that make captions such as the CLIP was trained with.
 
@@ -79,9 +94,9 @@ def default_prompts(clip: CLIP, labels: Sequence[str]) -> tuple[list[str], list[
     `data/cifar.py`, with the article that fits. All others get the paper's "a photo of a {}", but
     for a run whose captions did not have these words.
     """
-    data = str(getattr(clip, "run", {}).get("data")).split(":")[0]
+    data = data_of(clip)
     if data == "shapes":
-        return list(labels), ["{}"]
+        return begun_as_captions(clip, labels), ["{}"]
     if data in ("cifar10", "cifar100"):
         nouns = [n if n.startswith(ARTICLES) else class_captions(n)[0] for n in labels]
         return nouns, list(TEMPLATES)

@@ -121,6 +121,12 @@ def test_the_captions_are_such_as_the_model_was_trained_with():
     assert names == ["an airplane", "a cat", "a dog"] and "a blurry photo of {}" in templates
 
 
+def test_a_label_of_the_shapes_world_begins_as_its_captions_do():
+    labels = ["red circle", "ring", "large red circle", "two red circles", "on white a star"]
+    expected = ["a red circle", "a ring", *labels[2:]]
+    assert default_prompts(with_data("shapes"), labels) == (expected, ["{}"])
+
+
 @pytest.mark.parametrize("labels", [[], [""], ["a", " "], ["a", "b", " a "]])
 def test_labels_that_cannot_be_told_apart_are_refused(labels):
     with pytest.raises(UserError, match="label"):

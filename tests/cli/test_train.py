@@ -197,15 +197,26 @@ def test_weights_of_another_shape_are_named(runs, tmp_path):
         minimodal.load(tmp_path / "clip")
 
 
-def test_a_command_trains_resumes_and_reports(tmp_path, capsys):
+def test_a_command_trains_resumes_and_reports_and_says_where(tmp_path, capsys):
     argv = ["vqgan", *flags(out=tmp_path / "run"), "--precision", "float32", "--channels", "16"]
     assert main([str(word) for word in argv]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"{tmp_path / 'run' / 'report.html'}: curves, samples, scores"
     assert (tmp_path / "run" / "report.html").read_text().startswith("<!doctype html>")
     assert minimodal.load(tmp_path / "run").config.channels == 16
     longer = [4 if word == 2 else word for word in argv] + ["--resume"]
     assert main([str(word) for word in longer]) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in lines) == 4
+
+
+def test_help_shows_a_switch_as_it_would_be_given(capsys):
+    with pytest.raises(SystemExit):
+        main(["dalle", "--data", "shapes", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--fsdp [yes|no] each process keeps its share" in words
+    assert "optimiser state (default: no)" in words
+    assert "(default: False)" not in words and "(default: True)" not in words
 
 
 def test_help_shows_the_values_for_the_data_at_hand(capsys):

@@ -513,6 +513,16 @@ def test_a_demos_folder_is_said_to_be_runs_and_which_there_are(tmp_path):
     assert f"is a folder of runs: give one of them, {tmp_path}/clip or {tmp_path}/vqgan" in said
 
 
+def test_a_folder_of_runs_names_those_that_fit_or_says_that_none_does(tmp_path):
+    for name in ("photos", "cars"):
+        a_run(put(tmp_path / name))
+    save_config(tmp_path / "cars", {"kind": "clip"})
+    with pytest.raises(UserError, match=f"give one of them, {tmp_path}/photos$"):
+        load(tmp_path, kind="vqgan")
+    with pytest.raises(UserError, match="none of them is a dalle, which train.py dalle makes$"):
+        load(tmp_path, kind="dalle")
+
+
 @pytest.mark.parametrize("name", ["m.gguf", "m.onnx", "m.msgpack"])
 def test_a_folder_with_weights_of_another_program_names_them_and_what_to_give(tmp_path, name):
     (tmp_path / name).write_bytes(b"GGUF\3\0\0\0")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import systems, toys
+from helpers.marks import needs_cpu_shares
 from torch.torch_version import TorchVersion
 
 from minimodal.errors import UserError
@@ -35,6 +36,7 @@ def test_compiled_models_are_not_shared():
         check_engines(toys.Line(config), config, TWO)
 
 
+@needs_cpu_shares
 def test_codes_that_are_weights_and_moved_by_hand_are_not_shared():
     config = replace(systems.ENGINE, fsdp=True)
     task = systems.make_plain_vqgan(config, quantizer="gradient")

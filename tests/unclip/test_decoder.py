@@ -81,7 +81,7 @@ def test_the_same_seed_draws_the_same_and_a_picture_its_own_beside_any_others():
     one = tell(units(2, 10)[1:], make_caption(2)._replace(
         words=make_caption(2).words[1:], summary=make_caption(2).summary[1:]))  # fmt: skip
     alone = model.draw(one, Sampler("ddpm", steps=3), generator=[generator(6)])
-    assert torch.allclose(rows[1:], alone, atol=1e-5)
+    assert torch.allclose(rows[1:], alone, atol=1e-4)
 
 
 def test_what_is_held_of_a_picture_stays_to_the_last_bit():

@@ -15,7 +15,13 @@ from minimodal.__main__ import main
 from minimodal.blocks.sampling import sample_token
 from minimodal.data.words import KnownWords
 from minimodal.uses import reading
-from minimodal.uses.reading import caption_scores, describe, log_likelihood, write_captions
+from minimodal.uses.reading import (
+    Likelihood,
+    caption_scores,
+    describe,
+    log_likelihood,
+    write_captions,
+)
 
 TEXT = torch.tensor([[3, 7, 9, 0, 0], [4, 5, 6, 8, 0], [12, 0, 0, 0, 0]])
 
@@ -136,6 +142,20 @@ def test_later_rounds_keep_beginnings_of_the_best_so_far(monkeypatch):
         assert torch.equal(begin, best[: len(begin)]) and len(begin) < (best != 0).sum()
         tried = torch.cat([tried, text])
     assert len({len(begin) for begin, _ in later}) > 3
+
+
+def test_an_empty_caption_describes_no_picture(monkeypatch):
+    model, picture = make_painter(), integers(11, 3, 3, seed=2)
+    text = write_captions(model, 2, generator=generator())
+    text[0] = model.config.pad_id
+    assert (text[1] != model.config.pad_id).any()
+
+    def scores(model, text, codes):  # the empty caption explains every picture best
+        return Likelihood(torch.zeros(len(text)), -(text != model.config.pad_id).sum(1).float())
+
+    monkeypatch.setattr(reading, "write_captions", lambda *given, **named: text)
+    monkeypatch.setattr(reading, "log_likelihood", scores)
+    assert torch.equal(describe(model, picture, generator=generator()).text, text[1])
 
 
 def test_a_description_is_the_best_of_what_was_tried():

@@ -434,18 +434,25 @@ def test_scores_are_the_cosines_of_the_prompt(run, clip_run, folder):
         assert result["score"] == pytest.approx(float(text @ image), abs=1e-6)
 
 
+def test_a_prompt_on_shapes_is_embedded_with_the_article_that_its_captions_have(run):
+    said, meant = (json.loads(run("pics", p, "--json")[1]) for p in ("red circle", "a red circle"))
+    assert said["results"] == meant["results"] and said["query"]["prompts"] == ["red circle"]
+
+
 def test_prompts_and_pictures_are_added_with_their_weights(run, clip_run):
-    words = ("pics", "a red circle", "blue", "--image", "pics/white.png")
+    words = ("pics", "a red circle", "a blue box", "--image", "pics/white.png")
     found = json.loads(run(*words, "--weights", "1,-0.5,2", "--json")[1])
     clip = load(clip_run / "clip")
-    texts = embed_captions(clip, ["a red circle", "blue"])
+    texts = embed_captions(clip, ["a red circle", "a blue box"])
     query = combine(torch.cat([texts, embed_queries(clip, [Path("pics/white.png")])]), [1, -0.5, 2])
     best = Path(found["results"][0]["file"])
     expected = float(query @ embed_queries(clip, [best])[0])
     assert found["results"][0]["score"] == pytest.approx(expected, abs=1e-5)
     assert found["query"] == {
-        "prompts": ["a red circle", "blue"], "images": ["pics/white.png"], "weights": [1, -0.5, 2]
-    }  # fmt: skip
+        "prompts": ["a red circle", "a blue box"],
+        "images": ["pics/white.png"],
+        "weights": [1, -0.5, 2],
+    }
 
 
 def test_a_first_weight_below_zero_turns_the_order_round(run):
