@@ -303,7 +303,7 @@ def test_a_step_that_spoils_the_weights_unseen_is_found_when_it_is_taken_again(
     monkeypatch.setattr(toys.Line, "loss", loss)
     monkeypatch.setattr("minimodal.training.distributed.start", lambda device: here())
     with Pretend():
-        with pytest.raises(UserError, match=r"step 6: .* where model\.0\.weight was spoilt before"):
+        with pytest.raises(UserError, match=r"step 6: .*; model\.0\.weight was spoilt before"):
             toys.train("line", tmp_path / "run", log_every=100)
-        with pytest.raises(UserError, match=r"step 5: .* where model\.2 \(GELU\) is the first"):
+        with pytest.raises(UserError, match=r"step 5: .*; model\.2 \(GELU\) is the first"):
             toys.train("line", tmp_path / "run", log_every=1, resume=True)
