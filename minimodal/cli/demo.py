@@ -183,7 +183,7 @@ def plan_of(arguments: argparse.Namespace, beside: Beside | None, began: float) 
         read_plan(out, minutes=arguments.minutes, seed=arguments.seed) if here.main else None
     )
     if plan is None:
-        if any((out / name / "config.json").exists() for name in STAGES):
+        if any((out / name / "config.json").exists() for name in ("", *STAGES)):
             raise UserError(
                 f"{out} holds runs, but no plan.json of a demo that would go on: give another --out"
             )

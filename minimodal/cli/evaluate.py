@@ -14,6 +14,7 @@ from typing import Any
 from minimodal.blocks.diffusion import Sampler
 from minimodal.cli.common import add_merges_flag, check_seed
 from minimodal.cli.demo import score_stages
+from minimodal.cli.plan import STAGES
 from minimodal.cli.pool import pool_of, prior_of
 from minimodal.cli.unclip import load_unclip, prior_beside
 from minimodal.clip import CLIP
@@ -50,7 +51,6 @@ from minimodal.runs import load
 from minimodal.shapes.worlds import WORLDS, World
 from minimodal.training.checkpoint import versions
 from minimodal.training.distributed import pick_device
-from minimodal.training.recipes import SYSTEMS
 from minimodal.unclip.decoder import Decoder
 from minimodal.uses.search import fingerprint
 from minimodal.uses.unclip import UnCLIP
@@ -220,7 +220,7 @@ def evaluate_one(arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     kind = model.run["kind"]
     if kind in ("vqgan-prior", "prior", "upsampler"):
         raise UserError(
-            f"{arguments.target} is a {kind}: its scores on unseen pictures are in its "
+            f"{arguments.target} holds a trained {kind}: its scores on unseen pictures are in its "
             "metrics.jsonl, and there is nothing more to measure"
         )
     for flag, kinds in KINDS.items():
@@ -262,7 +262,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not target.exists():
         raise UserError(f"{target}: no such run; `python -m minimodal train demo` makes runs/demo")
     alone = (target / "config.json").exists()
-    if not alone and any((target / part / "config.json").exists() for part in SYSTEMS):  # a demo's
+    if not alone and any((target / part / "config.json").exists() for part in STAGES):  # a demo's
         flag = "--pictures" if arguments.pictures else "--data"
         if arguments.pictures or arguments.data not in (None, "shapes"):
             raise UserError(f"{target} holds several runs: give one of them with {flag}")

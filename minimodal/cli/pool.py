@@ -62,6 +62,7 @@ def pool_of(folder: Path, prior: Prior, guides: Sequence[Guide], size: int = 0) 
             raise UserError(f"{place} is damaged ({error}): remove it") from None
     before = len(kept)
     if len(kept.get("codes", ())) < size:
+        print(f"drawing {size} pictures to begin with, once (kept in {place})", file=sys.stderr)
         bar = tqdm(total=size, desc="pool", file=sys.stderr, disable=None, leave=False)
         with told("the pool is kept when all of it is drawn: nothing is saved"), bar:
             codes, likely = draw_pool(prior, size, progress=bar.update)

@@ -29,6 +29,7 @@ from minimodal.vqgan import VQGAN
 ABOUT = "pictures through a VQGAN's codes and back: before, after, difference, PSNR, SSIM"
 DEFAULT, LONGEST, GAIN = Path("runs/demo/vqgan"), 512, 4
 SMALLEST = 8  # pixels a side; SSIM's window is 7
+LARGEST = 16384  # as a picture of 210 million pixels, the largest that is read
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -96,8 +97,8 @@ def tiles_of(before: Tensor, after: Tensor, height: int, width: int) -> list[Ten
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.size is not None and arguments.size < SMALLEST:
-        raise UserError(f"--size {arguments.size}: expected {SMALLEST} pixels or more")
+    if arguments.size is not None and not SMALLEST <= arguments.size <= LARGEST:
+        raise UserError(f"--size {arguments.size}: expected {SMALLEST} to {LARGEST} pixels")
     check_name(arguments.out)
     device = pick_device(arguments.device)
     read, refused = read_each(arguments.pictures, lambda name: sized(name, arguments.size))

@@ -178,9 +178,12 @@ def state_for(out: Path, config: dict[str, Any], *, resume: bool) -> dict[str, A
     Nothing that exists is lost: without `resume` the folder must not hold a run, and with it
     the run must have been started with the same configuration.
     """
+    names = ("config.json", "model.safetensors", "metrics.jsonl", "state")
+    begun = any((out / name).exists() for name in names)
+    if not begun and any(out.glob("*/config.json")):  # as the demo's, which would be one run then
+        raise UserError(f"{out} is a folder of runs; give the new one a folder of its own by --out")
     if not resume:
-        names = ("config.json", "model.safetensors", "metrics.jsonl", "state")
-        if any((out / name).exists() for name in names):
+        if begun:
             raise UserError(f"{out} holds a run already; use --resume or another --out")
         make_folder(out)
         return None

@@ -19,6 +19,7 @@ from minimodal.data.loading import open_data
 from minimodal.evaluation import on_data
 from minimodal.evaluation.on_data import clip_on_data
 from minimodal.evaluation.scoreboard import reconstruct
+from minimodal.training.checkpoint import save_config
 from minimodal.uses import embedding
 
 
@@ -177,6 +178,14 @@ def test_bad_input_is_one_line_and_status_2(run, demo, words, says):
     status, out, error = run(*(word.format(demo=demo) for word in words))
     assert status == 2 and not out
     assert says.format(demo=demo) in error and error.count("\n") == 1
+
+
+def test_a_folder_of_runs_of_which_none_is_the_demos_has_no_scoreboard(run, tmp_path):
+    save_config(tmp_path / "runs" / "prior", {"kind": "prior"})
+    status, out, error = run(tmp_path / "runs")
+    assert status == 2 and not out
+    assert f"give one of them, {tmp_path}/runs/prior" in error and error.count("\n") == 1
+    assert not (tmp_path / "runs" / "evaluation.json").exists()
 
 
 def test_pictures_and_reconstructions_go_into_two_folders(run, tmp_path):

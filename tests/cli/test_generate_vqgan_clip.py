@@ -38,12 +38,13 @@ def guided(run, monkeypatch):
     return call
 
 
-def test_the_pool_is_drawn_once_and_a_seed_gives_the_same_picture(guided, demo):
-    status, out, _ = guided(RED, "-n", "2", "--json", "--out", "a.png")
+def test_the_pool_is_drawn_once_which_is_said_and_a_seed_gives_the_same_picture(guided, demo):
+    status, out, first = guided(RED, "-n", "2", "--json", "--out", "a.png")
     kept = list(demo.glob("pool-*.safetensors"))
     before = kept[0].stat().st_mtime_ns
     torch.rand(3)  # others use the global generator, too
-    guided(RED, "-n", "2", "--out", "b.png")
+    _, _, second = guided(RED, "-n", "2", "--out", "b.png")
+    assert f"once (kept in {kept[0]})" in first and "once" not in second
     told = json.loads(out)["pictures"]
     assert status == 0 and len(told) == 2 and all("right" in one for one in told)
     assert len(kept) == 1 and kept[0].stat().st_mtime_ns == before
@@ -89,6 +90,13 @@ def test_a_picture_that_is_no_square_is_drawn_without_a_verdict(guided):
     status, out, err = guided(RED, *words, "--json")
     assert status == 0 and "right" not in json.loads(out)["pictures"][0], err
     assert pixels("pictures/000-0.png").shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize("prompt", [f"{RED} | a small blue star:0.5", f"{RED} ^ a blue star"])
+def test_what_is_no_single_caption_gets_no_verdict_and_no_complaint(guided, prompt):
+    words = ["--steps", "2", "--cutouts", "2", "-n", "1", "--init", "codes"]
+    status, out, err = guided(prompt, *words)
+    assert status == 0 and "oracle" not in out and "verdict" not in err
 
 
 STEPS = (f"{RED} ^ 3: a small blue square:0.5", "--init", "noise", "--steps", "4", "--cutouts", "2",

@@ -105,6 +105,7 @@ BAD = [
     (["tiny.png"], "4 x 20 pixels: expected 8"),
     (["long.png"], "long.png is 2000 x 9 pixels, and 512 x 2 at --size 512: expected 8"),
     (["a.png", "--size", "3"], "--size 3: expected 8"),
+    (["a.png", "--size", "1000000000"], "--size 1000000000: expected 8 to 16384 pixels"),
     (["a.png", "--out", "grid.jpg"], "ends in .png"),
     (["a.png", "--vqgan", "nowhere"], "--vqgan nowhere: no such file or folder"),
     (["a.png", "--vqgann", "x"], "did you mean --vqgan?"),

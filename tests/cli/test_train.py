@@ -14,7 +14,7 @@ from PIL import Image
 import minimodal
 from minimodal.cli.train import main
 from minimodal.errors import UserError
-from minimodal.training.checkpoint import lock
+from minimodal.training.checkpoint import lock, save_config
 from minimodal.training.engine import run
 from minimodal.training.recipes import recipe_for, scale_events
 
@@ -103,6 +103,15 @@ def test_an_out_below_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "notes.txt").touch()
     argv = ["vqgan", *flags(out=tmp_path / "notes.txt" / "run")]
     assert "notes.txt is a file" in fails(argv, capsys)
+
+
+def test_a_run_does_not_begin_in_a_folder_of_runs_nor_a_demo_in_a_run(tmp_path, capsys):
+    save_config(tmp_path / "demo" / "clip", {"kind": "clip"})
+    for more in ([], ["--resume"]):
+        said = fails(["vqgan", *flags(out=tmp_path / "demo"), *more], capsys)
+        assert "is a folder of runs; give the new one a folder of its own by --out" in said
+    assert not (tmp_path / "demo" / "config.json").exists()
+    assert "no plan.json" in fails(["demo", "--out", tmp_path / "demo" / "clip"], capsys)
 
 
 def test_a_second_demo_in_a_folder_is_refused_before_it_plans(tmp_path, capsys):

@@ -210,12 +210,13 @@ def choose(arguments: argparse.Namespace, clip: CLIP | None, pictures: Tensor) -
 
 
 def judged(
-    data: str, prompts: Sequence[str], pictures: Tensor, *, first: Tensor | None = None
+    data: str, prompts: Sequence[str | None], pictures: Tensor, *, first: Tensor | None = None
 ) -> Verdicts | None:
     """The oracle's verdict of each picture, with a run on the Shapes world; None where it cannot
     read the prompt, and of all pictures that are no squares.
 
     data: the SPEC of the run, such as "shapes:hard"
+    prompts: None where one is no caption
     pictures: (N, 3, H, W) uint8, n for each prompt
     first: (3, H, W) uint8 what edits begin with
     """
@@ -224,7 +225,7 @@ def judged(
         return None
     n, verdicts, wanted = len(pictures) // len(prompts), [], {}
     oracle, given = WORLDS.get(world, WORLDS["shapes"]), () if first is None else (first.numpy(),)
-    for prompt in dict.fromkeys(prompts):
+    for prompt in dict.fromkeys(filter(None, prompts)):
         try:
             wanted[prompt] = oracle.parse(prompt, *given)
         except UserError as error:

@@ -381,8 +381,8 @@ def draw(arguments: argparse.Namespace, loaded: Loaded, device: str) -> Drawn:
         save_gif([in_rows(torch.stack(s), arguments.prompts, arguments.n) for s in steps],
                  arguments.gif)  # fmt: skip
     said = [
-        one.content if len(story) == len(story[0].prompts) == 1 and one.kind == "text" else prompt
-        for prompt, story in zip(arguments.prompts, loaded.stories, strict=True)
+        one.content if len(story) == len(story[0].prompts) == 1 and one.kind == "text" else None
+        for story in loaded.stories
         for one in story[0].prompts[:1]
     ]
     verdicts = judged(str(loaded.clips[0].run.get("data")), said, pictures)
