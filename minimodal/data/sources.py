@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minimodal.data.images import ImageSource
 from minimodal.errors import UserError
@@ -22,14 +23,18 @@ from minimodal.shapes.source import WorldSource
 DataSource = ImageSource | WorldSource
 
 
+PATIENCE = 2.0  # seconds before a bar says how far something is
+
+
 def first_pictures(source: DataSource, n: int, *, some: int, flip: bool) -> Iterator[Tensor]:
     """A source's first n pictures as bytes, `some` at a time; with flip their mirror images after
-    all of them."""
-    for mirrored in (False, True) if flip else (False,):
-        for start in range(0, n, some):
-            images = source.images(np.arange(start, min(start + some, n)))
-            images = images[..., ::-1] if mirrored else images
-            yield torch.from_numpy(np.ascontiguousarray(images))
+    all of them. On a terminal a bar shows what takes long."""
+    parts = [(m, first) for m in range(1 + flip) for first in range(0, n, some)]
+    for mirrored, first in tqdm(parts, unit=" pictures", unit_scale=some, delay=PATIENCE,
+                                disable=None, leave=False):  # fmt: skip
+        images = source.images(np.arange(first, min(first + some, n)))
+        images = images[..., ::-1] if mirrored else images
+        yield torch.from_numpy(np.ascontiguousarray(images))
 
 
 @lru_cache(maxsize=4)

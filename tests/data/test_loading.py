@@ -1,6 +1,8 @@
 """minimodal/data/loading.py, sources.py: SPECs as people type them, and the order of the data."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from minimodal.data import sources
 from minimodal.data.loading import Spec, open_data, parse_spec, split_spec
-from minimodal.data.sources import batch_indices
+from minimodal.data.sources import batch_indices, first_pictures
 from minimodal.errors import UserError
 
 
@@ -235,3 +238,24 @@ def test_a_comma_in_a_path_does_not_divide_a_spec(tmp_path):
 def test_the_shapes_world_joins_no_other_data(tmp_path):
     with pytest.raises(UserError, match="joins no other"):
         open_data(f"folder:{folder(tmp_path / 'a')},shapes", image_size=4)
+
+
+# --- all pictures of a source --------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """Where a person looks."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("patience, shown", [(0.0, True), (60.0, False)])
+def test_what_takes_long_shows_a_bar_on_a_terminal(monkeypatch, patience, shown):
+    monkeypatch.setattr(sources, "PATIENCE", patience)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    source = open_data("shapes:40", image_size=32)
+    parts = list(first_pictures(source, 10, some=4, flip=True))
+    assert [len(part) for part in parts] == [4, 4, 2] * 2
+    assert np.array_equal(parts[3], parts[0].flip(-1))
+    assert ("pictures" in sys.stderr.getvalue()) is shown
