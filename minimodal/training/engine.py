@@ -215,19 +215,19 @@ def run(
         done = training.pace.progress(training.step)
         progress = Progress(task.name, done, flops=flops, peak=peak, show=here.main, whole=whole)
         batches = Batches(task, rows, first=training.step, end=end, pin=here.device.type == "cuda")
-        writer = checkpoint.Writer(out, keep=config.keep)
+        writer, words = checkpoint.Writer(out, keep=config.keep), ""
         try:
             with Signals(task.name) as signals:
                 loop(training, out, batches=batches, progress=progress, signals=signals,
                      writer=writer, began=began)  # fmt: skip
         except Interrupted:
             command = how_to_resume(here.world, alone=whole is None)
-            progress.say(f"{task.name}: stopped after step {training.step}; the state is saved. "
-                         f"Go on with:\n  {command}")  # fmt: skip
+            words = f"{task.name}: stopped after step {training.step}; the state is saved. "
+            words += f"Go on with:\n  {command}"
             raise
         finally:
             batches.close()
             writer.close()
-            progress.close(training.step)
+            progress.close(training.step, words=words)
         conclude(training, out)
         return distributed.from_main(summary(out, training.step))

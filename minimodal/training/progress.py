@@ -162,14 +162,11 @@ class Progress:
         yield
         self.window += time.perf_counter() - began
 
-    def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
-        if self.show:
-            tqdm.write(text, file=sys.stderr)
-
-    def close(self, step: int) -> None:
-        """Show the last line and give the terminal back."""
+    def close(self, step: int, *, words: str = "") -> None:
+        """Show the last line, give the terminal back, and print what else is to be said."""
         if self.show:
             self.draw(step, time.perf_counter())
         if self.bar is not None:
             self.bar.close()
+        if self.show and words:
+            print(words, file=sys.stderr)
