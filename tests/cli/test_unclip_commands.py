@@ -323,4 +323,5 @@ def test_without_a_prior_a_decoder_is_not_scored(demo, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["prior", "upsampler"])
 def test_what_draws_nothing_for_a_prompt_has_its_scores_from_training(demo, name, capsys):
     assert evaluate(demo / name) == 2
-    assert f"holds a trained {name}: its scores on unseen pictures are in its" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"holds a trained {name}: its scores on unseen pictures are in its" in said

@@ -105,6 +105,8 @@ LONG = {
 }  # fmt: skip
 # They print and leave; the last wants a compiler and minutes.
 LEFT = {"help", "version", "compile"}
+# Files of lines, which may come through a pipe (`<(…)`): its writer is waited for, as by any tool.
+LINES = ("--templates", "--against")
 
 # ---- command lines
 
@@ -217,6 +219,8 @@ def line(draw: Callable, name: str) -> list[str]:
         least, most = many or (action.nargs, action.nargs)
         given = draw(st.lists(values(action), min_size=least, max_size=most))
         flag = [draw(st.sampled_from(action.option_strings))] if action.option_strings else []
+        if flag and flag[0] in LINES:
+            given = ["words.txt" if value == "pipe" else value for value in given]
         if len(given) == 1 and flag and flag[0].startswith("--") and draw(st.booleans()):
             words.append(f"{flag[0]}={given[0]}")
         else:
