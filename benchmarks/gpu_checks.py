@@ -35,6 +35,16 @@ class Setting(NamedTuple):
         return self.device.type
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What pictures are drawn in."""
+        return torch.bfloat16 if self.name == "cuda" else torch.float32
+
+    @property
+    def compiler(self) -> str:
+        """Of torch.compile; --tiny: what it would compile is traced, no compiler is needed."""
+        return "eager" if self.tiny else "inductor"
+
+    @property
     def precisions(self) -> tuple[str, ...]:
         """A CPU without instructions for bfloat16 is very slow in it."""
         return ("float32",) if self.tiny else ("float32", "bfloat16")
@@ -155,12 +165,11 @@ def draw_shape(setting: Setting) -> dalle_generate.Shape:
 
 def drawn(setting: Setting, batch: int, *, compiled: bool) -> tuple[Callable[[], Tensor], Tensor]:
     """A function that draws, and the first codes that it gives from one seed."""
-    dtype = torch.bfloat16 if setting.name == "cuda" else torch.float32
     torch.manual_seed(0)
     shape = draw_shape(setting)
-    model = dalle_generate.dalle(shape, setting.name).to(dtype)
-    if compiled:  # --tiny: what it would compile is traced, no compiler is needed
-        model.transformer.compile(dynamic=True, backend="eager" if setting.tiny else "inductor")
+    model = dalle_generate.dalle(shape, setting.name).to(setting.dtype)
+    if compiled:
+        model.transformer.compile(dynamic=True, backend=setting.compiler)
     text = dalle_generate.captions(shape, batch, setting.name)
 
     def draw() -> Tensor:

@@ -131,14 +131,13 @@ def measure_decoder(setting: Setting) -> Iterator[Row]:
 
 def measure_drawing(setting: Setting) -> Iterator[Row]:
     """That DALL·E's drawing beside the floor: every token reads weights and cache once."""
-    shape, cuda = draw_shape(setting), setting.name == "cuda"
-    speed, dtype = copying(setting), torch.bfloat16 if cuda else torch.float32
+    shape, speed = draw_shape(setting), copying(setting)
     for batch in (1, 2) if setting.tiny else (1, 64):
         for compiled in (False, True):
             draw, _ = drawn(setting, batch, compiled=compiled)
             with torch.no_grad():
                 seconds = min(timed({"": draw}, 1, setting.name)[""])
-            least = dalle_generate.bytes_read(shape, batch, dtype) / speed
+            least = dalle_generate.bytes_read(shape, batch, setting.dtype) / speed
             yield Row(f"drawing, batch {batch}{', compiled' if compiled else ''}",
                       f"{seconds:.3g} s, {batch / seconds:.3g} pictures/s, "
                       f"{seconds / least:.2f} x the floor")  # fmt: skip
@@ -162,8 +161,7 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 def measure_graph(setting: Setting) -> Iterator[Row]:
     """What CUDA graphs would bring to drawing: the Transformer's step of one token, when half of
     the picture is drawn, launched operator by operator and as a graph."""
-    shape, cuda = draw_shape(setting), setting.name == "cuda"
-    speed, dtype = copying(setting), torch.bfloat16 if cuda else torch.float32
+    shape, speed, dtype = draw_shape(setting), copying(setting), setting.dtype
     for batch in (1, 2) if setting.tiny else (1, 64):
         model = dalle_generate.dalle(shape, setting.name).to(dtype)
         cache, held = model.new_cache(batch), 1 + shape.text + shape.image // 2
@@ -176,8 +174,10 @@ def measure_graph(setting: Setting) -> Iterator[Row]:
 
         for compiled in (False, True):
             if compiled:
-                model.transformer.compile(backend="eager" if setting.tiny else "inductor")
-            ways = {"launched": step} | ({"as a graph": captured(step)} if cuda else {})
+                model.transformer.compile(backend=setting.compiler)
+            ways = {"launched": step}
+            if setting.name == "cuda":
+                ways["as a graph"] = captured(step)
             for way, seconds in timed(ways, 3 if setting.tiny else 50, setting.name).items():
                 middle = statistics.median(seconds)
                 yield Row(f"a token, batch {batch}{', compiled' if compiled else ''}, {way}",
